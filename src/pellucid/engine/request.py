@@ -1,0 +1,106 @@
+"""A request is a list of tokens with a counter.
+
+`num_computed_tokens` says how many of `token_ids` have their K/V in the cache. Each step the
+scheduler hands out tokens until computed catches up with known; the step that reaches the last known
+token yields the next one. Prefill, chunked prefill, a prefix-cache hit and the return from a
+preemption are all this one case.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from pellucid.messages import AddRequest, FinishReason, RequestTimes, TokenLogprobs, unpack_tokens
+from pellucid.sampling_params import SamplingParams
+
+
+class Status(enum.Enum):
+    WAITING = "waiting"  # new, or preempted and to be computed again
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Request:
+    """One sequence on its way through the engine."""
+
+    __slots__ = (
+        "arrival_time",
+        "block_hashes",
+        "block_table",
+        "cache_salt",
+        "deadline",
+        "finish_reason",
+        "max_total_tokens",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "priority",
+        "prompt_logprobs",
+        "request_id",
+        "sampling",
+        "status",
+        "stop_ids",
+        "stop_token_id",
+        "times",
+        "token_ids",
+        "user",
+    )
+
+    def __init__(
+        self, message: AddRequest, *, max_model_len: int, eos_token_ids: frozenset[int]
+    ) -> None:
+        self.request_id = message.request_id
+        self.token_ids = unpack_tokens(message.prompt)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0  # of the prompt, at first admission
+        self.block_table: list[int] = []
+        self.block_hashes: list[bytes] = []  # of full blocks, computed or not; grows with tokens
+        self.sampling: SamplingParams = message.sampling
+        self.priority = message.priority
+        self.user = message.user
+        self.cache_salt = message.cache_salt
+        self.arrival_time = message.arrival_time
+        self.deadline = message.deadline
+        self.status = Status.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.stop_token_id: int | None = None
+        self.prompt_logprobs: list[TokenLogprobs | None] = [None]
+        self.times = RequestTimes(arrival=message.arrival_time)
+        budget = message.sampling.max_tokens
+        room = max_model_len - self.num_prompt_tokens
+        self.max_total_tokens = self.num_prompt_tokens + (
+            room if budget is None else min(budget, room)
+        )
+        eos = frozenset[int]() if message.sampling.ignore_eos else eos_token_ids
+        self.stop_ids = eos | frozenset(message.sampling.stop_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def is_prefilling(self) -> bool:
+        """More than the next token is left to compute, or nothing was generated yet."""
+        return self.num_computed_tokens < self.num_tokens - 1 or self.num_output_tokens == 0
+
+    def append(self, token_id: int) -> bool:
+        """Take a sampled token; return whether the request has come to its end."""
+        self.token_ids.append(token_id)
+        if token_id in self.stop_ids and self.num_output_tokens > self.sampling.min_tokens:
+            self.finish_reason = "stop"
+            if token_id in self.sampling.stop_token_ids:
+                self.stop_token_id = token_id
+        elif self.num_tokens >= self.max_total_tokens:
+            self.finish_reason = "length"
+        return self.finish_reason is not None
+
+    def __repr__(self) -> str:
+        return (
+            f"Request({self.request_id!r}, {self.status.value}, "
+            f"{self.num_computed_tokens}/{self.num_tokens} computed, {len(self.block_table)} blocks)"
+        )

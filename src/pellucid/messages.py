@@ -1,0 +1,146 @@
+"""The only objects that cross between the front end and the engine, in both directions.
+
+Encoded as msgpack arrays by msgspec: no pickle, nothing executable, unknown tags refused. Times are
+`time.monotonic()` seconds, which both processes of one machine share. Token ids of a prompt travel as
+little-endian int32 bytes; everything a step produced for all its requests is one message.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from pellucid.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
+
+
+class _Message(msgspec.Struct, array_like=True, kw_only=True, omit_defaults=True):
+    """Positional on the wire; defaults at the tail are left out."""
+
+
+# ---- front end -> engine
+
+
+class AddRequest(_Message, tag="add"):
+    """One sequence to generate. `n` answers are `n` of these, made by the front end."""
+
+    request_id: str
+    prompt: bytes  # see pack_tokens
+    sampling: SamplingParams
+    arrival_time: float
+    deadline: float | None = None
+    priority: int = 0  # smaller goes first, as in vLLM
+    user: str | None = None  # whom fair-share charges
+    cache_salt: str | None = None  # only equal salts share prefix blocks
+
+
+class Abort(_Message, tag="abort"):
+    """Stop these requests and free their blocks; unknown ids are ignored."""
+
+    request_ids: list[str]
+
+
+Command = AddRequest | Abort
+
+
+# ---- engine -> front end
+
+
+class EngineInfo(_Message, tag="ready"):
+    """Sent once, when the engine can take requests."""
+
+    model: str
+    architecture: str
+    dtype: str
+    device: str
+    kernels: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: list[int]
+    num_kv_blocks: int
+    block_size: int
+    kv_block_bytes: int = 0
+    weight_bytes: int = 0
+    num_parameters: int = 0
+
+
+class TokenLogprobs(_Message):
+    """The log probability of one token, and the likeliest alternatives, best first."""
+
+    token_id: int
+    logprob: float
+    rank: int  # 1 is the likeliest
+    top_ids: list[int] = []
+    top_logprobs: list[float] = []
+
+
+class RequestTimes(_Message):
+    """When a finished request reached each point of its life."""
+
+    arrival: float
+    scheduled: float | None = None  # first step it took part in
+    first_token: float | None = None
+    finished: float | None = None
+    num_preemptions: int = 0
+
+
+class TokenDelta(_Message):
+    """What one step brought one request."""
+
+    request_id: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None  # the stop_token_ids member that ended it; never EOS
+    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None  # whole prompt, with the first token
+    times: RequestTimes | None = None  # when finished
+    error: str | None = None  # with finish_reason "error"
+
+
+class StepStats(_Message):
+    """The engine's state after one step, and what the step did."""
+
+    step: int
+    time: float
+    num_running: int
+    num_waiting: int
+    kv_blocks_used: int  # held by requests; cached blocks that nobody holds are free
+    num_prompt_tokens: int = 0  # prompt tokens computed in this step
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
+    prefix_hits: int = 0  # of these, found
+    schedule_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    sample_seconds: float = 0.0
+
+
+class StepOutput(_Message, tag="step"):
+    """One step, for all its requests."""
+
+    deltas: list[TokenDelta]
+    stats: StepStats
+
+
+class EngineFailed(_Message, tag="failed"):
+    """The engine's last words."""
+
+    message: str
+
+
+Event = EngineInfo | StepOutput | EngineFailed
+
+
+def pack_tokens(token_ids: list[int]) -> bytes:
+    """Token ids as little-endian int32 bytes."""
+    return np.asarray(token_ids, dtype="<i4").tobytes()
+
+
+def unpack_tokens(packed: bytes) -> list[int]:
+    """Inverse of `pack_tokens`."""
+    ids: list[int] = np.frombuffer(packed, dtype="<i4").tolist()
+    return ids

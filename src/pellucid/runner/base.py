@@ -1,0 +1,99 @@
+"""What a step is, and what executes it.
+
+The scheduler speaks to a runner in differences: a request's tokens and blocks are told once, when its
+row is made; afterwards only what was added. A runner therefore keeps one row per running request, and
+no step costs work proportional to the length of a context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pellucid.messages import EngineInfo, TokenLogprobs
+from pellucid.sampling_params import SamplingParams
+
+
+@dataclass(slots=True)
+class NewRow:
+    """A request that enters (or re-enters, after preemption) the running set."""
+
+    request_id: str
+    token_ids: list[int]  # prompt, then what was generated before a preemption
+    num_prompt_tokens: int
+    sampling: SamplingParams
+
+
+@dataclass(slots=True)
+class Chunk:
+    """One request's share of a step: tokens [start, start + num_tokens) of its sequence.
+
+        token_ids  |---------- computed ----------|==== this step ====|.... later ....|
+                   0                              start               start+num_tokens
+
+    `samples` is true when the chunk reaches the last known token, so that its logits choose the next.
+    """
+
+    request_id: str
+    start: int
+    num_tokens: int
+    samples: bool
+    new_block_ids: list[int]  # to append to the row's block_table before this step
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """Everything a runner needs for one step, in this order: drop rows, make rows, compute chunks."""
+
+    step: int
+    dropped: list[str] = field(default_factory=list)  # finished, aborted or preempted
+    new_rows: list[NewRow] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)  # a row's first chunk holds its whole table
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """Lists are parallel to `StepPlan.chunks`; a chunk that does not sample has no tokens.
+
+    The runner appends sampled tokens to its rows itself. `prompt_logprobs` holds, for a request that
+    asked, the entries of prompt positions start+1 .. start+num_tokens that exist (position 0 has none).
+    """
+
+    token_ids: list[list[int]]
+    logprobs: list[list[TokenLogprobs] | None]
+    prompt_logprobs: list[list[TokenLogprobs] | None]
+    forward_seconds: float = 0.0
+    sample_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class KVCapacity:
+    """The KV pool that a runner holds."""
+
+    num_blocks: int
+    block_size: int
+    block_bytes: int
+
+
+class PendingStep(Protocol):
+    """A step whose forward pass was launched; on a GPU it may still be running."""
+
+    def result(self, mask: object | None = None) -> StepResult:
+        """Sample and return. `mask` will carry structured output's allowed tokens."""
+        ...
+
+
+class Runner(Protocol):
+    """Executes step plans; the only owner of the model and of device memory."""
+
+    def info(self) -> EngineInfo: ...
+
+    def kv_capacity(self) -> KVCapacity: ...
+
+    def execute(self, plan: StepPlan) -> PendingStep: ...
+
+    def close(self) -> None: ...

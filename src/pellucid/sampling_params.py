@@ -1,0 +1,141 @@
+"""How the next token of a request is chosen, and when it stops."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from pellucid.errors import BadRequest
+
+MAX_STOP_STRINGS = 16
+MAX_BAD_WORDS = 128
+MAX_TOKEN_LIST = 65_536
+GREEDY_EPS = 1e-5
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Sampling parameters of one request; OpenAI's names, and vLLM's where OpenAI has none.
+
+    Checked on construction: a `BadRequest` names the field and the limit. Checks that need the model
+    (token ids against the vocabulary, length against the context) are `check_vocab`'s and the
+    front end's.
+    """
+
+    n: int = 1
+    max_tokens: int | None = 16  # None: up to the model's context
+    min_tokens: int = 0
+    temperature: float = 1.0  # below 1e-5: greedy
+    top_k: int = 0  # 0 or -1: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0  # counts the prompt too, as in the CTRL paper
+    seed: int | None = None  # None: the front end draws one
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] = []
+    bad_words_token_ids: list[list[int]] = []  # the front end fills it from bad_words
+    logprobs: int | None = None  # alternatives per generated token; -1: the whole vocabulary
+    prompt_logprobs: int | None = None  # the same for prompt tokens
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_EPS
+
+    def __post_init__(self) -> None:
+        self._check_counts()
+        self._check_numbers()
+        self._check_lists()
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Raise BadRequest for any token id outside [0, vocab_size)."""
+        lists = {
+            "stop_token_ids": self.stop_token_ids,
+            "allowed_token_ids": self.allowed_token_ids or [],
+            "logit_bias": list(self.logit_bias),
+        }
+        for name, ids in lists.items():
+            for token in ids:
+                if not 0 <= token < vocab_size:
+                    raise _bad(
+                        name, f"token id {token} is outside the vocabulary (0 to {vocab_size - 1})"
+                    )
+
+    def _check_counts(self) -> None:
+        _require(1 <= self.n <= 16384, "n", "must be from 1 to 16384", self.n)
+        if self.max_tokens is not None:
+            _require(self.max_tokens >= 1, "max_tokens", "must be at least 1", self.max_tokens)
+            _require(
+                self.min_tokens <= self.max_tokens,
+                "min_tokens",
+                f"must not exceed max_tokens ({self.max_tokens})",
+                self.min_tokens,
+            )
+        _require(self.min_tokens >= 0, "min_tokens", "must not be negative", self.min_tokens)
+        _require(self.top_k >= -1, "top_k", "must be -1 or 0 (off) or at least 1", self.top_k)
+        if self.n > 1 and self.greedy:
+            raise _bad("n", "must be 1 with temperature 0: every answer would be the same")
+        if self.seed is not None:
+            _require(-(1 << 63) <= self.seed < 1 << 63, "seed", "must fit in 64 bits", self.seed)
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            _require(count is None or count >= -1, name, "must be -1 (all) or more", count)
+
+    def _check_numbers(self) -> None:
+        _require(
+            0.0 <= self.temperature <= 2.0, "temperature", "must be from 0 to 2", self.temperature
+        )
+        _require(0.0 < self.top_p <= 1.0, "top_p", "must be above 0 and at most 1", self.top_p)
+        _require(0.0 <= self.min_p <= 1.0, "min_p", "must be from 0 to 1", self.min_p)
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _require(-2.0 <= value <= 2.0, name, "must be from -2 to 2", value)
+        _require(
+            0.0 < self.repetition_penalty < math.inf,
+            "repetition_penalty",
+            "must be above 0 and finite",
+            self.repetition_penalty,
+        )
+
+    def _check_lists(self) -> None:
+        _require(
+            len(self.stop) <= MAX_STOP_STRINGS,
+            "stop",
+            f"must hold at most {MAX_STOP_STRINGS} strings",
+            len(self.stop),
+        )
+        _require(all(self.stop), "stop", "must not hold an empty string", "")
+        _require(
+            len(self.bad_words) <= MAX_BAD_WORDS,
+            "bad_words",
+            f"must hold at most {MAX_BAD_WORDS} strings",
+            len(self.bad_words),
+        )
+        _require(all(self.bad_words), "bad_words", "must not hold an empty string", "")
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            size = len(getattr(self, name) or ())
+            _require(size <= MAX_TOKEN_LIST, name, f"must hold at most {MAX_TOKEN_LIST} ids", size)
+        if self.allowed_token_ids is not None:
+            _require(
+                len(self.allowed_token_ids) > 0, "allowed_token_ids", "must not be empty", "[]"
+            )
+        for bias in self.logit_bias.values():
+            _require(-100.0 <= bias <= 100.0, "logit_bias", "values must be from -100 to 100", bias)
+
+
+def _bad(param: str, problem: str) -> BadRequest:
+    return BadRequest(f"{param} {problem}", param=param, code="invalid_value")
+
+
+def _require(holds: bool, param: str, limit: str, value: object) -> None:
+    # Comparisons are written so that NaN fails them.
+    if not holds:
+        raise _bad(param, f"{limit}, got {value}")

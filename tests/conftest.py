@@ -1,0 +1,26 @@
+"""Fixtures that every part of the test suite shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def _smollm2_candidates() -> list[Path]:
+    named = os.environ.get("PELLUCID_TEST_MODEL")
+    cache = os.environ.get("PELLUCID_CACHE_DIR") or "~/.cache/pellucid"
+    found = sorted(Path(cache).expanduser().glob(f"**/{SMOLLM2_FILE}"))
+    return ([Path(named)] if named else []) + found
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The default model's real file, as `make test` or `pellucid pull` put it into the cache."""
+    for path in _smollm2_candidates():
+        if path.is_file():
+            return path
+    pytest.skip("the default model is not here: run `pellucid pull smollm2-135m` first")
