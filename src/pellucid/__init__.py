@@ -1,7 +1,7 @@
 """pellucid: an LLM inference engine and server you can see through.
 
-Names are loaded lazily: importing the package must stay cheap and must not import torch, because the
-server's front end never needs it.
+Names are loaded lazily: importing the package must stay cheap and must not import torch, because
+the server's front end never needs it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Every setting of the engine and the server, once.
 
-Each field carries its type, its limits and its one-line description; command-line flags, `PELLUCID_*`
-variables and the keys of a YAML file all derive from these structs (see `cli/options.py`), so a
-setting added here is a setting everywhere. The structs are frozen and composed: a component is handed
-its own part, never the whole.
+Each field carries its type, its limits and its one-line description; command-line flags,
+`PELLUCID_*` variables and the keys of a YAML file all derive from these structs (see
+`cli/options.py`), so a setting added here is a setting everywhere. The structs are frozen and
+composed: a component is handed its own part, never the whole.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from pellucid.errors import ConfigError
 T = TypeVar("T", bound=msgspec.Struct)
 
 MIB = 1 << 20
+
+Count = Annotated[int, Meta(ge=1)]
+Threads = Annotated[int, Meta(ge=1, le=1024)]
 
 
 def _about(description: str, **limits: Any) -> Meta:
@@ -42,8 +45,8 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         _about("Type of weights, activations and KV cache; auto: bfloat16 where it is fast."),
     ] = "auto"
     max_model_len: Annotated[
-        int | None,
-        _about("Longest prompt plus answer, in tokens; the model's own limit by default.", ge=1),
+        Count | None,
+        _about("Longest prompt plus answer, in tokens; the model's own limit by default."),
     ] = None
     chat_template: Annotated[
         str | None, _about("File with a Jinja chat template that replaces the model's own.")
@@ -59,10 +62,10 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     block_size: Annotated[int, _about("Tokens per KV block.", ge=1, le=1024)] = 16
     num_kv_blocks: Annotated[
-        int | None, _about("Size of the KV pool in blocks; overrides the two memory flags.", ge=1)
+        Count | None, _about("Size of the KV pool in blocks; overrides the two memory flags.")
     ] = None
     kv_cache_memory_mib: Annotated[
-        int | None, _about("Size of the KV pool in MiB; overrides --memory-fraction.", ge=1)
+        Count | None, _about("Size of the KV pool in MiB; overrides --memory-fraction.")
     ] = None
     memory_fraction: Annotated[
         float, _about("Share of the free memory that the KV pool may take.", gt=0.0, le=1.0)
@@ -110,7 +113,7 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _about("Implementation of the ops; auto takes the fastest that this machine has."),
     ] = "auto"
     threads: Annotated[
-        int | None, _about("Compute threads; all physical cores by default.", ge=1, le=1024)
+        Threads | None, _about("Compute threads; all physical cores by default.")
     ] = None
 
 

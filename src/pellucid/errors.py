@@ -1,8 +1,8 @@
 """Every error pellucid raises on purpose. Anything else that escapes is a bug.
 
-The server turns `BadRequest` and its kin into the HTTP status they carry; the command line prints the
-message alone. Messages name the field and the limit, and never contain a path of the server's disk
-unless the user gave it.
+The server turns `BadRequest` and its kin into the HTTP status they carry; the command line prints
+the message alone. Messages name the field and the limit, and never contain a path of the server's
+disk unless the user gave it.
 """
 
 from __future__ import annotations

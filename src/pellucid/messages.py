@@ -1,8 +1,8 @@
 """The only objects that cross between the front end and the engine, in both directions.
 
 Encoded as msgpack arrays by msgspec: no pickle, nothing executable, unknown tags refused. Times are
-`time.monotonic()` seconds, which both processes of one machine share. Token ids of a prompt travel as
-little-endian int32 bytes; everything a step produced for all its requests is one message.
+`time.monotonic()` seconds, which both processes of one machine share. Token ids of a prompt travel
+as little-endian int32 bytes; everything a step produced for all its requests is one message.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ GREEDY_EPS = 1e-5
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Sampling parameters of one request; OpenAI's names, and vLLM's where OpenAI has none.
 
-    Checked on construction: a `BadRequest` names the field and the limit. Checks that need the model
-    (token ids against the vocabulary, length against the context) are `check_vocab`'s and the
-    front end's.
+    Checked on construction: a `BadRequest` names the field and the limit. Checks that need the
+    model (token ids against the vocabulary, length against the context) are `check_vocab`'s and
+    the front end's.
     """
 
     n: int = 1

@@ -1,4 +1,4 @@
-"""How a front end reaches an engine: in its own process (offline use, tests) or in another (serving)."""
+"""How a front end reaches an engine: in its own process (offline, tests) or another (serving)."""
 
 from __future__ import annotations
 

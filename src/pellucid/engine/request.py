@@ -1,8 +1,8 @@
 """A request is a list of tokens with a counter.
 
 `num_computed_tokens` says how many of `token_ids` have their K/V in the cache. Each step the
-scheduler hands out tokens until computed catches up with known; the step that reaches the last known
-token yields the next one. Prefill, chunked prefill, a prefix-cache hit and the return from a
+scheduler hands out tokens until computed catches up with known; the step that reaches the last
+known token yields the next one. Prefill, chunked prefill, a prefix-cache hit and the return from a
 preemption are all this one case.
 """
 
@@ -102,5 +102,6 @@ class Request:
     def __repr__(self) -> str:
         return (
             f"Request({self.request_id!r}, {self.status.value}, "
-            f"{self.num_computed_tokens}/{self.num_tokens} computed, {len(self.block_table)} blocks)"
+            f"{self.num_computed_tokens}/{self.num_tokens} computed, "
+            f"{len(self.block_table)} blocks)"
         )

@@ -1,7 +1,8 @@
 """The ops that models are written in. Each device implements them; the reference is the oracle.
 
-`reference.py` implements every op in plain torch. A faster backend derives from it and overrides what
-it has, so a missing kernel falls back instead of failing. Nothing here imports the rest of pellucid.
+`reference.py` implements every op in plain torch. A faster backend derives from it and overrides
+what it has, so a missing kernel falls back instead of failing. Nothing here imports the rest of
+pellucid.
 
 Shapes: T tokens of the step over S sequences, H query heads, G key/value heads, D head size.
 """

@@ -1,8 +1,8 @@
 """What a step is, and what executes it.
 
-The scheduler speaks to a runner in differences: a request's tokens and blocks are told once, when its
-row is made; afterwards only what was added. A runner therefore keeps one row per running request, and
-no step costs work proportional to the length of a context.
+The scheduler speaks to a runner in differences: a request's tokens and blocks are told once, when
+its row is made; afterwards only what was added. A runner therefore keeps one row per running
+request, and no step costs work proportional to the length of a context.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Chunk:
         token_ids  |---------- computed ----------|==== this step ====|.... later ....|
                    0                              start               start+num_tokens
 
-    `samples` is true when the chunk reaches the last known token, so that its logits choose the next.
+    `samples` is true when the chunk reaches the last known token, so that its logits choose
+    the next.
     """
 
     request_id: str
@@ -43,7 +44,7 @@ class Chunk:
 
 @dataclass(slots=True)
 class StepPlan:
-    """Everything a runner needs for one step, in this order: drop rows, make rows, compute chunks."""
+    """What a runner needs for one step, in this order: drop rows, make rows, compute chunks."""
 
     step: int
     dropped: list[str] = field(default_factory=list)  # finished, aborted or preempted
@@ -59,8 +60,9 @@ class StepPlan:
 class StepResult:
     """Lists are parallel to `StepPlan.chunks`; a chunk that does not sample has no tokens.
 
-    The runner appends sampled tokens to its rows itself. `prompt_logprobs` holds, for a request that
-    asked, the entries of prompt positions start+1 .. start+num_tokens that exist (position 0 has none).
+    The runner appends sampled tokens to its rows itself. `prompt_logprobs` holds, for a request
+    that asked, the entries of prompt positions start+1 .. start+num_tokens that exist (position 0
+    has none).
     """
 
     token_ids: list[list[int]]
