@@ -127,9 +127,10 @@ class StepOutput(_Message, tag="step"):
 
 
 class EngineFailed(_Message, tag="failed"):
-    """The engine's last words."""
+    """The engine's last words; `kind` tells a bad model or setting from a crash."""
 
     message: str
+    kind: Literal["model", "config", "crash"] = "crash"
 
 
 Event = EngineInfo | StepOutput | EngineFailed

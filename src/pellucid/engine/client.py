@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from pellucid.messages import Command, EngineInfo, StepOutput
+import msgspec
+
+from pellucid.config import EngineConfig
+from pellucid.engine.core import EngineCore
+from pellucid.errors import ConfigError, EngineDead, ModelError
+from pellucid.messages import (
+    AddRequest,
+    Command,
+    EngineFailed,
+    EngineInfo,
+    Event,
+    StepOutput,
+)
 
 
 class EngineClient(Protocol):
     """The front end's only view of an engine."""
 
     async def start(self) -> EngineInfo:
-        """Start the engine; return when it can take requests. Raises ModelError, EngineDead."""
+        """Start the engine; return when it can take requests.
+
+        Raises ModelError or ConfigError if it cannot serve the model, EngineDead if it crashed.
+        """
         ...
 
     def send(self, command: Command) -> None:
@@ -29,3 +49,201 @@ class EngineClient(Protocol):
     async def close(self) -> None:
         """Stop the engine and release what it holds; idempotent."""
         ...
+
+
+class InProcessClient:
+    """An engine on the caller's own event loop, which stands still during a step."""
+
+    def __init__(self, make_core: Callable[[], EngineCore]) -> None:
+        self._make_core = make_core
+        self._core: EngineCore | None = None
+        self._wake = asyncio.Event()
+        self._failure: str | None = None
+        self._closed = False
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> InProcessClient:
+        def make_core() -> EngineCore:
+            from pellucid.runner.factory import create_runner
+
+            return EngineCore(create_runner(config), config.cache, config.scheduler)
+
+        return cls(make_core)
+
+    @property
+    def alive(self) -> bool:
+        return self._core is not None and self._failure is None and not self._closed
+
+    async def start(self) -> EngineInfo:
+        self._core = await asyncio.to_thread(self._make_core)
+        return self._core.info
+
+    def send(self, command: Command) -> None:
+        core = self._living_core()
+        if isinstance(command, AddRequest):
+            core.add(command)
+        else:
+            core.abort(command.request_ids)
+        self._wake.set()
+
+    async def outputs(self) -> AsyncIterator[StepOutput]:
+        while not self._closed:
+            core = self._living_core()
+            if not core.has_work:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            try:
+                output = core.step()
+            except Exception as error:
+                self._failure = f"{type(error).__name__}: {error}"
+                raise EngineDead(f"the engine failed: {self._failure}") from error
+            yield output
+            await asyncio.sleep(0)  # let consumers run between steps
+
+    async def close(self) -> None:
+        if self._core is not None and not self._closed:
+            self._core.runner.close()
+        self._closed = True
+        self._wake.set()
+
+    def _living_core(self) -> EngineCore:
+        if self._core is None or self._closed:
+            raise EngineDead("the engine is not running")
+        if self._failure is not None:
+            raise EngineDead(f"the engine failed: {self._failure}")
+        return self._core
+
+
+class ProcessClient:
+    """An engine in a process of its own, see `engine/process.py`. Linux and macOS."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._process: asyncio.subprocess.Process | None = None
+        self._directory: str | None = None
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(Event)
+        self._exit: asyncio.Task[int] | None = None
+        self._failure: str | None = None
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        return (
+            self._exit is not None
+            and not self._exit.done()
+            and self._failure is None
+            and not self._closed
+        )
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process id, once started."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> EngineInfo:
+        try:
+            await self._spawn()
+            event = await self._receive()
+        except BaseException:
+            await self.close()
+            raise
+        if not isinstance(event, EngineInfo):
+            await self.close()
+            raise EngineDead("the engine spoke before it was ready")
+        return event
+
+    def send(self, command: Command) -> None:
+        if not self.alive:
+            raise EngineDead(self._epitaph())
+        # Never blocks: zmq queues in this process, and admission control bounds the queue.
+        self._commands.send(self._encoder.encode(command))
+
+    async def outputs(self) -> AsyncIterator[StepOutput]:
+        while not self._closed:
+            try:
+                event = await self._receive()
+            except EngineDead:
+                if self._closed:  # it was told to stop
+                    return
+                raise
+            if isinstance(event, StepOutput):
+                yield event
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._process is not None and self._exit is not None:
+            if self._process.stdin is not None:
+                self._process.stdin.close()  # the engine takes the end of its stdin as "stop"
+            try:
+                await asyncio.wait_for(asyncio.shield(self._exit), timeout=5.0)
+            except TimeoutError:
+                self._process.kill()
+                await self._exit
+        if self._directory is not None:
+            self._commands.close(linger=0)
+            self._events.close(linger=0)
+            self._context.term()
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def _spawn(self) -> None:
+        import zmq
+        import zmq.asyncio
+
+        self._directory = tempfile.mkdtemp(prefix="pellucid-")  # mode 0700: ours alone
+        self._context = zmq.Context()
+        self._commands = self._context.socket(zmq.PUSH)
+        self._commands.set_hwm(0)
+        self._commands.bind(f"ipc://{self._directory}/commands")
+        self._events = zmq.asyncio.Socket(self._context, zmq.PULL)
+        self._events.bind(f"ipc://{self._directory}/events")
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "pellucid.engine.process",
+            self._directory,
+            stdin=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the front end, which then stops the engine
+        )
+        self._exit = asyncio.create_task(self._process.wait())
+        stdin = self._process.stdin
+        if stdin is None:
+            raise EngineDead("the engine has no stdin")
+        stdin.write(msgspec.json.encode(self._config) + b"\n")
+        with contextlib.suppress(ConnectionError):  # it died already; _receive will tell
+            await stdin.drain()
+
+    async def _receive(self) -> EngineInfo | StepOutput:
+        """The next event. Raises what EngineFailed stands for, or EngineDead at the end."""
+        exited = self._exit
+        if exited is None:
+            raise EngineDead("the engine is not running")
+        receiving = asyncio.ensure_future(self._events.recv())
+        try:
+            await asyncio.wait({receiving, exited}, return_when=asyncio.FIRST_COMPLETED)
+            if not receiving.done():  # it is dead; what it sent before may still be on its way
+                await asyncio.wait({receiving}, timeout=0.2)
+            if not receiving.done():
+                raise EngineDead(self._epitaph())
+            event: Event = self._decoder.decode(receiving.result())
+        finally:
+            receiving.cancel()
+        if isinstance(event, EngineFailed):
+            self._failure = event.message
+            if event.kind == "model":
+                raise ModelError(event.message)
+            if event.kind == "config":
+                raise ConfigError(event.message)
+            raise EngineDead(self._epitaph())
+        return event
+
+    def _epitaph(self) -> str:
+        if self._closed or self._exit is None:
+            return "the engine is not running"
+        if self._failure is not None:
+            return f"the engine failed: {self._failure}"
+        code = self._exit.result() if self._exit.done() else None
+        return f"the engine process died (exit status {code})"

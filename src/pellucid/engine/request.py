@@ -33,6 +33,7 @@ class Request:
         "max_total_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_named_blocks",
         "num_prompt_tokens",
         "priority",
         "prompt_logprobs",
@@ -56,6 +57,7 @@ class Request:
         self.num_cached_tokens = 0  # of the prompt, at first admission
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []  # of full blocks, computed or not; grows with tokens
+        self.num_named_blocks = 0  # of block_table, findable by their hash
         self.sampling: SamplingParams = message.sampling
         self.priority = message.priority
         self.user = message.user

@@ -70,6 +70,7 @@ class StepResult:
     prompt_logprobs: list[list[TokenLogprobs] | None]
     forward_seconds: float = 0.0
     sample_seconds: float = 0.0
+    errors: dict[str, str] = field(default_factory=dict)  # request id -> why it cannot go on
 
 
 @dataclass(frozen=True, slots=True)

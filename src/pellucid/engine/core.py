@@ -1,0 +1,120 @@
+"""The engine's heart: one step at a time, from plan to tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from pellucid.config import CacheSettings, SchedulerSettings
+from pellucid.engine.kv_cache import KVCacheManager
+from pellucid.engine.policy import load_policy
+from pellucid.engine.request import Request
+from pellucid.engine.scheduler import Counters, Scheduler
+from pellucid.messages import AddRequest, StepOutput, StepStats, TokenDelta
+from pellucid.runner.base import Runner, StepPlan, StepResult
+
+
+class EngineCore:
+    """Scheduler and runner joined: requests in, tokens out. Single-threaded, no I/O.
+
+    >>> while core.has_work:
+    ...     output = core.step()
+    """
+
+    def __init__(self, runner: Runner, cache: CacheSettings, scheduler: SchedulerSettings) -> None:
+        self.runner = runner
+        self.info = runner.info()
+        capacity = runner.kv_capacity()
+        kv = KVCacheManager(
+            capacity.num_blocks, capacity.block_size, prefix_caching=cache.prefix_caching
+        )
+        self.scheduler = Scheduler(scheduler, kv, load_policy(scheduler.policy))
+        self._eos = frozenset(self.info.eos_token_ids)
+        self._refused: list[TokenDelta] = []
+        self._aborted = False  # the state changed outside a step and has to be told
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.requests or self._refused or self._aborted)
+
+    def add(self, message: AddRequest) -> None:
+        """Queue a request. What could never run ends with an "error" delta in the next step.
+
+        The front end refuses such requests with a 400; this is the second lock on the door, since a
+        bad id would reach native code and a prompt without room would wait for ever.
+        """
+        request = Request(message, max_model_len=self.info.max_model_len, eos_token_ids=self._eos)
+        problem = self._problem(request)
+        if problem is None:
+            self.scheduler.add(request)
+        else:
+            self._refused.append(
+                TokenDelta(
+                    request_id=message.request_id,
+                    token_ids=[],
+                    finish_reason="error",
+                    error=problem,
+                    times=request.times,
+                )
+            )
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Forget requests; their blocks are free when this returns."""
+        self.scheduler.abort(request_ids)
+        self._aborted = True
+
+    def step(self) -> StepOutput:
+        """Plan, execute and account one step; without requests, only report the state."""
+        begin = time.monotonic()
+        before = replace(self.scheduler.counters)
+        deltas, self._refused = self._refused, []
+        deltas += self.scheduler.expire(begin)
+        plan = self.scheduler.schedule(begin)
+        planned = time.monotonic()
+        result: StepResult | None = None
+        if plan.chunks:
+            result = self.runner.execute(plan).result()
+            deltas += self.scheduler.update(plan, result, time.monotonic())
+        self._aborted = False
+        return StepOutput(deltas=deltas, stats=self._stats(plan, result, before, planned - begin))
+
+    def _problem(self, request: Request) -> str | None:
+        if request.request_id in self.scheduler.requests:
+            return f"request id {request.request_id} is in use"
+        if request.num_prompt_tokens == 0:
+            return "the prompt is empty"
+        if request.num_prompt_tokens >= self.info.max_model_len:
+            return (
+                f"the prompt has {request.num_prompt_tokens} tokens; the model's context of "
+                f"{self.info.max_model_len} leaves no room for an answer"
+            )
+        if not all(0 <= token < self.info.vocab_size for token in request.token_ids):
+            return "the prompt has a token id outside the vocabulary"
+        if request.max_total_tokens > self.scheduler.kv.capacity_tokens:
+            return f"the KV pool holds only {self.scheduler.kv.capacity_tokens} tokens"
+        return None
+
+    def _stats(
+        self,
+        plan: StepPlan,
+        result: StepResult | None,
+        before: Counters,
+        schedule_seconds: float,
+    ) -> StepStats:
+        counters = self.scheduler.counters
+        return StepStats(
+            step=plan.step,
+            time=time.monotonic(),
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            kv_blocks_used=self.scheduler.kv.num_used,
+            num_prompt_tokens=counters.prompt_tokens - before.prompt_tokens,
+            num_generated_tokens=counters.generated_tokens - before.generated_tokens,
+            num_preemptions=counters.preemptions - before.preemptions,
+            prefix_queries=counters.prefix_queries - before.prefix_queries,
+            prefix_hits=counters.prefix_hits - before.prefix_hits,
+            schedule_seconds=schedule_seconds,
+            forward_seconds=result.forward_seconds if result else 0.0,
+            sample_seconds=result.sample_seconds if result else 0.0,
+        )

@@ -1,0 +1,274 @@
+"""Each step, hand out tokens from one budget until computed catches up with known.
+
+`schedule()` plans a step, `update()` takes its result. Those who run go first, decodes before
+prompts, so that a long prompt cannot stall a stream; then whoever waits, in the policy's order, as
+long as there is budget, a row and memory. A request enters with blocks for every token it already
+knows, so only the growth of answers can exhaust the pool; then the policy names a victim, which
+gives up its blocks and waits to be computed again, mostly from the prefix cache.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pellucid.config import SchedulerSettings
+from pellucid.engine.kv_cache import KVCacheManager
+from pellucid.engine.policy import SchedulingPolicy
+from pellucid.engine.request import Request, Status
+from pellucid.messages import FinishReason, TokenDelta
+from pellucid.runner.base import Chunk, NewRow, StepPlan, StepResult
+
+
+@dataclass(slots=True)
+class Counters:
+    """What was done since the start."""
+
+    prompt_tokens: int = 0  # computed, again after a preemption if need be
+    generated_tokens: int = 0
+    preemptions: int = 0
+    prefix_queries: int = 0  # tokens looked up at a request's first admission
+    prefix_hits: int = 0  # of these, found
+
+
+class Scheduler:
+    """Decides what every step computes. Knows requests, blocks and limits; no tensors, no text."""
+
+    def __init__(
+        self, settings: SchedulerSettings, kv: KVCacheManager, policy: SchedulingPolicy
+    ) -> None:
+        self.settings = settings
+        self.kv = kv
+        self.policy = policy
+        self.requests: dict[str, Request] = {}  # waiting and running
+        self.waiting: dict[str, Request] = {}
+        self.running: dict[str, Request] = {}  # in order of admission
+        self.counters = Counters()
+        self._dropped: list[str] = []  # rows the runner has yet to forget
+        self._deadlines: list[tuple[float, str]] = []  # a heap; may name requests that are gone
+        self._step = 0
+        # The step being planned:
+        self._budget = 0
+        self._chunks: dict[str, Chunk] = {}
+        self._new_rows: dict[str, NewRow] = {}
+        self._preempted = False
+
+    # ---- requests come and go
+
+    def add(self, request: Request) -> None:
+        self.requests[request.request_id] = request
+        self.waiting[request.request_id] = request
+        self.policy.enter(request)
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, request.request_id))
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Forget requests and free their blocks at once; unknown ids are ignored."""
+        for request_id in request_ids:
+            request = self.requests.get(request_id)
+            if request is not None:
+                self._finish(request, "abort")
+
+    def expire(self, now: float) -> list[TokenDelta]:
+        """End the requests whose deadline has passed."""
+        expired: list[TokenDelta] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, request_id = heapq.heappop(self._deadlines)
+            request = self.requests.get(request_id)
+            if request is not None:
+                self._finish(request, "timeout", now)
+                expired.append(_delta(request, []))
+        return expired
+
+    # ---- planning a step
+
+    def schedule(self, now: float) -> StepPlan:
+        """Plan the next step. Block tables are extended here; counters advance in `update`."""
+        self._budget = self.settings.max_num_batched_tokens
+        self._chunks, self._new_rows, self._preempted = {}, {}, False
+        self._schedule_running(now)
+        if not self._preempted:  # whoever stepped back this step needs the memory next step
+            self._schedule_waiting(now)
+        return self._build_plan()
+
+    def _schedule_running(self, now: float) -> None:
+        decodes = [r for r in self.running.values() if not r.is_prefilling]
+        prompts = [r for r in self.running.values() if r.is_prefilling]
+        for request in decodes + prompts:
+            if self._budget == 0:
+                break
+            if request.status is Status.RUNNING:  # not preempted for an earlier one
+                self._schedule_one_running(request, now)
+
+    def _schedule_one_running(self, request: Request, now: float) -> None:
+        num_new = self._affordable(request, request.num_computed_tokens)
+        end = request.num_computed_tokens + num_new
+        while (blocks := self.kv.allocate(request, end)) is None:
+            victim = self.policy.victim(list(self.running.values()), now)
+            self._preempt(victim)
+            if victim is request:
+                return
+        self._put_chunk(request, num_new, blocks, now)
+
+    def _schedule_waiting(self, now: float) -> None:
+        if not self.waiting or len(self.running) >= self.settings.max_num_seqs:
+            return
+        for request in sorted(self.waiting.values(), key=lambda r: self.policy.order(r, now)):
+            if self._budget == 0 or len(self.running) >= self.settings.max_num_seqs:
+                break
+            prefix = self.kv.find_prefix(request)
+            if self.kv.is_in_progress(request, len(prefix)):
+                continue
+            blocks = self.kv.allocate(request, request.num_tokens, prefix)
+            if blocks is None:
+                break  # no overtaking: smaller requests would starve a large one for ever
+            self._admit(request, len(prefix) * self.kv.block_size)
+            num_new = self._affordable(request, request.num_computed_tokens)
+            self._put_chunk(request, num_new, blocks, now)
+
+    def _admit(self, request: Request, num_found: int) -> None:
+        if request.times.scheduled is None:  # a return from preemption is no answer from the cache
+            request.num_cached_tokens = num_found
+            self.counters.prefix_queries += request.num_tokens
+            self.counters.prefix_hits += num_found
+        request.num_computed_tokens = num_found
+        request.status = Status.RUNNING
+        del self.waiting[request.request_id]
+        self.running[request.request_id] = request
+        self._new_rows[request.request_id] = NewRow(
+            request_id=request.request_id,
+            token_ids=list(request.token_ids),
+            num_prompt_tokens=request.num_prompt_tokens,
+            sampling=request.sampling,
+        )
+
+    def _affordable(self, request: Request, start: int) -> int:
+        left = request.num_tokens - start
+        return min(left, self._budget, self.settings.max_chunk_tokens)
+
+    def _put_chunk(self, request: Request, num_new: int, blocks: list[int], now: float) -> None:
+        self._budget -= num_new
+        self.policy.charge(request, num_new)
+        if request.times.scheduled is None:
+            request.times.scheduled = now
+        start = request.num_computed_tokens
+        self._chunks[request.request_id] = Chunk(
+            request_id=request.request_id,
+            start=start,
+            num_tokens=num_new,
+            samples=start + num_new == request.num_tokens,
+            new_block_ids=blocks,
+        )
+
+    def _preempt(self, request: Request) -> None:
+        chunk = self._chunks.pop(request.request_id, None)  # it may have been planned already
+        if chunk is not None:
+            self._budget += chunk.num_tokens
+            self.policy.charge(request, -chunk.num_tokens)
+        self.kv.free(request)
+        request.num_computed_tokens = 0
+        request.status = Status.WAITING
+        if request.num_output_tokens == 0:
+            request.prompt_logprobs = [None]
+        request.times.num_preemptions += 1
+        self.counters.preemptions += 1
+        self._preempted = True
+        del self.running[request.request_id]
+        self.waiting[request.request_id] = request
+        self._dropped.append(request.request_id)
+
+    def _build_plan(self) -> StepPlan:
+        plan = StepPlan(
+            step=self._step,
+            dropped=self._dropped,
+            new_rows=list(self._new_rows.values()),
+            chunks=list(self._chunks.values()),
+        )
+        if plan.chunks:  # an empty plan is not executed: what was dropped waits for the next
+            self._step += 1
+            self._dropped = []
+        return plan
+
+    # ---- taking a step's result
+
+    def update(self, plan: StepPlan, result: StepResult, now: float) -> list[TokenDelta]:
+        """Advance the counters, name finished blocks, append tokens, end what has come to its end.
+
+        Returns one delta per request that got a token or ended.
+        """
+        deltas: list[TokenDelta] = []
+        for index, chunk in enumerate(plan.chunks):
+            request = self.requests[chunk.request_id]
+            request.num_computed_tokens += chunk.num_tokens
+            prompt_end = min(request.num_computed_tokens, request.num_prompt_tokens)
+            self.counters.prompt_tokens += max(0, prompt_end - chunk.start)
+            self.kv.commit(request)
+            if request.request_id in result.errors:
+                self._finish(request, "error", now)
+                deltas.append(_delta(request, [], error=result.errors[request.request_id]))
+                continue
+            prompt_logprobs = result.prompt_logprobs[index]
+            if prompt_logprobs and request.num_output_tokens == 0:
+                request.prompt_logprobs.extend(prompt_logprobs)
+            if chunk.samples:
+                deltas.append(self._take_tokens(request, result, index, now))
+        return deltas
+
+    def _take_tokens(
+        self, request: Request, result: StepResult, index: int, now: float
+    ) -> TokenDelta:
+        first = request.num_output_tokens == 0
+        tokens: list[int] = []
+        for token in result.token_ids[index]:
+            tokens.append(token)
+            if request.append(token):
+                break
+        self.counters.generated_tokens += len(tokens)
+        if request.times.first_token is None:
+            request.times.first_token = now
+        if request.finish_reason is not None:
+            self._finish(request, request.finish_reason, now)
+        delta = _delta(request, tokens)
+        delta.logprobs = result.logprobs[index]
+        if first and request.sampling.prompt_logprobs is not None:
+            delta.prompt_logprobs = request.prompt_logprobs
+        return delta
+
+    def _finish(self, request: Request, reason: FinishReason, now: float | None = None) -> None:
+        if request.status is Status.RUNNING:
+            del self.running[request.request_id]
+            self._dropped.append(request.request_id)
+        else:
+            del self.waiting[request.request_id]
+        del self.requests[request.request_id]
+        self.kv.free(request)
+        self.policy.leave(request)
+        request.status = Status.FINISHED
+        request.finish_reason = reason
+        request.times.finished = now
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the queues, counters and blocks disagree (tests, idle checks)."""
+        if self.requests != {**self.waiting, **self.running}:
+            raise AssertionError("a request is in no queue, or in two")
+        if any(r.block_table for r in self.waiting.values()):
+            raise AssertionError("a waiting request holds blocks")
+        if len(self.running) > self.settings.max_num_seqs:
+            raise AssertionError("more requests run than max_num_seqs")
+        for request in self.running.values():
+            if not 0 <= request.num_computed_tokens < request.num_tokens:
+                raise AssertionError(f"{request} has nothing left to compute")
+        self.kv.check_integrity(self.requests.values())
+
+
+def _delta(request: Request, token_ids: list[int], error: str | None = None) -> TokenDelta:
+    return TokenDelta(
+        request_id=request.request_id,
+        token_ids=token_ids,
+        finish_reason=request.finish_reason,
+        stop_token_id=request.stop_token_id,
+        num_cached_tokens=request.num_cached_tokens,
+        times=request.times if request.finish_reason is not None else None,
+        error=error,
+    )

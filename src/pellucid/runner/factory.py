@@ -1,0 +1,17 @@
+"""Makes the runner that a configuration asks for, importing only what that one needs."""
+
+from __future__ import annotations
+
+from pellucid.config import EngineConfig
+from pellucid.runner.base import Runner
+
+
+def create_runner(config: EngineConfig) -> Runner:
+    """Load the model and take the memory. Raises ModelError or ConfigError."""
+    if config.runner.runner == "fake":
+        from pellucid.runner.fake import FakeRunner
+
+        return FakeRunner.from_config(config)
+    from pellucid.runner.torch_runner import TorchRunner
+
+    return TorchRunner(config)

@@ -1,0 +1,176 @@
+"""A runner without a model, for tests and for measuring everything around a model.
+
+It keeps a real paged cache, of one number per slot: the digest of all tokens up to there. A step
+reads the digest of the previous position *through the block table*, mixes in the tokens of its
+chunk, writes the new digests to their slots and derives the next token from the last one. So an
+answer is right only if every block the scheduler handed out, shared or found again is right:
+`expected_answer` says, without any of that, what it has to be.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from pellucid.config import EngineConfig
+from pellucid.messages import EngineInfo, TokenLogprobs
+from pellucid.runner.base import Chunk, KVCapacity, StepPlan, StepResult
+from pellucid.sampling_params import SamplingParams
+
+_MASK = (1 << 64) - 1
+
+
+def _mix(digest: int, value: int) -> int:
+    """One round of splitmix64 (Steele, Lea and Flood, 2014)."""
+    z = (digest + value * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def _next_token(digest: int, seed: int, vocab: range) -> int:
+    return vocab[_mix(digest, seed) % len(vocab)]
+
+
+def expected_answer(
+    prompt: list[int], num_tokens: int, *, seed: int = 0, vocab: range = range(100, 1000)
+) -> list[int]:
+    """The tokens a FakeRunner must answer `prompt` with. Independent of blocks and batches."""
+    digest = 0
+    for token in prompt:
+        digest = _mix(digest, token)
+    answer: list[int] = []
+    for _ in range(num_tokens):
+        answer.append(_next_token(digest, seed, vocab))
+        digest = _mix(digest, answer[-1])
+    return answer
+
+
+@dataclass(slots=True)
+class _Row:
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    block_table: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Done:
+    step: StepResult
+
+    def result(self, mask: object | None = None) -> StepResult:
+        return self.step
+
+
+class FakeRunner:
+    """Implements `Runner`. `step_seconds` makes each step take that long, asleep."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 4096,
+        block_size: int = 16,
+        max_model_len: int = 8192,
+        vocab_size: int = 49152,
+        answer_vocab: range = range(100, 1000),
+        eos_token_ids: tuple[int, ...] = (2,),
+        step_seconds: float = 0.0,
+        name: str = "fake",
+    ) -> None:
+        self._info = EngineInfo(
+            model=name,
+            architecture="fake",
+            dtype="none",
+            device="none",
+            kernels="none",
+            vocab_size=vocab_size,
+            max_model_len=min(max_model_len, num_blocks * block_size),
+            eos_token_ids=list(eos_token_ids),
+            num_kv_blocks=num_blocks,
+            block_size=block_size,
+        )
+        self._answer_vocab = answer_vocab
+        self._step_seconds = step_seconds
+        self._cache = [0] * (num_blocks * block_size)
+        self._rows: dict[str, _Row] = {}
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> FakeRunner:
+        return cls(
+            num_blocks=config.cache.num_kv_blocks or 4096,
+            block_size=config.cache.block_size,
+            max_model_len=config.model.max_model_len or 8192,
+            name=config.model.served_model_name or "fake",
+        )
+
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def kv_capacity(self) -> KVCapacity:
+        return KVCapacity(self._info.num_kv_blocks, self._info.block_size, 8)
+
+    def execute(self, plan: StepPlan) -> _Done:
+        begin = time.monotonic()
+        for request_id in plan.dropped:
+            self._rows.pop(request_id, None)
+        for new in plan.new_rows:
+            self._rows[new.request_id] = _Row(new.token_ids, new.num_prompt_tokens, new.sampling)
+        tokens = [self._compute(chunk) for chunk in plan.chunks]
+        if self._step_seconds:
+            time.sleep(self._step_seconds)
+        rows = [self._rows[chunk.request_id] for chunk in plan.chunks]
+        return _Done(
+            StepResult(
+                token_ids=tokens,
+                logprobs=[
+                    _logprobs(row.sampling.logprobs, ids)
+                    for row, ids in zip(rows, tokens, strict=True)
+                ],
+                prompt_logprobs=[
+                    _logprobs(row.sampling.prompt_logprobs, _prompt_part(row, chunk))
+                    for row, chunk in zip(rows, plan.chunks, strict=True)
+                ],
+                forward_seconds=time.monotonic() - begin,
+            )
+        )
+
+    def close(self) -> None:
+        self._rows.clear()
+
+    def _compute(self, chunk: Chunk) -> list[int]:
+        row = self._rows[chunk.request_id]
+        row.block_table.extend(chunk.new_block_ids)
+        digest = self._cache[self._slot(row, chunk.start - 1)] if chunk.start else 0
+        for position in range(chunk.start, chunk.start + chunk.num_tokens):
+            digest = _mix(digest, row.token_ids[position])
+            self._cache[self._slot(row, position)] = digest
+        if not chunk.samples:
+            return []
+        token = _next_token(digest, row.sampling.seed or 0, self._answer_vocab)
+        row.token_ids.append(token)
+        return [token]
+
+    def _slot(self, row: _Row, position: int) -> int:
+        size = self._info.block_size
+        return row.block_table[position // size] * size + position % size
+
+
+def _prompt_part(row: _Row, chunk: Chunk) -> list[int]:
+    end = min(chunk.start + chunk.num_tokens + 1, row.num_prompt_tokens)
+    return row.token_ids[chunk.start + 1 : end]
+
+
+def _logprobs(count: int | None, token_ids: list[int]) -> list[TokenLogprobs] | None:
+    if count is None:
+        return None
+    size = max(count, 0)
+    return [
+        TokenLogprobs(
+            token_id=token,
+            logprob=-0.5,
+            rank=1,
+            top_ids=[token + k for k in range(size)],
+            top_logprobs=[-0.5 - k for k in range(size)],
+        )
+        for token in token_ids
+    ]
