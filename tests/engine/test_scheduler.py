@@ -1,0 +1,192 @@
+"""The engine core with the fake runner, whose answers are right only if every block was."""
+
+from __future__ import annotations
+
+import pytest
+
+from pellucid.runner.fake import expected_answer
+from tests.engine.helpers import core, drain, message, tokens
+
+PROMPTS = {f"r{i}": [7, 8, 9, 10, *([20 + i] * (3 * i + 1))] for i in range(8)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_num_seqs": 1},
+        {"max_chunk_tokens": 7},
+        {"max_num_batched_tokens": 5},
+        {"num_blocks": 14},
+        {"num_blocks": 14, "max_chunk_tokens": 3, "max_num_batched_tokens": 9},
+        {"prefix_caching": False},
+        {"policy": "shortest-first"},
+        {"policy": "fair-share", "num_blocks": 14},
+    ],
+    ids=str,
+)
+def test_answers_do_not_depend_on_how_they_were_scheduled(settings: dict[str, object]) -> None:
+    engine = core(**settings)  # type: ignore[arg-type]
+    for index, (name, prompt) in enumerate(PROMPTS.items()):
+        engine.add(message(name, prompt, arrival=index, max_tokens=20, user=name[-1]))
+    deltas = drain(engine)
+    for name, prompt in PROMPTS.items():
+        assert tokens(deltas[name]) == expected_answer(prompt, 20)
+        assert deltas[name][-1].finish_reason == "length"
+    assert engine.scheduler.kv.num_used == 0
+
+
+def test_a_pool_too_small_for_all_preempts_and_the_oldest_is_not_the_victim() -> None:
+    engine = core(num_blocks=10)
+    for index in range(4):
+        engine.add(message(f"r{index}", [index] * 5, arrival=index, max_tokens=20))
+    deltas = drain(engine)
+    assert engine.scheduler.counters.preemptions > 0
+    times = {name: d[-1].times for name, d in deltas.items()}
+    assert times["r0"] is not None
+    assert times["r0"].num_preemptions == 0
+    assert any(t is not None and t.num_preemptions for t in times.values())
+
+
+def test_budget_and_chunk_limit_hold_in_every_step_and_decodes_go_first() -> None:
+    engine = core(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=8)
+    engine.add(message("short", [1, 2, 3], max_tokens=40))
+    engine.step()
+    engine.add(message("long", list(range(100)), arrival=1.0))
+    sizes = []
+    while engine.scheduler.requests:
+        plan = engine.scheduler.schedule(0.0)
+        assert plan.num_tokens <= 16
+        assert all(chunk.num_tokens <= 8 for chunk in plan.chunks)
+        assert plan.chunks[0].request_id == "short" or "short" not in engine.scheduler.requests
+        sizes.append(len(plan.chunks))
+        engine.scheduler.update(plan, engine.runner.execute(plan).result(), 0.0)
+    assert 2 in sizes  # the stream went on while the long prompt was computed
+
+
+def test_a_shared_prompt_that_arrives_at_once_is_computed_once() -> None:
+    engine = core(num_blocks=200, max_num_seqs=32)
+    prompt = list(range(3, 80))
+    for index in range(16):
+        engine.add(message(f"r{index}", [*prompt, 200 + index], arrival=index))
+    deltas = drain(engine)
+    assert engine.scheduler.counters.prompt_tokens < 2 * len(prompt)
+    for index in range(16):
+        assert tokens(deltas[f"r{index}"]) == expected_answer([*prompt, 200 + index], 8)
+    assert [deltas[f"r{i}"][-1].num_cached_tokens for i in range(1, 16)] == [76] * 15
+
+
+def test_stop_tokens_and_eos_end_an_answer_unless_told_otherwise() -> None:
+    prompt = [5, 6, 7]
+    answer = expected_answer(prompt, 8)
+    engine = core()
+    engine.add(message("stop", prompt, stop_token_ids=[answer[3]]))
+    engine.add(message("late", prompt, stop_token_ids=[answer[3]], min_tokens=6))
+    deltas = drain(engine)
+    assert tokens(deltas["stop"]) == answer[:4]
+    assert deltas["stop"][-1].finish_reason == "stop"
+    assert deltas["stop"][-1].stop_token_id == answer[3]
+    assert tokens(deltas["late"]) == answer
+
+
+def test_eos_is_no_stop_reason_and_ignore_eos_goes_past_it() -> None:
+    prompt = [5, 6, 7]
+    answer = expected_answer(prompt, 8)
+    engine = core()
+    engine._eos = frozenset({answer[2]})
+    engine.add(message("a", prompt))
+    engine.add(message("b", prompt, ignore_eos=True))
+    deltas = drain(engine)
+    assert tokens(deltas["a"]) == answer[:3]
+    assert deltas["a"][-1].stop_token_id is None
+    assert tokens(deltas["b"]) == answer
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_abort_frees_every_block_at_once(steps: int) -> None:
+    engine = core(max_num_seqs=2)
+    for index in range(4):
+        engine.add(message(f"r{index}", [index] * 9, arrival=index))
+    for _ in range(steps):
+        engine.step()
+    engine.abort(["r0", "r3", "nobody"])
+    engine.scheduler.check_integrity()
+    assert set(engine.scheduler.requests) == {"r1", "r2"}
+    deltas = drain(engine)
+    assert tokens(deltas["r1"])[-1:] == expected_answer([1] * 9, 8)[-1:]
+    engine.add(message("r0", [0] * 9))  # the name is free again
+    assert tokens(drain(engine)["r0"]) == expected_answer([0] * 9, 8)
+
+
+def test_after_an_abort_an_idle_engine_reports_that_no_block_is_used() -> None:
+    engine = core()
+    engine.add(message("a", [1] * 9))
+    assert engine.step().stats.kv_blocks_used == 3
+    engine.abort(["a"])
+    assert engine.has_work
+    assert engine.step().stats.kv_blocks_used == 0
+    assert not engine.has_work
+
+
+def test_a_deadline_ends_waiting_and_running_requests() -> None:
+    engine = core(max_num_seqs=1)
+    engine.add(message("running", [1] * 9, deadline=5.0, max_tokens=100))
+    engine.add(message("waiting", [2] * 9, arrival=1.0, deadline=5.0))
+    engine.add(message("patient", [3] * 9, arrival=2.0, deadline=50.0))
+    engine.scheduler.schedule(0.0)
+    assert engine.scheduler.expire(4.9) == []
+    expired = engine.scheduler.expire(5.0)
+    assert {d.request_id for d in expired} == {"running", "waiting"}
+    assert all(d.finish_reason == "timeout" for d in expired)
+    engine.scheduler.check_integrity()
+    assert set(engine.scheduler.requests) == {"patient"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [([], "empty"), ([1, 99_999], "vocabulary"), ([-1], "vocabulary"), ([1] * 256, "context")],
+)
+def test_what_can_never_run_ends_with_an_error_instead_of_waiting(
+    prompt: list[int], words: str
+) -> None:
+    engine = core(num_blocks=64, block_size=4)
+    engine.add(message("bad", prompt))
+    (delta,) = drain(engine)["bad"]
+    assert delta.finish_reason == "error"
+    assert words in (delta.error or "")
+
+
+def test_an_answer_ends_where_the_context_ends() -> None:
+    engine = core(num_blocks=16, block_size=4)
+    engine.add(message("a", [1] * 60, max_tokens=None))
+    deltas = drain(engine)["a"]
+    assert len(tokens(deltas)) == 4
+    assert deltas[-1].finish_reason == "length"
+
+
+def test_prompt_logprobs_cover_the_prompt_once_even_when_chunked_and_preempted() -> None:
+    engine = core(num_blocks=12, max_chunk_tokens=5)
+    prompt = [11, 12, 13, 14, 15, 16, 17, 18, 19]
+    for index in range(3):
+        engine.add(message(f"r{index}", prompt, arrival=index, max_tokens=20, prompt_logprobs=0))
+    deltas = drain(engine)
+    for index in range(3):
+        entries = [d.prompt_logprobs for d in deltas[f"r{index}"] if d.prompt_logprobs is not None]
+        assert len(entries) == 1
+        assert entries[0][0] is None
+        assert [e.token_id for e in entries[0][1:] if e is not None] == prompt[1:]
+
+
+def test_two_runs_of_the_same_requests_take_the_same_steps() -> None:
+    def run() -> list[list[tuple[str, int, int]]]:
+        engine = core(num_blocks=14)
+        for index, (name, prompt) in enumerate(PROMPTS.items()):
+            engine.add(message(name, prompt, arrival=index, max_tokens=20))
+        steps = []
+        while engine.scheduler.requests:
+            plan = engine.scheduler.schedule(0.0)
+            steps.append([(c.request_id, c.start, c.num_tokens) for c in plan.chunks])
+            engine.scheduler.update(plan, engine.runner.execute(plan).result(), 0.0)
+        return steps
+
+    assert run() == run()

@@ -1,0 +1,126 @@
+"""Random lives of requests: in whatever order things happen, no block is lost or misused."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pellucid.engine.core import EngineCore
+from pellucid.runner.fake import expected_answer
+from tests.engine.helpers import core, drain, message
+
+# Few distinct tokens, so that prefixes collide often.
+PROMPTS = st.lists(st.integers(5, 7), min_size=1, max_size=30)
+
+
+class EngineLife(RuleBasedStateMachine):
+    engine: EngineCore
+
+    @initialize(
+        num_blocks=st.integers(12, 40),
+        max_num_seqs=st.integers(1, 6),
+        budget=st.integers(1, 40),
+        chunk=st.integers(1, 20),
+        caching=st.booleans(),
+        policy=st.sampled_from(["fifo", "priority", "shortest-first", "fair-share"]),
+    )
+    def start(
+        self,
+        num_blocks: int,
+        max_num_seqs: int,
+        budget: int,
+        chunk: int,
+        caching: bool,
+        policy: str,
+    ) -> None:
+        self.engine = core(
+            num_blocks=num_blocks,
+            prefix_caching=caching,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            max_chunk_tokens=chunk,
+            policy=policy,
+        )
+        self.budget = budget
+        self.count = 0
+        self.open: dict[str, tuple[list[int], int]] = {}
+        self.got: dict[str, list[int]] = {}
+
+    @rule(
+        prompt=PROMPTS,
+        max_tokens=st.integers(1, 15),
+        priority=st.integers(0, 2),
+        salt=st.sampled_from([None, "x"]),
+    )
+    def add(self, prompt: list[int], max_tokens: int, priority: int, salt: str | None) -> None:
+        self.count += 1
+        name = f"r{self.count}"
+        self.open[name] = (prompt, max_tokens)
+        self.got[name] = []
+        self.engine.add(
+            message(
+                name,
+                prompt,
+                arrival=float(self.count),
+                max_tokens=max_tokens,
+                priority=priority,
+                user=f"u{self.count % 3}",
+                cache_salt=salt,
+                deadline=1e12,
+            )
+        )
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.open)))
+        self.engine.abort([name])
+        del self.open[name]
+
+    @rule()
+    def expire_everyone(self) -> None:
+        if self.count % 5 == 4:
+            for delta in self.engine.scheduler.expire(1e13):
+                del self.open[delta.request_id]
+
+    @rule()
+    def forget_prefixes(self) -> None:
+        self.engine.scheduler.kv.forget_prefixes()
+
+    @rule(times=st.integers(1, 6))
+    def step(self, times: int) -> None:
+        for _ in range(times):
+            output = self.engine.step()
+            assert output.stats.num_running <= self.engine.scheduler.settings.max_num_seqs
+            self._take(output.deltas)
+            self.engine.scheduler.check_integrity()
+
+    def _take(self, deltas: list) -> None:  # type: ignore[type-arg]
+        for delta in deltas:
+            prompt, max_tokens = self.open[delta.request_id]
+            got = self.got[delta.request_id]
+            got += delta.token_ids
+            assert got == expected_answer(prompt, len(got))
+            if delta.finish_reason is not None:
+                assert delta.finish_reason == "length"
+                assert len(got) == max_tokens
+                del self.open[delta.request_id]
+
+    @invariant()
+    def blocks_and_queues_agree(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.scheduler.check_integrity()
+            assert set(self.engine.scheduler.requests) == set(self.open)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        for deltas in drain(self.engine).values():
+            self._take(deltas)
+        assert not self.open, "every request comes to its end"
+        assert self.engine.scheduler.kv.num_used == 0
+
+
+EngineLife.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestEngineLife = EngineLife.TestCase
