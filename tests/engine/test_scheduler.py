@@ -190,3 +190,28 @@ def test_two_runs_of_the_same_requests_take_the_same_steps() -> None:
         return steps
 
     assert run() == run()
+
+
+def test_a_prompt_preempted_half_way_starts_its_logprobs_again() -> None:
+    engine = core(max_chunk_tokens=4)
+    prompt = list(range(11, 21))
+    engine.add(message("a", prompt, prompt_logprobs=0))
+    engine.step()
+    engine.scheduler._preempt(engine.scheduler.requests["a"])
+    (entries,) = [d.prompt_logprobs for d in drain(engine)["a"] if d.prompt_logprobs is not None]
+    assert [e.token_id for e in entries if e is not None] == prompt[1:]
+
+
+def test_nobody_is_admitted_in_a_step_that_preempted() -> None:
+    engine = core(num_blocks=12)
+    for index in range(12):
+        engine.add(message(f"r{index}", [index] * 3, arrival=index, max_tokens=30))
+    preempting_steps = 0
+    while engine.scheduler.requests:
+        before = engine.scheduler.counters.preemptions
+        plan = engine.scheduler.schedule(0.0)
+        if engine.scheduler.counters.preemptions > before:
+            preempting_steps += 1
+            assert plan.new_rows == []
+        engine.scheduler.update(plan, engine.runner.execute(plan).result(), 0.0)
+    assert preempting_steps > 0
