@@ -36,6 +36,7 @@ class Delta:
     times: RequestTimes | None = None  # on the last delta
     num_cached_tokens: int = 0
     prompt_logprobs: list[Logprob | None] | None = None  # on the first delta, if asked for
+    error: str | None = None  # what went wrong, with finish_reason "error"
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class Completion:
     stop_reason: str | int | None = None
     logprobs: list[Logprob] | None = None
     times: RequestTimes | None = None
+    error: str | None = None  # what went wrong, with finish_reason "error"
 
 
 @dataclass(slots=True)

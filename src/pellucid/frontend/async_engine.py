@@ -1,0 +1,336 @@
+"""The engine as asyncio programs see it: prompts in, streams of text out.
+
+Embed it in a program of your own:
+
+>>> async with AsyncLLM(EngineConfig.of(model="smollm2-135m")) as llm:
+...     prompt = await llm.chat_prompt([{"role": "user", "content": "Hello"}])
+...     async for delta in llm.generate(prompt, SamplingParams(max_tokens=64)):
+...         print(delta.text, end="", flush=True)
+
+Any number of tasks may generate at once; the engine batches them. Leaving a loop early, cancelling
+its task or closing its iterator aborts the request and frees its memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Unpack
+from weakref import WeakValueDictionary
+
+from pellucid.config import EngineConfig
+from pellucid.engine.client import EngineClient, ProcessClient
+from pellucid.errors import BadRequest, EngineDead, Overloaded
+from pellucid.frontend.generation import Generation
+from pellucid.frontend.inputs import InputProcessor, PreparedRequest, RequestOptions
+from pellucid.frontend.output_processor import OutputProcessor
+from pellucid.frontend.outputs import Delta
+from pellucid.frontend.stats import RequestReport, StatsListener
+from pellucid.frontend.text import ModelText, load_text
+from pellucid.load.hub import resolve
+from pellucid.messages import Abort, EngineInfo, StepOutput
+from pellucid.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from pellucid.frontend.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+MAX_RETRY_AFTER = 60.0  # seconds
+
+
+class AsyncLLM:
+    """A model that serves many requests at once, on one event loop.
+
+    Args:
+        config: model, memory and limits.
+        client: the engine; one in a process of its own by default.
+        text: tokenizer and chat template; loaded from the model's files by default.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        client: EngineClient | None = None,
+        *,
+        text: ModelText | None = None,
+    ) -> None:
+        self.config = config
+        self.listeners: list[StatsListener] = []
+        self._client: EngineClient = client or ProcessClient(config)
+        self._text = text
+        self._info: EngineInfo | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._death: str | None = "the engine was not started"
+        self._generations: WeakValueDictionary[str, Generation] = WeakValueDictionary()
+        self._num_preparing = 0  # answers admitted whose prompt is being tokenised
+        self._mean_seconds = 1.0  # of recent requests, from arrival to end
+        limits = config.scheduler
+        self._capacity = limits.max_num_seqs + limits.max_waiting
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Load the model; returns when requests can be taken.
+
+        Raises ModelError, ConfigError or EngineDead; nothing is left running then.
+        """
+        files = None
+        if self._text is None:
+            # Before the engine looks for them, so that a download happens once.
+            files = await asyncio.to_thread(resolve, self.config.model)
+        starting = asyncio.create_task(self._client.start())
+        try:
+            if files is not None:
+                self._text = await asyncio.to_thread(load_text, files, self.config.model)
+            self._info = await starting
+        except BaseException:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            await self._client.close()
+            raise
+        timeout = self.config.scheduler.request_timeout
+        self._inputs = InputProcessor(self.tokenizer, self._info, timeout)
+        self._outputs = OutputProcessor(self.tokenizer)
+        self._death = None
+        self._pump = asyncio.create_task(self._pump_outputs(), name="pellucid-outputs")
+
+    async def close(self) -> None:
+        """Stop the engine; open iterators raise EngineDead. Idempotent."""
+        self._die("the engine was closed")
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+        await self._client.close()
+
+    async def __aenter__(self) -> AsyncLLM:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # ---- what it is, and how it fares
+
+    @property
+    def info(self) -> EngineInfo:
+        """The engine's model and limits. Raises EngineDead before `start`."""
+        if self._info is None:
+            raise EngineDead("the engine was not started")
+        return self._info
+
+    @property
+    def text(self) -> ModelText:
+        """Tokenizer, chat template and name of the model. Raises EngineDead before `start`."""
+        if self._text is None:
+            raise EngineDead("the engine was not started")
+        return self._text
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.text.tokenizer
+
+    @property
+    def model_name(self) -> str:
+        """The name under which the model is served."""
+        return self.config.model.served_model_name or self.text.name
+
+    @property
+    def alive(self) -> bool:
+        """Requests can be taken."""
+        return self._death is None and self._client.alive
+
+    @property
+    def num_unfinished(self) -> int:
+        """Answers that run, wait, or are being tokenised."""
+        return len(self._outputs) + self._num_preparing if self._info else 0
+
+    # ---- text
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    async def chat_prompt(self, messages: Sequence[dict[str, Any]], **options: Any) -> list[int]:
+        """Token ids of a conversation in the model's chat format.
+
+        `options` go to `ChatTemplate.render`: `add_generation_prompt`, `continue_final_message`,
+        `tools`, and whatever variables the template itself knows.
+
+        Raises:
+            BadRequest: the model has no chat template, the template refuses the conversation, or
+                no split of its text into tokens fits into the context.
+        """
+        self._check_alive()
+        text = self.text.render_chat(messages, **options)
+        # The template writes the special tokens itself.
+        return await self._inputs.tokenize(text, field="messages", add_special_tokens=False)
+
+    # ---- requests
+
+    async def submit(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        **options: Unpack[RequestOptions],
+    ) -> Generation:
+        """Check a request and hand it to the engine; read the answers from what is returned.
+
+        Raises:
+            BadRequest: a field is wrong; nothing was queued.
+            Overloaded: the queue is full.
+            EngineDead: there is no engine to take it.
+        """
+        self._check_alive()
+        self._admit(params.n)  # before any work is spent on it
+        self._num_preparing += params.n
+        try:
+            request = await self._inputs.prepare(prompt, params, **options)
+        finally:
+            self._num_preparing -= params.n
+        return self.open(request)
+
+    async def prepare(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        **options: Unpack[RequestOptions],
+    ) -> PreparedRequest:
+        """Tokenise and check a request for a later `open`. Raises BadRequest, EngineDead."""
+        self._check_alive()
+        return await self._inputs.prepare(prompt, params, **options)
+
+    def open(self, request: PreparedRequest) -> Generation:
+        """Hand a prepared request to the engine. Raises BadRequest, Overloaded, EngineDead."""
+        self._check_alive()
+        self._admit(len(request.sequences))
+        if any(sequence.request_id in self._outputs for sequence in request.sequences):
+            raise BadRequest(
+                f"request_id {request.request_id} is in use",
+                param="request_id",
+                code="invalid_value",
+            )
+        generation = Generation(request, self._abort)
+        self._generations[request.request_id] = generation
+        for index, sequence in enumerate(request.sequences):
+            self._outputs.add(sequence, request.prompt_token_ids, index, generation.put)
+        try:
+            for sequence in request.sequences:
+                self._client.send(sequence)
+        except EngineDead as error:
+            self._die(error.message)
+            raise
+        return generation
+
+    async def generate(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        **options: Unpack[RequestOptions],
+    ) -> AsyncGenerator[Delta, None]:
+        """`submit` and read: the deltas of all `n` answers, interleaved; see `Delta.index`.
+
+        A deadline that passes ends the answer with finish_reason "timeout". Raises what `submit`
+        raises, with the first delta, and EngineDead when the engine dies midway.
+        """
+        generation = await self.submit(prompt, params, **options)
+        try:
+            async for delta in generation:
+                yield delta
+        finally:
+            await generation.aclose()
+
+    def abort(self, request_id: str) -> bool:
+        """End a request: its reader gets what is left, with finish_reason "abort".
+
+        Returns whether there was anything to end.
+        """
+        generation = self._generations.get(request_id)
+        return generation is not None and self._abort(generation)
+
+    # ---- inside
+
+    def _check_alive(self) -> None:
+        if self._death is not None:
+            raise EngineDead(self._death)
+
+    def _admit(self, num_answers: int) -> None:
+        if num_answers > self._capacity:
+            raise BadRequest(
+                f"n must be at most {self._capacity}, the engine's queue, got {num_answers}",
+                param="n",
+                code="invalid_value",
+            )
+        if self.num_unfinished + num_answers > self._capacity:
+            # About when that many places will be free, were requests to end evenly spread.
+            wait = self._mean_seconds * num_answers / self.config.scheduler.max_num_seqs
+            raise Overloaded(
+                f"the queue is full: {self.num_unfinished} of {self._capacity} places are taken",
+                retry_after=min(max(wait, 1.0), MAX_RETRY_AFTER),
+            )
+
+    def _abort(self, generation: Generation) -> bool:
+        now = time.monotonic()
+        ids = [sequence.request_id for sequence in generation.request.sequences]
+        ended = {i: report for i in ids if (report := self._outputs.finish(i, "abort", now))}
+        if not ended:
+            return False
+        self._send_abort(list(ended))
+        self._tell_finished(ended.values())
+        return True
+
+    def _send_abort(self, request_ids: list[str]) -> None:
+        if self._death is None:
+            with contextlib.suppress(EngineDead):  # a dead engine has nothing to abort
+                self._client.send(Abort(request_ids=request_ids))
+
+    async def _pump_outputs(self) -> None:
+        """Hand over the engine's outputs until it dies or `close` cancels this task."""
+        try:
+            async for output in self._client.outputs():
+                self._take(output)
+            self._die("the engine stopped")
+        except EngineDead as error:
+            self._die(error.message)
+        except Exception as error:
+            logger.exception("the front end failed to process the engine's output")
+            self._die(f"the front end failed: {type(error).__name__}")
+
+    def _take(self, output: StepOutput) -> None:
+        step = self._outputs.process(output)
+        if step.stopped:
+            self._send_abort(step.stopped)
+        self._tell(lambda listener: listener.on_step(step.report))
+        self._tell_finished(step.finished)
+
+    def _tell_finished(self, reports: Iterable[RequestReport]) -> None:
+        for report in reports:
+            if report.times.finished is not None:
+                seconds = report.times.finished - report.times.arrival
+                self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
+            self._tell(lambda listener, report=report: listener.on_finish(report))
+
+    def _tell(self, call: Callable[[StatsListener], None]) -> None:
+        for listener in self.listeners:
+            try:
+                call(listener)
+            except Exception:  # statistics must never end a stream
+                logger.exception("a statistics listener failed")
+
+    def _die(self, message: str) -> None:
+        """Refuse what comes from now on and end every open iterator with EngineDead."""
+        if self._death is None:
+            self._death = message
+            for generation in list(self._generations.values()):
+                generation.fail(message)
