@@ -1,0 +1,194 @@
+"""Canonical weight names: which a model has, their shapes, and where a file keeps each.
+
+Canonical names and layouts are those of Hugging Face's checkpoints with everything unfused:
+projections are [out, in], rotary halves are split ("rotate_half"), a norm's weight is what it
+multiplies by. The tables below say how each file format differs; `weights.py` does what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pellucid.models.config import ModelConfig
+
+ROPE_FREQS = "rope_freqs.weight"
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a file keeps a canonical weight, and what must be undone to get it."""
+
+    name: str
+    rows: slice | None = None  # its part of a fused projection's output rows
+    interleaved_heads: int = 0  # rows of so many heads stand in interleaved rotary order
+    transposed: bool = False  # kept [in, out], as GPT-2's Conv1D does
+    plus_one: bool = False  # Gemma keeps w where the norm multiplies by 1 + w
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Every weight that a model of this config has, by canonical name, in order of use."""
+    pairs = _gpt2_shapes(config) if config.architecture == "gpt2" else _decoder_shapes(config)
+    shapes = dict(pairs)
+    if not config.tie_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+    return shapes
+
+
+def _decoder_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    if config.post_norms:
+        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}."
+        for norm in norms:
+            yield f"{prefix}{norm}.weight", (hidden,)
+        yield from _attention_shapes(config, f"{prefix}self_attn.")
+        if config.qk_norm:
+            yield f"{prefix}self_attn.q_norm.weight", (config.head_dim,)
+            yield f"{prefix}self_attn.k_norm.weight", (config.head_dim,)
+        for name in ("gate_proj", "up_proj"):
+            yield from _linear(f"{prefix}mlp.{name}", inner, hidden, config.mlp_bias)
+        yield from _linear(f"{prefix}mlp.down_proj", hidden, inner, config.mlp_bias)
+    yield "model.norm.weight", (hidden,)
+
+
+def _gpt2_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    yield "transformer.wte.weight", (config.vocab_size, hidden)
+    yield "transformer.wpe.weight", (config.max_position, hidden)
+    for layer in range(config.num_layers):
+        prefix = f"transformer.h.{layer}."
+        yield from _layer_norm(f"{prefix}ln_1", hidden)
+        yield from _attention_shapes(config, f"{prefix}attn.")
+        yield from _layer_norm(f"{prefix}ln_2", hidden)
+        yield from _linear(f"{prefix}mlp.up_proj", inner, hidden, config.mlp_bias)
+        yield from _linear(f"{prefix}mlp.down_proj", hidden, inner, config.mlp_bias)
+    yield from _layer_norm("transformer.ln_f", hidden)
+
+
+def _attention_shapes(config: ModelConfig, prefix: str) -> Iterator[tuple[str, Shape]]:
+    hidden = config.hidden_size
+    query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    yield from _linear(f"{prefix}q_proj", query, hidden, config.attention_bias)
+    yield from _linear(f"{prefix}k_proj", kv, hidden, config.attention_bias)
+    yield from _linear(f"{prefix}v_proj", kv, hidden, config.attention_bias)
+    yield from _linear(f"{prefix}o_proj", hidden, query, config.attention_out_bias)
+
+
+def _linear(name: str, out: int, inner: int, bias: bool) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (out, inner)
+    if bias:
+        yield f"{name}.bias", (out,)
+
+
+def _layer_norm(name: str, size: int) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (size,)
+    yield f"{name}.bias", (size,)
+
+
+# ---- GGUF
+
+_GGUF_TOP = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+    "lm_head": "output",
+}
+_GGUF_LAYER = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "attn.o_proj": "attn_output",
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+}
+# With four norms per layer the one after attention has a name of its own.
+_GGUF_POST_NORMS = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def gguf_location(name: str, config: ModelConfig) -> Stored:
+    """Where a GGUF file keeps canonical weight `name`."""
+    layer, module, kind = _split(name)
+    if layer is None:
+        return Stored(f"{_GGUF_TOP[module]}.{kind}")
+    prefix = f"blk.{layer}."
+    projection = module.rpartition(".")[2]
+    if config.architecture in ("phi3", "gpt2") and projection in ("q_proj", "k_proj", "v_proj"):
+        return Stored(f"{prefix}attn_qkv.{kind}", rows=_qkv_rows(projection, config))
+    if config.architecture == "phi3" and projection in ("gate_proj", "up_proj"):
+        return Stored(f"{prefix}ffn_up.{kind}", rows=_gate_up_rows(projection, config))
+    heads = 0
+    if config.architecture == "llama":
+        heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(projection, 0)
+    renamed = _GGUF_POST_NORMS.get(module) if config.post_norms else None
+    return Stored(f"{prefix}{renamed or _GGUF_LAYER[module]}.{kind}", interleaved_heads=heads)
+
+
+# ---- Hugging Face
+
+_GPT2_CONV1D = {
+    "attn.o_proj": "attn.c_proj",
+    "mlp.up_proj": "mlp.c_fc",
+    "mlp.down_proj": "mlp.c_proj",
+}
+
+
+def hf_location(name: str, config: ModelConfig) -> Stored:
+    """Where a Hugging Face checkpoint keeps canonical weight `name`, before its own prefix."""
+    layer, module, kind = _split(name)
+    stem = name.removesuffix(f"{module}.{kind}")
+    projection = module.rpartition(".")[2]
+    if config.architecture == "gpt2" and layer is not None and projection.endswith("_proj"):
+        transposed = kind == "weight"
+        if module in _GPT2_CONV1D:
+            return Stored(f"{stem}{_GPT2_CONV1D[module]}.{kind}", transposed=transposed)
+        rows = _qkv_rows(projection, config)
+        return Stored(f"{stem}attn.c_attn.{kind}", rows=rows, transposed=transposed)
+    if config.architecture == "phi3" and projection in ("q_proj", "k_proj", "v_proj"):
+        return Stored(f"{stem}self_attn.qkv_proj.{kind}", rows=_qkv_rows(projection, config))
+    if config.architecture == "phi3" and projection in ("gate_proj", "up_proj"):
+        return Stored(f"{stem}mlp.gate_up_proj.{kind}", rows=_gate_up_rows(projection, config))
+    gemma = config.architecture in ("gemma2", "gemma3")
+    return Stored(name, plus_one=gemma and projection.endswith("norm"))
+
+
+def _split(name: str) -> tuple[str | None, str, str]:
+    """model.layers.3.mlp.up_proj.weight -> "3", "mlp.up_proj", "weight"; no layer at the top."""
+    module, _, kind = name.rpartition(".")
+    for prefix in ("model.layers.", "transformer.h."):
+        if module.startswith(prefix):
+            layer, _, module = module.removeprefix(prefix).partition(".")
+            return layer, module, kind
+    return None, module, kind
+
+
+def _qkv_rows(projection: str, config: ModelConfig) -> slice:
+    query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    start, size = {"q_proj": (0, query), "k_proj": (query, kv), "v_proj": (query + kv, kv)}[
+        projection
+    ]
+    return slice(start, start + size)
+
+
+def _gate_up_rows(projection: str, config: ModelConfig) -> slice:
+    inner = config.intermediate_size
+    return slice(0, inner) if projection == "gate_proj" else slice(inner, 2 * inner)
