@@ -1,0 +1,21 @@
+"""`python -m benchmarks [NAME ...]`: run the named benchmarks, or all; write their result files."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+NAMES = ("scheduler_step", "engine_speed", "prefix_ttft", "picture")
+
+
+def main() -> None:
+    chosen = sys.argv[1:] or NAMES
+    for name in chosen:
+        if name not in NAMES:
+            sys.exit(f"unknown benchmark {name!r}; there are {', '.join(NAMES)}")
+    for name in chosen:
+        print(f"-- {name}")
+        import_module(f"benchmarks.{name}").main()
+
+
+main()

@@ -1,0 +1,88 @@
+"""Prefill and decode speed of the default model by type and batch, and the sampler's share."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from benchmarks.report import save
+from pellucid.bench.throughput import Workload, measure
+from pellucid.config import EngineConfig
+from pellucid.engine.core import EngineCore
+from pellucid.messages import AddRequest, pack_tokens
+from pellucid.runner.factory import create_runner
+from pellucid.sampling_params import SamplingParams
+
+BATCHES = (1, 8, 32)
+# What a chat front end may send: every stage of the sampler is used.
+MIXED = SamplingParams(
+    max_tokens=64,
+    temperature=0.8,
+    top_p=0.95,
+    top_k=50,
+    repetition_penalty=1.1,
+    frequency_penalty=0.2,
+    seed=1,
+    ignore_eos=True,
+)
+GREEDY = SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True)
+
+
+def make_engine(dtype: str) -> EngineCore:
+    config = EngineConfig.of(dtype=dtype, max_num_seqs=32)
+    return EngineCore(create_runner(config), config.cache, config.scheduler)
+
+
+def sampler_share(engine: EngineCore, params: SamplingParams) -> dict[str, float]:
+    """Median forward and sampling time of a decode step at 32 sequences, in milliseconds."""
+    for index in range(32):
+        engine.add(
+            AddRequest(
+                request_id=f"s{index}",
+                prompt=pack_tokens([(37 * index + k) % 40_000 + 100 for k in range(64)]),
+                sampling=params,
+                arrival_time=time.monotonic(),
+            )
+        )
+    forward, sample = [], []
+    while engine.has_work:
+        stats = engine.step().stats
+        if stats.num_generated_tokens == 32 and not stats.num_prompt_tokens:
+            forward.append(stats.forward_seconds)
+            sample.append(stats.sample_seconds)
+    middle = len(forward) // 2
+    forward_ms, sample_ms = (1e3 * sorted(times)[middle] for times in (forward, sample))
+    return {
+        "forward_ms": forward_ms,
+        "sample_ms": sample_ms,
+        "share_of_step": sample_ms / (forward_ms + sample_ms),
+    }
+
+
+def main() -> None:
+    results: dict[str, Any] = {}
+    for dtype in ("float32", "bfloat16"):
+        engine = make_engine(dtype)
+        figures: dict[str, Any] = {}
+        for batch in BATCHES:
+            load = Workload(input_len=128, output_len=64, num_prompts=batch, batch_size=batch)
+            done = measure(engine, load)
+            figures[f"batch_{batch}"] = msgspec.to_builtins(done)
+            print(
+                f"{dtype:9} batch {batch:2}: prefill {done.prefill_tokens_per_s or 0:7.0f} tok/s, "
+                f"decode {done.decode_tokens_per_s or 0:6.1f} tok/s"
+            )
+        figures["sampling_greedy"] = sampler_share(engine, GREEDY)
+        figures["sampling_mixed"] = sampler_share(engine, MIXED)
+        for name in ("sampling_greedy", "sampling_mixed"):
+            share = figures[name]
+            print(
+                f"{dtype:9} {name}: {share['sample_ms']:.2f} ms of a "
+                f"{share['forward_ms'] + share['sample_ms']:.1f} ms step "
+                f"({share['share_of_step']:.1%})"
+            )
+        results[dtype] = figures
+        engine.runner.close()
+    save("engine_speed", results, input_len=128, output_len=64, batches=list(BATCHES))
