@@ -1,0 +1,1 @@
+"""Logits in, tokens out. Imports nothing of the rest of pellucid."""

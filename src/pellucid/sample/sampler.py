@@ -1,0 +1,146 @@
+"""From processed logits to one token per row, without a sort and without state.
+
+Every filter but the nucleus is a floor under the logits: top_k is the k-th largest, min_p lies
+`temperature * log(min_p)` below the largest. What is left is sampled by inverse CDF from a single
+uniform number. A nucleus (top_p) is never built either: a token is drawn first, then asked whether
+the tokens likelier than it already fill the nucleus. If so, it and everything less likely are out
+of the nucleus; the draw is repeated among the rest with the next number. That is rejection sampling
+from a proposal that always contains the nucleus, hence exact, and accepts at once with a
+probability of at least top_p.
+
+Equal logits are never split by a filter: those that tie with the last one kept are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pellucid.sample.groups import GROUP, argmax, group_peaks, kth_largest, pad_to_groups
+from pellucid.sample.philox import uniform
+
+_BELOW_ONE = 1.0 - 2.0**-52
+
+
+@dataclass(slots=True)
+class SamplingColumns:
+    """How each row's token is chosen: arrays of one length, on the host."""
+
+    temperature: NDArray[np.float32]  # 0: greedy, the likeliest token
+    top_k: NDArray[np.int64]  # below 1: off
+    top_p: NDArray[np.float32]
+    min_p: NDArray[np.float32]
+    seed: NDArray[np.int64]
+    position: NDArray[np.int64]  # where in its sequence the chosen token will stand
+
+    def take(self, rows: NDArray[np.int64]) -> SamplingColumns:
+        return SamplingColumns(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+
+def sample(logits: Tensor, columns: SamplingColumns) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Choose a token per row of float32 logits [n, V], which are left as they are.
+
+    A row's answer depends on that row alone. In this order: temperature, min_p, top_k, then top_p
+    of the probability that those two left.
+
+    Returns:
+        token_ids [n], and failed [n]: rows that have no finite largest logit (NaN, infinity, or
+        every token banned); their token means nothing.
+    """
+    logits = pad_to_groups(logits)
+    peaks = group_peaks(logits)
+    token_ids = argmax(logits, peaks)
+    best = logits.gather(1, token_ids[:, None])[:, 0]
+    drawn = np.flatnonzero(columns.temperature > 0.0)
+    if len(drawn) == len(logits):
+        token_ids = _draw(logits, peaks, best, columns)
+    elif len(drawn):
+        rows = torch.from_numpy(drawn).to(logits.device)
+        token_ids[rows] = _draw(logits[rows], peaks[rows], best[rows], columns.take(drawn))
+    failed = ~best.isfinite()
+    return token_ids.cpu().numpy(), failed.cpu().numpy()
+
+
+def _draw(logits: Tensor, peaks: Tensor, best: Tensor, columns: SamplingColumns) -> Tensor:
+    """Tokens [n] of rows that are not greedy."""
+    temperature = _column(columns.temperature, logits)
+    probs = torch.div(logits, temperature[:, None])
+    torch.softmax(probs, dim=-1, out=probs)
+    floor = _floor(logits, peaks, best, temperature, columns)
+    if floor is not None:
+        # Comparing into a float tensor is vectorised, unlike a boolean mask and where().
+        probs *= torch.ge(logits, floor[:, None], out=torch.empty_like(logits))
+    token_ids = _inverse_cdf(probs, columns, draw=0)
+    if (columns.top_p < 1.0).any():
+        _redraw_outside_nucleus(probs, token_ids, columns)
+    return token_ids
+
+
+def _floor(
+    logits: Tensor, peaks: Tensor, best: Tensor, temperature: Tensor, columns: SamplingColumns
+) -> Tensor | None:
+    """The least logit [n] that min_p and top_k let through; None if no row uses them."""
+    floor = None
+    if (columns.min_p > 0.0).any():
+        floor = best + temperature * _column(columns.min_p, logits).log()
+    limited = np.flatnonzero((columns.top_k > 0) & (columns.top_k < logits.shape[1]))
+    if len(limited):
+        if floor is None:
+            floor = torch.full_like(best, -torch.inf)
+        rows = torch.from_numpy(limited).to(logits.device)
+        k = torch.from_numpy(columns.top_k[limited]).to(logits.device)
+        floor[rows] = floor[rows].maximum(kth_largest(logits, peaks, rows, k))
+    return floor
+
+
+def _redraw_outside_nucleus(probs: Tensor, token_ids: Tensor, columns: SamplingColumns) -> None:
+    """Replace, in place, the tokens that lie outside their row's nucleus.
+
+    A token belongs to the nucleus if those strictly likelier hold less than top_p of the row.
+    """
+    pending = np.flatnonzero(columns.top_p < 1.0)
+    rows = torch.from_numpy(pending).to(probs.device)
+    candidates = probs if len(pending) == len(probs) else probs[rows]
+    capacity = _column(columns.top_p[pending], probs).double() * _mass(candidates)[:, -1]
+    draw = 0
+    while True:
+        chosen = candidates.gather(1, token_ids[rows][:, None])
+        likelier = torch.gt(candidates, chosen, out=torch.empty_like(candidates)).mul_(candidates)
+        outside = _mass(likelier)[:, -1] >= capacity
+        if not outside.any():
+            return
+        draw += 1
+        rows, candidates, capacity = rows[outside], likelier[outside], capacity[outside]
+        token_ids[rows] = _inverse_cdf(candidates, columns.take(rows.cpu().numpy()), draw)
+
+
+def _inverse_cdf(weights: Tensor, columns: SamplingColumns, draw: int) -> Tensor:
+    """A token per row [n], with the probability of its share of the row's weights [n, G * GROUP].
+
+    The group is found first and then the token in it, so that nothing is summed over the whole
+    vocabulary one by one; a token of weight zero is never chosen.
+    """
+    mass = _mass(weights)
+    numbers = uniform(columns.seed, columns.position, draw)
+    target = torch.from_numpy(numbers).to(weights.device)[:, None] * mass[:, -1:]
+    group = torch.searchsorted(mass, target, right=True).clamp_(max=mass.shape[1] - 1)
+    end = mass.gather(1, group)
+    begin = torch.where(group > 0, mass.gather(1, (group - 1).clamp_(min=0)), 0.0)
+    share = ((target - begin) / (end - begin)).clamp_(0.0, _BELOW_ONE)
+    rows = torch.arange(len(weights), device=weights.device)
+    members = weights.view(len(weights), -1, GROUP)[rows, group[:, 0]].double().cumsum(-1)
+    member = torch.searchsorted(members, share * members[:, -1:], right=True)
+    return (group * GROUP + member.clamp_(max=GROUP - 1))[:, 0]
+
+
+def _mass(weights: Tensor) -> Tensor:
+    """Running total of the groups' sums: [n, G] float64, the row's total last."""
+    return weights.view(len(weights), -1, GROUP).sum(-1).double().cumsum(-1)
+
+
+def _column(values: NDArray[np.float32], like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like.device)
