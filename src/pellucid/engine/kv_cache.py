@@ -80,6 +80,8 @@ class KVCacheManager:
         """
         entering = not request.block_table
         needed = self.blocks_for(num_tokens) - len(request.block_table) - len(prefix)
+        if needed == 0 and not prefix:
+            return []  # the common case of a decode: the last block has room
         if needed > len(self._free) - sum(self._ref_counts[b] == 0 for b in prefix):
             return None
         for block in prefix:
