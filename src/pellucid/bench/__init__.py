@@ -1,0 +1,1 @@
+"""Benchmarks: offline throughput of the engine, and load on any OpenAI-compatible server."""

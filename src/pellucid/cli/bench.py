@@ -1,0 +1,153 @@
+"""`pellucid bench`: offline throughput, and load on a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pellucid.bench.settings import LoadSettings, Workload
+from pellucid.cli.options import configured
+from pellucid.config import EngineConfig
+from pellucid.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pellucid.bench.load import LoadReport
+    from pellucid.bench.throughput import Throughput
+
+CLIENT_IS_BUSY = 0.8  # share of a core from which the client may hold the server back
+
+app = typer.Typer(no_args_is_help=True, help="Measure the engine alone, or any server.")
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the whole report here.")
+]
+
+
+@app.command()
+@configured()
+def throughput(engine: EngineConfig, load: Workload, json: JsonFile = None) -> None:
+    """Measure the engine in this process: no HTTP, no text.
+
+    Prompts are random token ids; greedy, EOS ignored; waves of --batch-size after a warm-up wave.
+    Prefill rate: prompt tokens over the seconds of steps that compute prompt tokens. Decode rate:
+    tokens over the seconds of all other steps. Seconds are wall-clock around a whole engine step.
+    """
+    from pellucid.bench.throughput import measure
+    from pellucid.cli.console import notes, progress_bar
+    from pellucid.engine.core import EngineCore
+    from pellucid.runner.factory import create_runner
+
+    if load.batch_size > engine.scheduler.max_num_seqs:
+        raise ConfigError(
+            f"--batch-size: must be at most --max-num-seqs, {engine.scheduler.max_num_seqs}"
+        )
+    with notes().status("loading the model"):
+        runner = create_runner(engine)
+    try:
+        core = EngineCore(runner, engine.cache, engine.scheduler)
+        with progress_bar("prompts", load.num_prompts) as advance:
+            result = measure(core, load, advance)
+    finally:
+        runner.close()
+    _show_throughput(result)
+    if json:
+        from msgspec.structs import asdict
+
+        about = {"workload": load, "engine": asdict(core.info), "settings": engine}
+        _write(json, result, about)
+
+
+@app.command()
+@configured()
+def serve(
+    load: LoadSettings,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="OPENAI_API_KEY", help="Bearer token of the server.")
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """Measure any OpenAI-compatible server: TTFT, ITL, TPOT, end-to-end, throughput, goodput.
+
+    Times count from the sending of a request; tokens are counted by the server's usage.
+    """
+    from pellucid.bench.serving import bench_server, plain_settings
+    from pellucid.cli.console import progress_bar
+
+    with progress_bar("requests", load.num_prompts) as advance:
+        result = bench_server(load, api_key, lambda: advance(1))
+    _show_load(result)
+    if json:
+        _write(json, result, {"settings": plain_settings(load)})
+    if result.completed == 0:
+        raise typer.Exit(1)
+
+
+def _write(path: Path, result: LoadReport | Throughput, about: dict[str, Any]) -> None:
+    """The result's keys at the top level, and beside them what was measured where."""
+    import msgspec
+
+    from pellucid.bench.machine import describe_machine, describe_versions
+    from pellucid.bench.summary import command_line, write_json
+
+    origin = {
+        "command": command_line(),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+    }
+    write_json(path, {**msgspec.to_builtins(result), **msgspec.to_builtins(about), **origin})
+
+
+def _show_throughput(result: Throughput) -> None:
+    from rich.console import Console
+
+    from pellucid.cli.console import add_summary, rate, summary_table
+
+    out = Console(highlight=False)
+    table = summary_table("")
+    add_summary(table, "TTFT", result.ttft_ms)
+    add_summary(table, "prefill step", result.prefill_step_ms)
+    add_summary(table, "decode step", result.decode_step_ms)
+    out.print(table)
+    out.print(
+        f"prefill {rate(result.prefill_tokens_per_s)} tokens/s"
+        f" ({result.prompt_tokens} tokens, {result.prefill_steps} steps,"
+        f" {result.mixed_steps} mixed)"
+    )
+    out.print(
+        f"decode  {rate(result.decode_tokens_per_s)} tokens/s"
+        f" ({result.output_tokens} tokens, {result.decode_steps} steps,"
+        f" weights read at {rate(result.weight_gb_per_s)} GB/s)"
+    )
+    out.print(f"total   {rate(result.total_tokens_per_s)} tokens/s in {result.seconds:.2f} s")
+    if result.preemptions:
+        out.print(f"[yellow]{result.preemptions} preemptions: the KV pool is too small[/]")
+
+
+def _show_load(result: LoadReport) -> None:
+    from rich.console import Console
+
+    from pellucid.cli.console import add_summary, rate, summary_table
+
+    out = Console(highlight=False)
+    table = summary_table("")
+    for name in ("ttft", "itl", "tpot", "e2e", "wait"):
+        add_summary(table, name.upper(), getattr(result, f"{name}_ms"))
+    out.print(table)
+    out.print(
+        f"{result.completed} completed, {result.failed} failed in {result.seconds:.2f} s:"
+        f" {rate(result.requests_per_s)} requests/s,"
+        f" {rate(result.output_tokens_per_s)} output tokens/s,"
+        f" {rate(result.total_tokens_per_s)} tokens/s in all"
+    )
+    if result.goodput is not None:
+        good, per_second = result.goodput["requests"], result.goodput["requests_per_s"]
+        out.print(f"goodput {rate(per_second)} requests/s ({good} kept every limit)")
+    for reason, count in result.failures.items():
+        out.print(f"[red]{count} failed[/]: {reason}", markup=True)
+    if result.without_usage:
+        out.print(f"{result.without_usage} answers came without usage: their chunks were counted")
+    if result.client_cpu_share > CLIENT_IS_BUSY:
+        share = f"{result.client_cpu_share:.0%}"
+        out.print(f"[yellow]this client used {share} of a core and may be the bottleneck[/]")

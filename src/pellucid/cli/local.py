@@ -1,0 +1,30 @@
+"""A model in this process, with something to look at while it is fetched and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from pellucid.cli.console import notes
+from pellucid.cli.download import fetch
+from pellucid.config import EngineConfig
+
+if TYPE_CHECKING:
+    from pellucid.frontend.async_engine import AsyncLLM
+
+
+@asynccontextmanager
+async def open_model(config: EngineConfig) -> AsyncIterator[AsyncLLM]:
+    """An engine on this event loop. Raises ModelError or ConfigError if it cannot be had."""
+    fetch(config.model)
+    with notes().status(f"loading {config.model.model}"):
+        from pellucid.engine.client import InProcessClient
+        from pellucid.frontend.async_engine import AsyncLLM
+
+        llm = AsyncLLM(config, InProcessClient.from_config(config))
+        await llm.start()
+    try:
+        yield llm
+    finally:
+        await llm.close()

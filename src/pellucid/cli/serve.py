@@ -1,0 +1,45 @@
+"""`pellucid serve`: the OpenAI API over HTTP."""
+
+from __future__ import annotations
+
+from pellucid.cli.options import configured
+from pellucid.config import EngineConfig, ServerConfig
+
+
+@configured()
+def serve(engine: EngineConfig, server: ServerConfig) -> None:
+    """Serve a model over the OpenAI API.
+
+    Downloads the model if need be, loads it, and prints where it listens once it can answer.
+    """
+    from pellucid.cli.console import notes
+    from pellucid.cli.download import fetch
+    from pellucid.server.run import serve as run_server
+
+    model = engine.model.served_model_name or fetch(engine.model).name
+    status = notes().status(f"loading {engine.model.model}")
+
+    def on_ready(url: str) -> None:
+        status.stop()
+        _greet(url, model)
+
+    with status:
+        run_server(engine, server, on_ready)
+
+
+def _greet(url: str, model: str) -> None:
+    """Where it listens, and a first request to paste."""
+    from pellucid.cli.console import notes
+
+    body = (
+        f'{{"model": "{model}", "stream": true, '
+        '"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
+    )
+    notes().print(f"[bold]{model}[/] is ready at [bold]{url}/v1[/]\n")
+    notes().print(
+        f"curl -N {url}/v1/chat/completions \\\n"
+        "  -H 'Content-Type: application/json' \\\n"
+        f"  -d '{body}'\n",
+        soft_wrap=True,
+        markup=False,
+    )
