@@ -1,0 +1,171 @@
+"""Every op in plain torch: what the other backends are tested against, on CPU and GPU alike.
+
+The order in which a row is summed depends on that row alone, so on the CPU a row's result is
+bit-identical whatever shares its step. Three things would break that and are avoided here:
+
+- A float32 matrix product picks its kernel by the number of rows: `linear` works on tiles of 16.
+- `torch.sigmoid` and `silu` finish each thread's share with scalar code that rounds differently
+  from the vector code: `silu_mul` is built on `torch.exp`, which does not.
+- Attention must not depend on how a prompt was cut: see `reference_attention`.
+
+Norms, softmax, rotations and activations compute in float32 whatever the dtype of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid.kernels import reference_attention
+from pellucid.kernels.interface import AttentionInputs, KVLayer
+
+LINEAR_TILE = 16  # rows; decoding one sequence costs a full tile, so not larger
+
+
+class ReferenceOps:
+    """The ops of the decoder. A faster backend derives from this and overrides what it has.
+
+    T is the number of rows of the step; none of the ops changes its inputs, except that the two
+    writing ops fill their slots of the KV pool.
+    """
+
+    name = "reference"
+
+    def embedding(self, token_ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
+        """Rows of `table` [vocab, hidden] at `token_ids` [T] int64, times `scale`."""
+        rows = F.embedding(token_ids, table)
+        return rows if scale == 1.0 else rows * scale
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x` [T, in] times `weight` [out, in] transposed, plus `bias` [out] -> [T, out]."""
+        if x.dtype == torch.float32 and x.device.type == "cpu":
+            return _linear_in_tiles(x, weight, bias)
+        return F.linear(x, weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Scale the last dimension to unit root mean square, times `weight` (float32).
+
+        Zhang and Sennrich 2019. The last dimension may be the hidden size or one head.
+        """
+        wide = x.float()
+        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return (wide * inverse * weight).to(x.dtype)
+
+    def add_rms_norm(
+        self, update: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """The norm of `residual + update`, and that sum: both [T, hidden]."""
+        total = residual + update
+        return self.rms_norm(total, weight, eps), total
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Zero mean and unit variance over the last dimension; `weight` and `bias` are float32."""
+        return F.layer_norm(x.float(), (x.shape[-1],), weight, bias, eps).to(x.dtype)
+
+    def add_layer_norm(
+        self, update: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """The layer norm of `residual + update`, and that sum: both [T, hidden]."""
+        total = residual + update
+        return self.layer_norm(total, weight, bias, eps), total
+
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
+        """Rotate the heads `x` [T, heads, D] by their positions (Su et al. 2021).
+
+        `cos` and `sin` [max_position, rotated / 2] are float32. Component i of the rotated part
+        pairs with i + rotated / 2 ("split halves"); the rest of the head passes unchanged.
+        """
+        half = cos.shape[1]
+        c, s = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
+        first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+        a, b = first.float(), second.float()
+        return torch.cat(((a * c - b * s).to(x.dtype), (b * c + a * s).to(x.dtype), rest), dim=-1)
+
+    def rope_and_write_kv(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        inputs: AttentionInputs,
+        kv: KVLayer,
+    ) -> Tensor:
+        """Rotate `q` [T, H, D] and `k` [T, G, D]; store k and `v` in the pool; return rotated q."""
+        self.write_kv(self.rope(k, cos, sin, inputs.positions), v, inputs, kv)
+        return self.rope(q, cos, sin, inputs.positions)
+
+    def write_kv(self, k: Tensor, v: Tensor, inputs: AttentionInputs, kv: KVLayer) -> None:
+        """Store `k` and `v` [T, G, D] at `inputs.slot_mapping`."""
+        for pool, rows in ((kv.k, k), (kv.v, v)):
+            pool.view(-1, *pool.shape[2:]).index_copy_(0, inputs.slot_mapping, rows.to(pool.dtype))
+
+    def plan_attention(
+        self,
+        inputs: AttentionInputs,
+        kv: KVLayer,
+        num_heads: int,
+        windows: Sequence[int | None] = (None,),
+    ) -> object:
+        """Prepare what every layer of the step shares, for each distinct sliding window.
+
+        `kv` gives the pool's shape, any layer's will do. The result belongs in `inputs.plan`.
+        """
+        return reference_attention.plan(inputs, kv, num_heads, windows)
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        kv: KVLayer,
+        inputs: AttentionInputs,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Causal attention of `q` [T, H, D] over each sequence's block table -> [T, H, D].
+
+        A query at position p sees keys max(0, p - window + 1) .. p. With `softcap` c, scores s
+        become c * tanh(s / c) (Gemma 2). Needs the `inputs.plan` of `plan_attention`.
+        """
+        return reference_attention.attend(q, kv, inputs, scale, window, softcap)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up, where `gate_up` [T, 2 * I] holds gate then up -> [T, I]."""
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return (gate / (1 + torch.exp(-gate)) * up).to(gate_up.dtype)
+
+    def gelu_mul(self, gate_up: Tensor, approximate: bool) -> Tensor:
+        """gelu(gate) * up, where `gate_up` [T, 2 * I] holds gate then up -> [T, I]."""
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return (_gelu(gate, approximate) * up).to(gate_up.dtype)
+
+    def gelu(self, x: Tensor, approximate: bool) -> Tensor:
+        """x * Phi(x); `approximate` takes the tanh formula (Hendrycks and Gimpel 2016)."""
+        return _gelu(x.float(), approximate).to(x.dtype)
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        """cap * tanh(x / cap): keeps |x| below `cap`."""
+        return torch.tanh(x / cap) * cap
+
+
+def _linear_in_tiles(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = x.shape[0]
+    missing = -rows % LINEAR_TILE
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+    if x.shape[0] == LINEAR_TILE:
+        return F.linear(x, weight, bias)[:rows]
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    for tile, result in zip(x.split(LINEAR_TILE), out.split(LINEAR_TILE), strict=True):
+        result.copy_(F.linear(tile, weight, bias))
+    return out[:rows]
+
+
+def _gelu(x: Tensor, approximate: bool) -> Tensor:
+    if approximate:
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    return 0.5 * x * (1 + torch.erf(x * math.sqrt(0.5)))

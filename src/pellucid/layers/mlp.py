@@ -1,0 +1,28 @@
+"""The gated feed-forward network of the Llama family (Shazeer 2020, "GLU variants")."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pellucid.layers.linear import Linear
+from pellucid.layers.loading import Loader
+from pellucid.models.config import ModelConfig
+
+
+class GatedMLP:
+    """down(act(gate(x)) * up(x)), with gate and up stacked in one weight."""
+
+    def __init__(self, loader: Loader, config: ModelConfig, name: str) -> None:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        names = [f"{name}.gate_proj", f"{name}.up_proj"]
+        self.ops = loader.ops
+        self.activation = config.activation
+        self.gate_up = Linear.load(loader, names, [inner, inner], hidden, config.mlp_bias)
+        self.down = Linear.load(loader, [f"{name}.down_proj"], [hidden], inner, config.mlp_bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        gate_up = self.gate_up(x)
+        if self.activation == "silu":
+            return self.down(self.ops.silu_mul(gate_up))
+        return self.down(self.ops.gelu_mul(gate_up, approximate=self.activation == "gelu_tanh"))
