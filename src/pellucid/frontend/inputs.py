@@ -116,7 +116,7 @@ class InputProcessor:
         Raises:
             BadRequest: `text` is not valid Unicode, or so long that no split into tokens fits.
         """
-        # Every token covers at most `longest_token` characters, so a longer text cannot fit.
+        # A token stands for at most `longest_token` characters, so a longer text cannot fit.
         if len(text) > self.max_model_len and len(text) > self.max_model_len * self.longest_token:
             raise BadRequest(
                 f"This model's maximum context length is {self.max_model_len} tokens. However, "
@@ -130,17 +130,16 @@ class InputProcessor:
 
     @cached_property
     def longest_token(self) -> int:
-        """Most characters that one token can stand for."""
-        return max(map(len, self.tokenizer.raw.get_vocab()))
+        """Most bytes, and so at least the most characters, that one token stands for."""
+        token_bytes = self.tokenizer.token_bytes
+        return max(len(token_bytes(i)) for i in range(self.tokenizer.vocab_size))
 
     def _encode(self, text: str, field: str, add_special_tokens: bool) -> list[int]:
         try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise _invalid(
-                field, f"is not valid Unicode: lone surrogate at character {error.start}"
-            ) from None
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except BadRequest as error:
+            error.param = field
+            raise
 
     def _check_params(self, params: SamplingParams) -> None:
         params.check_vocab(self.vocab_size)

@@ -1,4 +1,4 @@
-"""What a metrics collector is told. All times are `time.monotonic()` seconds or differences of it."""
+"""What a metrics collector is told. Times are seconds of `time.monotonic()`, or differences."""
 
 from __future__ import annotations
 
