@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 from weakref import WeakValueDictionary
@@ -287,7 +287,8 @@ class AsyncLLM:
         if not ended:
             return False
         self._send_abort(list(ended))
-        self._tell_finished(ended.values())
+        for report in ended.values():
+            self._account(report)
         return True
 
     def _send_abort(self, request_ids: list[str]) -> None:
@@ -312,14 +313,14 @@ class AsyncLLM:
         if step.stopped:
             self._send_abort(step.stopped)
         self._tell(lambda listener: listener.on_step(step.report))
-        self._tell_finished(step.finished)
+        for report in step.finished:
+            self._account(report)
 
-    def _tell_finished(self, reports: Iterable[RequestReport]) -> None:
-        for report in reports:
-            if report.times.finished is not None:
-                seconds = report.times.finished - report.times.arrival
-                self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
-            self._tell(lambda listener, report=report: listener.on_finish(report))
+    def _account(self, report: RequestReport) -> None:
+        if report.times.finished is not None:
+            seconds = report.times.finished - report.times.arrival
+            self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
+        self._tell(lambda listener: listener.on_finish(report))
 
     def _tell(self, call: Callable[[StatsListener], None]) -> None:
         for listener in self.listeners:

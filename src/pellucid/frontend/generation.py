@@ -21,7 +21,7 @@ class Generation:
     ...     print(delta.text, end="")
     """
 
-    def __init__(self, request: PreparedRequest, abort: Callable[[Generation], None]) -> None:
+    def __init__(self, request: PreparedRequest, abort: Callable[[Generation], object]) -> None:
         self.request = request
         self._abort = abort
         self._pending: dict[int, Delta] = {}  # by answer, oldest first

@@ -193,7 +193,7 @@ class OutputProcessor:
             delta.logprobs = [self._logprob(entry) for entry in source.logprobs]
         if source.prompt_logprobs is not None:
             delta.prompt_logprobs = [
-                entry and self._logprob(entry) for entry in source.prompt_logprobs
+                None if entry is None else self._logprob(entry) for entry in source.prompt_logprobs
             ]
         return delta
 
