@@ -45,7 +45,7 @@ OWN: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 32,
         "num_hidden_layers": 7,  # the sixth layer is the first with full attention
     },
-    "phi3": {"sliding_window": 8},
+    "phi3": {"sliding_window": 8, "original_max_position_embeddings": 32},
     "gpt2": {},
 }
 GPT2_KEYS = {
@@ -119,14 +119,24 @@ def make_hf(
     return model
 
 
-def write_gguf(hf_folder: Path, path: Path, quant: gguf.GGMLQuantizationType | None = None) -> None:
-    """Convert a folder of `make_hf` to `path`; matrices whose rows allow it become `quant`."""
+def write_gguf(
+    hf_folder: Path,
+    path: Path,
+    quant: gguf.GGMLQuantizationType | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Convert a folder of `make_hf` to `path`; matrices whose rows allow it become `quant`.
+
+    `metadata` adds keys, or replaces those that the conversion wrote.
+    """
     config = json.loads((hf_folder / "config.json").read_text())
     arch = config["model_type"].removesuffix("_text")
     arch = "llama" if arch == "mistral" else arch
     writer = gguf.GGUFWriter(path, arch)
     head_dim = _write_metadata(writer, arch, config)
     _write_rope(writer, arch, config, head_dim)
+    for key, value in (metadata or {}).items():
+        writer.kv_data[0][key] = gguf.GGUFValue(value, gguf.GGUFValueType.get_type(value))
     layers = config.get("num_hidden_layers") or config["n_layer"]
     model_arch = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[arch]
     name_map = gguf.get_tensor_name_map(model_arch, layers)

@@ -118,7 +118,7 @@ def _max_position(fields: Fields) -> int:
     stated = fields.integer("context_length", 1, limits.POSITION)
     if fields.get("rope.scaling.type") != "yarn":
         return stated
-    original = fields.integer("rope.scaling.original_context_length", 1, limits.POSITION, stated)
+    original = fields.integer("rope.scaling.original_context_length", 2, limits.POSITION, stated)
     factor = fields.number("rope.scaling.factor", 1.0, limits.ROPE_FACTOR)
     return max(stated, int(original * factor))
 
@@ -214,7 +214,7 @@ def _yarn(fields: Fields, factor: float) -> RopeScaling:
         "yarn",
         factor=factor,
         original_max_position=fields.integer(
-            "rope.scaling.original_context_length", 1, limits.POSITION, context
+            "rope.scaling.original_context_length", 2, limits.POSITION, context
         ),
         attention_factor=extra * (0.1 * math.log(factor) + 1.0),
         beta_fast=fields.number("rope.scaling.yarn_beta_fast", 0.0, 1e6, 32.0),
@@ -224,7 +224,7 @@ def _yarn(fields: Fields, factor: float) -> RopeScaling:
 
 def _longrope(file: GGUFFile, fields: Fields, rotated: int) -> RopeScaling:
     context = fields.integer("context_length", 1, limits.POSITION)
-    original = fields.integer("rope.scaling.original_context_length", 1, limits.POSITION, context)
+    original = fields.integer("rope.scaling.original_context_length", 2, limits.POSITION, context)
     return RopeScaling(
         "longrope",
         factor=context / original,

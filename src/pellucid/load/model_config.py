@@ -26,8 +26,8 @@ def _check_consistency(config: ModelConfig, where: str) -> None:
     if heads % kv_heads:
         raise ModelError(f"{where}: {heads} heads cannot share {kv_heads} key/value heads evenly")
     rotated = config.head_dim * config.partial_rotary
-    if config.architecture != "gpt2" and (rotated != int(rotated) or int(rotated) % 2):
-        raise ModelError(f"{where}: {rotated:g} rotated dimensions per head; they must be even")
+    if config.architecture != "gpt2" and (rotated < 2 or rotated % 2):
+        raise ModelError(f"{where}: {rotated:g} rotated dimensions per head; it must be even")
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "longrope":
         for factors in (scaling.short_factor, scaling.long_factor):
