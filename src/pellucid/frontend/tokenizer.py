@@ -87,7 +87,7 @@ class Tokenizer:
         raw = self.raw if parse_special else self._raw_without_special
         try:
             ids: list[int] = raw.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError:
+        except TypeError:  # also for text that UTF-8 cannot carry
             raise BadRequest(
                 "the text holds a lone surrogate, which is not valid Unicode", param="prompt"
             ) from None
