@@ -1,0 +1,39 @@
+"""The HTTP application: routes, error handlers and middleware around one `AsyncLLM`."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from pellucid import __version__
+from pellucid.config import EngineConfig, ServerConfig
+from pellucid.errors import PellucidError
+from pellucid.frontend.async_engine import AsyncLLM
+from pellucid.server import openapi
+from pellucid.server.envelope import Envelope
+from pellucid.server.errors import on_http_exception, on_pellucid_error
+from pellucid.server.routes import chat, completions, generate, models, system, tokens
+from pellucid.server.service import Service
+
+
+def build_app(
+    llm: AsyncLLM,
+    config: ServerConfig | None = None,
+    engine_config: EngineConfig | None = None,
+) -> FastAPI:
+    """Put `llm`, which must have been started, behind HTTP. The caller closes it."""
+    app = FastAPI(
+        title="pellucid",
+        version=__version__,
+        docs_url=None,  # the pages would load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = Service(llm, config or ServerConfig(), engine_config or llm.config)
+    app.add_exception_handler(PellucidError, on_pellucid_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_middleware(Envelope)
+    for routes in (chat, completions, generate, tokens, models, system):
+        app.include_router(routes.router)
+    openapi.install(app)
+    return app

@@ -1,0 +1,132 @@
+"""Request bodies: bounded while they are read, strict JSON, strict fields.
+
+Every refusal names its place: `messages[0].content: expected str | array | null, got int`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from pellucid.errors import BadRequest
+from pellucid.server.errors import BodyTooLarge, UnsupportedMediaType
+from pellucid.server.neutral import drop_neutral
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.*)`")
+_WHERE = re.compile(r"(?:`key` in )?`\$\.?(.*)`", re.DOTALL)
+
+
+async def read(request: Request, body_type: type[T], max_bytes: int) -> T:
+    """Read and check the body of `request`.
+
+    Raises:
+        BodyTooLarge, UnsupportedMediaType, BadRequest: see the functions below.
+    """
+    _check_headers(request, max_bytes)
+    return parse(await _read_bounded(request, max_bytes), body_type)
+
+
+def parse(raw: bytes, body_type: type[T]) -> T:
+    """Decode JSON into `body_type`, refusing fields that it does not have.
+
+    Fields known from other servers are accepted as long as their value asks for nothing (see
+    `neutral.py`).
+
+    Raises:
+        BadRequest: no JSON, no object, or a field that is unknown, unsupported or of a wrong type;
+            `param` is its path.
+    """
+    fields = _decode(raw)
+    drop_neutral(fields)
+    try:
+        return msgspec.convert(fields, body_type, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise explain(error) from None
+
+
+def explain(error: msgspec.ValidationError) -> BadRequest:
+    """Turn msgspec's message into one that leads with the field's path."""
+    reason, _, where = str(error).rpartition(" - at ")
+    if not reason:
+        reason, where = where, "`$`"
+    match = _WHERE.fullmatch(where)
+    path = match[1] if match else ""
+    if unknown := _UNKNOWN.fullmatch(reason):
+        path = f"{path}.{unknown[1]}" if path else unknown[1]
+        return BadRequest(f"unknown field {path!r}", param=path, code="unknown_field")
+    if missing := _MISSING.fullmatch(reason):
+        path = f"{path}.{missing[1]}" if path else missing[1]
+        return BadRequest(f"{path} is required", param=path, code="missing_field")
+    if reason.startswith("Invalid value") and path.endswith(".type"):
+        value = reason.removeprefix("Invalid value ")
+        return BadRequest(f"{path}: {value} is not supported", param=path, code="unsupported_value")
+    reason = reason.replace("`", "")
+    return BadRequest(
+        f"{path or 'body'}: {reason[:1].lower()}{reason[1:]}",
+        param=path.removesuffix("[...]") or None,
+        code="invalid_type" if reason.startswith("Expected") else "invalid_value",
+    )
+
+
+def _check_headers(request: Request, max_bytes: int) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType(
+            f"Content-Type must be application/json, got {media_type or 'none'}",
+            param="Content-Type",
+        )
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"Content-Encoding {encoding!r} is not supported", param="Content-Encoding"
+        )
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+
+
+async def _read_bounded(request: Request, max_bytes: int) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > max_bytes:  # a chunked body declares no length
+            raise _too_large(max_bytes)
+    return bytes(body)
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body exceeds {max_bytes} bytes.", code="body_too_large")
+
+
+def _decode(raw: bytes) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(raw)
+    except UnicodeDecodeError:
+        raise _bad_json("it is not UTF-8") from None
+    except RecursionError:
+        raise _bad_json("it is nested too deeply") from None
+    except msgspec.ValidationError as error:  # a number beyond what a float or int can hold
+        raise _bad_json(str(error).partition(" - at ")[0].lower()) from None
+    except msgspec.DecodeError as error:
+        raise _bad_json(str(error)) from None
+    if not isinstance(value, Mapping):
+        raise BadRequest(
+            f"The body must be a JSON object, not {_json_name(value)}.", code="invalid_type"
+        )
+    return dict(value)
+
+
+def _bad_json(reason: str) -> BadRequest:
+    return BadRequest(f"The body is not valid JSON: {reason}", code="invalid_json")
+
+
+def _json_name(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,65 @@
+"""The chunks of a stream: what they share, and when they carry usage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET, UnsetType
+
+from pellucid.frontend.outputs import Delta
+from pellucid.server.job import Job, Tally
+from pellucid.server.protocol import SamplingFields, StreamOptions
+from pellucid.server.responses import (
+    ChatChunk,
+    ChatChunkChoice,
+    CompletionChoice,
+    TextCompletion,
+    Usage,
+)
+from pellucid.server.service import Service
+from pellucid.server.sse import event
+
+
+class Chunks:
+    """Makes the events of one stream, all with the same id."""
+
+    def __init__(
+        self,
+        chunk_type: type[ChatChunk] | type[TextCompletion],
+        service: Service,
+        body: SamplingFields,
+        job: Job,
+    ) -> None:
+        options = body.stream_options or StreamOptions()
+        self._type = chunk_type
+        self._job = job
+        self._model = service.llm.model_name
+        self._fingerprint = service.fingerprint
+        self._tally = Tally(job)
+        self._include_usage = bool(options.include_usage)
+        self._continuous = self._include_usage and bool(options.continuous_usage_stats)
+
+    def count(self, delta: Delta) -> None:
+        self._tally.add(delta)
+
+    def event(self, choice: ChatChunkChoice | CompletionChoice) -> bytes:
+        usage: Usage | UnsetType | None = UNSET
+        if self._include_usage:
+            usage = self._tally.usage() if self._continuous else None
+        return self._event([choice], usage)
+
+    def usage(self) -> bytes:
+        """The event after the last choice; empty if nobody asked for usage."""
+        return self._event([], self._tally.usage()) if self._include_usage else b""
+
+    def _event(self, choices: list[Any], usage: Usage | UnsetType | None) -> bytes:
+        return event(
+            self._type(
+                id=self._job.id,
+                created=self._job.created,
+                model=self._model,
+                system_fingerprint=self._fingerprint,
+                choices=choices,
+                usage=usage,
+            )
+        )

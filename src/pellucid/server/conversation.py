@@ -1,0 +1,67 @@
+"""From the messages of a request to what a chat template takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pellucid.errors import BadRequest
+from pellucid.server.params import invalid
+from pellucid.server.protocol import ChatRequest, Message, TokenizeRequest
+
+# The template's own arguments, which its variables from a request must not replace.
+_RESERVED = frozenset({"add_generation_prompt", "continue_final_message", "messages", "tools"})
+
+
+def conversation(body: ChatRequest) -> list[Message]:
+    """The messages, or the bare prompt as the one message of a user.
+
+    Raises:
+        BadRequest: neither or both are given, or there is no message.
+    """
+    if body.prompt is not None:
+        if body.messages is not None:
+            raise invalid("prompt", "and messages exclude each other")
+        return [Message(role="user", content=body.prompt)]
+    if body.messages is None:
+        raise BadRequest("messages is required", param="messages", code="missing_field")
+    if not body.messages:
+        raise invalid("messages", "must hold at least one message")
+    return body.messages
+
+
+def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
+    """Plain objects, as `ChatTemplate.render` takes them."""
+    plain: list[dict[str, Any]] = msgspec.to_builtins(messages)
+    return plain
+
+
+def text_of(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "\n".join(part.text for part in message.content)
+
+
+def template_options(body: ChatRequest | TokenizeRequest) -> dict[str, Any]:
+    """Options of `ChatTemplate.render`.
+
+    Raises:
+        BadRequest: the options contradict each other or take a reserved name.
+    """
+    if body.add_generation_prompt and body.continue_final_message:
+        raise invalid("continue_final_message", "and add_generation_prompt exclude each other")
+    variables = body.chat_template_kwargs or {}
+    if taken := sorted(_RESERVED & variables.keys()):
+        raise BadRequest(
+            f"chat_template_kwargs must not set {taken[0]}",
+            param=f"chat_template_kwargs.{taken[0]}",
+            code="invalid_value",
+        )
+    continues = bool(body.continue_final_message)
+    begins = body.add_generation_prompt
+    return {
+        **variables,
+        "add_generation_prompt": not continues if begins is None else begins,
+        "continue_final_message": continues,
+    }

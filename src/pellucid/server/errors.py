@@ -1,0 +1,87 @@
+"""From an exception to what the client reads: always `{"error": {message, type, param, code}}`."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pellucid.errors import BadRequest, Overloaded, PellucidError
+
+logger = logging.getLogger(__name__)
+
+
+class ErrorDetail(msgspec.Struct):
+    """What went wrong, in OpenAI's four keys."""
+
+    message: str
+    type: str
+    param: str | None = None  # the field at fault, as a path: messages[0].content
+    code: str | None = None
+
+
+class ErrorBody(msgspec.Struct):
+    """Body of every answer with a status of 400 or more, and of an error event in a stream."""
+
+    error: ErrorDetail
+
+
+class BodyTooLarge(BadRequest):
+    """The body exceeds `max_body_bytes`."""
+
+    status = 413
+
+
+class UnsupportedMediaType(BadRequest):
+    """The body is not declared as plain JSON."""
+
+    status = 415
+
+
+class ClientGone(Exception):  # noqa: N818 - not an error of anyone
+    """The client closed its connection: nobody is left to read an answer."""
+
+
+def body_of(error: Exception, request_id: str) -> ErrorBody:
+    """Describe `error` to a client. An unexpected one is logged here and told without details."""
+    if isinstance(error, PellucidError):
+        return ErrorBody(ErrorDetail(error.message, error.type, error.param, error.code))
+    logger.error("request %s failed", request_id, exc_info=error)
+    message = f"Internal server error. The server's log has it under request id {request_id}."
+    return ErrorBody(ErrorDetail(message, "internal_error"))
+
+
+def error_response(error: Exception, request_id: str) -> Response:
+    """The whole answer to a request that failed before its first byte was sent."""
+    status = error.status if isinstance(error, PellucidError) else 500
+    headers = {}
+    if isinstance(error, Overloaded):
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    return _respond(status, body_of(error, request_id), headers)
+
+
+async def on_pellucid_error(request: Request, error: Exception) -> Response:
+    """FastAPI's handler for every error raised on purpose."""
+    return error_response(error, request.state.request_id)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """FastAPI's handler for what the router refuses: unknown paths and wrong methods."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = dict(getattr(error, "headers", None) or {})
+    path, code = request.scope["path"], None  # url.path trusts the Host header
+    message = str(getattr(error, "detail", "")) or "Request refused."
+    if status == 404:
+        message, code = f"There is no route {path}.", "unknown_route"
+    elif status == 405:
+        allowed = headers.get("Allow", "another method")
+        message, code = f"{request.method} is not allowed on {path}; use {allowed}.", "wrong_method"
+    return _respond(status, ErrorBody(ErrorDetail(message, BadRequest.type, None, code)), headers)
+
+
+def _respond(status: int, body: ErrorBody, headers: dict[str, str]) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")

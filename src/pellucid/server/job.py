@@ -1,0 +1,140 @@
+"""One HTTP request on its way through the engine: all answers to all its prompts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from pellucid.errors import PellucidError, RequestTimeout
+from pellucid.frontend.generation import Generation, merge
+from pellucid.frontend.outputs import Delta
+from pellucid.sampling_params import SamplingParams
+from pellucid.server.responses import PromptTokensDetails, Usage
+
+
+@dataclass(slots=True)
+class Job:
+    """Generations opened for one request; a choice's index is `prompt * n + answer`.
+
+    Whoever opens a job closes it, whatever happens: that is what frees the engine of a client that
+    is gone.
+    """
+
+    id: str  # the client's: on the answer and on all chunks
+    params: SamplingParams
+    generations: Sequence[Generation]
+    scores_only: bool = False  # see `params.scores_only`
+    on_close: Callable[[Job], None] | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """What the engine produces, as it comes, with `index` the choice's. To be `aclose`d.
+
+        Raises:
+            EngineDead: the engine died.
+            RequestTimeout: the deadline passed.
+            PellucidError: the engine could not finish an answer.
+        """
+        if len(self.generations) == 1:
+            async for delta in self.generations[0]:
+                yield self._checked(delta)
+            return
+        async with aclosing(_interleave(self.generations)) as arriving:
+            async for position, delta in arriving:
+                delta.index += position * self.params.n
+                yield self._checked(delta)
+
+    async def collect(self) -> list[Delta]:
+        """All answers, each whole, ordered by their choice's index. Raises as `deltas` does."""
+        answers: dict[int, Delta] = {}
+        async with aclosing(self.deltas()) as deltas:
+            async for delta in deltas:
+                if delta.index in answers:
+                    merge(answers[delta.index], delta)
+                else:
+                    answers[delta.index] = delta
+        return [answers[index] for index in sorted(answers)]
+
+    async def aclose(self) -> None:
+        """Abort what is unfinished. Idempotent."""
+        for generation in self.generations:
+            await generation.aclose()
+        if self.on_close is not None:
+            self.on_close(self)
+            self.on_close = None
+
+    def prompt_of(self, index: int) -> Generation:
+        """The generation that choice `index` belongs to."""
+        return self.generations[index // self.params.n]
+
+    def _checked(self, delta: Delta) -> Delta:
+        if delta.finish_reason == "timeout":
+            raise RequestTimeout("The request timed out.", param="timeout", code="timeout")
+        if delta.finish_reason == "error":
+            raise PellucidError(delta.error or "The engine could not finish the answer.")
+        if self.scores_only:
+            delta.text, delta.token_ids = "", []
+            delta.logprobs = None if delta.logprobs is None else []
+            delta.finish_reason, delta.stop_reason = "length", None
+        return delta
+
+
+class Tally:
+    """Counts a job's tokens for `usage`."""
+
+    def __init__(self, job: Job) -> None:
+        self._n = job.params.n
+        self._prompt = sum(len(g.prompt_token_ids) for g in job.generations)
+        self._completion = 0
+        self._cached = [0] * len(job.generations)
+
+    def add(self, delta: Delta) -> None:
+        self._completion += len(delta.token_ids)
+        prompt, answer = divmod(delta.index, self._n)
+        if answer == 0:  # later answers to a prompt share the blocks of the first
+            self._cached[prompt] = delta.num_cached_tokens
+
+    def usage(self) -> Usage:
+        return Usage(
+            self._prompt,
+            self._completion,
+            self._prompt + self._completion,
+            PromptTokensDetails(sum(self._cached)),
+        )
+
+
+async def _interleave(
+    generations: Sequence[Generation],
+) -> AsyncGenerator[tuple[int, Delta], None]:
+    """Deltas of several generations in the order of their arrival, with whose they are."""
+    # Bounded, so that a slow reader's deltas are merged in their generations and not piled up here.
+    arrived: asyncio.Queue[tuple[int, Delta | PellucidError | None]]
+    arrived = asyncio.Queue(maxsize=len(generations))
+
+    async def pump(position: int) -> None:
+        try:
+            async for delta in generations[position]:
+                await arrived.put((position, delta))
+        except PellucidError as error:
+            await arrived.put((position, error))
+        else:
+            await arrived.put((position, None))
+
+    pumps = [asyncio.create_task(pump(position)) for position in range(len(generations))]
+    num_open = len(pumps)
+    try:
+        while num_open:
+            position, delta = await arrived.get()
+            if isinstance(delta, PellucidError):
+                raise delta
+            if delta is None:
+                num_open -= 1
+            else:
+                yield position, delta
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)

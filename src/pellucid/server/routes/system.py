@@ -1,0 +1,45 @@
+"""How the server fares: /health, /version, /metrics, and a signpost at /."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from pellucid import __version__
+from pellucid.errors import EngineDead
+from pellucid.server.openapi import describe
+from pellucid.server.reply import json_response
+from pellucid.server.responses import Health, Index, Load, Version
+from pellucid.server.service import service_of
+
+router = APIRouter()
+
+
+@router.get("/", **describe(None, Index))
+async def index(request: Request) -> Response:
+    """What is served, and where to read on."""
+    return json_response(Index(service_of(request).llm.model_name, __version__))
+
+
+@router.get("/health", **describe(None, Health))
+async def health(request: Request) -> Response:
+    """200 while requests are taken, 503 once the engine is dead."""
+    if not service_of(request).llm.alive:
+        raise EngineDead("The engine is dead.")
+    return json_response(Health())
+
+
+@router.get("/version", **describe(None, Version))
+async def version() -> Response:
+    """The version of pellucid."""
+    return json_response(Version(__version__))
+
+
+@router.get("/metrics", **describe(None, Load))
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics under vLLM's names; a summary with `Accept: application/json`."""
+    service = service_of(request)
+    accept = request.headers.get("accept", "")
+    if "application/json" in accept:
+        return json_response(service.load())
+    text, media_type = service.metrics.render(accept)
+    return Response(text, media_type=media_type)

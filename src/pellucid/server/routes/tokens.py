@@ -1,0 +1,64 @@
+"""POST /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from pellucid.errors import BadRequest
+from pellucid.server.conversation import template_messages, template_options
+from pellucid.server.openapi import describe
+from pellucid.server.params import invalid
+from pellucid.server.protocol import DetokenizeRequest, TokenizeRequest
+from pellucid.server.reply import json_response
+from pellucid.server.responses import Detokenized, Tokenized
+from pellucid.server.service import Service, service_of
+
+router = APIRouter()
+
+
+@router.post("/tokenize", **describe(TokenizeRequest, Tokenized))
+async def tokenize(request: Request) -> Response:
+    """Token ids of a text, or of a conversation in the model's chat format."""
+    service = service_of(request)
+    body = await service.read(request, TokenizeRequest)
+    ids = await _token_ids(service, body)
+    names = None
+    if body.return_token_strs:
+        names = [service.llm.tokenizer.token_text(token) for token in ids]
+    return json_response(Tokenized(len(ids), service.max_model_len, ids, names))
+
+
+@router.post("/detokenize", **describe(DetokenizeRequest, Detokenized))
+async def detokenize(request: Request) -> Response:
+    """The text of token ids, special tokens included."""
+    service = service_of(request)
+    body = await service.read(request, DetokenizeRequest)
+    size = service.llm.info.vocab_size
+    for position, token in enumerate(body.tokens):
+        if token >= size:
+            raise BadRequest(
+                f"tokens[{position}] is outside the vocabulary (0 to {size - 1}), got {token}",
+                param=f"tokens[{position}]",
+                code="invalid_value",
+            )
+    text = service.llm.decode(body.tokens, skip_special_tokens=False)
+    return json_response(Detokenized(text))
+
+
+async def _token_ids(service: Service, body: TokenizeRequest) -> list[int]:
+    """A text gets special tokens by default; a conversation has those of its template."""
+    if body.messages is None:
+        if body.prompt is None:
+            raise BadRequest("prompt or messages is required", param="prompt", code="missing_field")
+        for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs"):
+            if getattr(body, name) is not None:
+                raise invalid(name, "needs messages")
+        return await service.tokenize(
+            body.prompt, add_special_tokens=body.add_special_tokens is not False
+        )
+    if body.prompt is not None:
+        raise invalid("prompt", "and messages exclude each other")
+    if not body.messages:
+        raise invalid("messages", "must hold at least one message")
+    text = service.llm.text.render_chat(template_messages(body.messages), **template_options(body))
+    return await service.tokenize(text, add_special_tokens=bool(body.add_special_tokens))

@@ -1,0 +1,171 @@
+"""Serving: an engine, an HTTP server around it, and a tidy end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from pellucid.config import EngineConfig, ServerConfig
+from pellucid.errors import ConfigError
+from pellucid.frontend.async_engine import AsyncLLM
+from pellucid.server.app import build_app
+from pellucid.server.http_protocol import http_protocol
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 5  # what open streams get to finish after SIGTERM
+KEEP_ALIVE_SECONDS = 65  # above the 60 s after which common proxies drop an idle connection
+MAX_HEAD_BYTES = 64 * 1024  # request line and headers
+
+OnReady = Callable[[str], None]
+
+
+def serve(
+    engine_config: EngineConfig, server_config: ServerConfig, on_ready: OnReady | None = None
+) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        on_ready: called with the URL once the engine can answer.
+
+    Raises:
+        ConfigError: the address cannot be listened on, or a setting does not suit the model.
+        ModelError: the model cannot be loaded.
+        EngineDead: the engine crashed while it started.
+    """
+    listener = bind(server_config.host, server_config.port)
+    with listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(engine_config, server_config, listener, on_ready))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on the address; it refuses connections until the server listens.
+
+    Raises:
+        ConfigError: the host is unknown, or the port is taken or not ours to take.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}: {error.strerror}", param="host") from None
+    listener = socket.socket(family, kind)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise _cannot_listen(host, port, error) from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The URL of a bound socket, with the real port where 0 was asked for."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with word of when it listens and without its own hold on signals."""
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn raises a signal again when it ends: too early, the engine still runs then."""
+        yield
+
+    def stop(self) -> None:
+        """Let open answers finish, then end; called again, it does not wait for them."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def make_server(llm: AsyncLLM, config: ServerConfig, on_listening: Callable[[], None]) -> Server:
+    """An HTTP server around `llm`, which must have been started."""
+    settings = uvicorn.Config(
+        build_app(llm, config),
+        http=http_protocol(MAX_HEAD_BYTES),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="debug" if config.log_level == "debug" else "warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    return Server(settings, on_listening)
+
+
+async def _serve(
+    engine_config: EngineConfig,
+    server_config: ServerConfig,
+    listener: socket.socket,
+    on_ready: OnReady | None,
+) -> None:
+    llm = AsyncLLM(engine_config)
+    starting = asyncio.create_task(llm.start())
+    _on_signals(starting.cancel)
+    await asyncio.wait({starting})
+    if starting.cancelled():
+        return
+    starting.result()
+    url = url_of(listener)
+
+    def announce() -> None:
+        logger.info("serving %s on %s", llm.model_name, url)
+        if on_ready is not None:
+            on_ready(url)
+
+    try:
+        server = make_server(llm, server_config, announce)
+        _on_signals(server.stop)
+        gc.collect()
+        gc.freeze()  # what lives until the end need not be visited by every collection
+        await server.serve(sockets=[listener])
+    except OSError as error:  # another server bound the same port and listened first
+        raise _cannot_listen(server_config.host, server_config.port, error) from None
+    finally:
+        await llm.close()
+
+
+def _on_signals(action: Callable[[], object]) -> None:
+    """Let SIGINT and SIGTERM call `action` from now on. Only a main thread gets signals."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, action)
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
+    reason = error.strerror or str(error)
+    if error.errno == errno.EADDRINUSE:
+        reason = "the port is in use; choose another, or 0 for any free one"
+    return ConfigError(f"cannot listen on {host} port {port}: {reason}", param="port")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

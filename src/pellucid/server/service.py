@@ -1,0 +1,139 @@
+"""What every route shares: the model, the limits, and the way to the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+import uuid
+from collections.abc import Sequence
+
+import psutil
+from starlette.requests import Request
+
+from pellucid import __version__
+from pellucid.config import EngineConfig, ServerConfig
+from pellucid.errors import ModelNotFound
+from pellucid.frontend.async_engine import AsyncLLM
+from pellucid.frontend.generation import Generation
+from pellucid.sampling_params import SamplingParams
+from pellucid.server.body import T, read
+from pellucid.server.job import Job
+from pellucid.server.metrics import Metrics
+from pellucid.server.params import check_fields, scores_only
+from pellucid.server.protocol import SamplingFields
+from pellucid.server.responses import Load
+
+INLINE_CHARS = 2000  # longer text is tokenised in a thread
+
+
+class Service:
+    """One model behind HTTP; its engine runs. Lives in `app.state.service`."""
+
+    def __init__(self, llm: AsyncLLM, config: ServerConfig, engine: EngineConfig) -> None:
+        info = llm.info
+        self.llm = llm
+        self.config = config
+        self.engine = engine
+        self.created = int(time.time())
+        self.num_open = 0  # jobs that are being answered
+        # Longest prompt plus answer: the model's limit, or the KV pool's if that is smaller.
+        self.max_model_len = min(info.max_model_len, info.num_kv_blocks * info.block_size)
+        self.fingerprint = _fingerprint(llm)
+        self.metrics = Metrics(llm.model_name, info, engine)
+        llm.listeners.append(self.metrics)
+        psutil.cpu_percent()  # starts the interval that the first reading ends
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ModelNotFound; no name at all means the one model there is."""
+        served = self.llm.model_name
+        if name is not None and name != served:
+            raise ModelNotFound(
+                f"The model {name!r} does not exist; this server has {served!r}.",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def read(self, request: Request, body_type: type[T]) -> T:
+        """The checked body of `request`. Raises BadRequest and its kin."""
+        body = await read(request, body_type, self.config.max_body_bytes)
+        self.check_model(getattr(body, "model", None))
+        return body
+
+    async def open(
+        self,
+        request: Request,
+        body: SamplingFields,
+        params: SamplingParams,
+        prompts: Sequence[str | list[int]],
+        *,
+        kind: str,
+        prompt_field: str = "prompt",
+    ) -> Job:
+        """Hand every prompt to the engine; `kind` begins the id that the client sees.
+
+        Raises what `AsyncLLM.submit` raises; then nothing is left in the engine.
+        """
+        check_fields(body, self.config, self.engine.scheduler, self.llm.info.vocab_size)
+        generations: list[Generation] = []
+        job = Job(
+            id=f"{kind}-{body.request_id or request.state.request_id}",
+            params=params,
+            generations=generations,
+            scores_only=scores_only(body),
+            on_close=self._job_closed,
+        )
+        self.num_open += 1
+        try:
+            for prompt in prompts:
+                if isinstance(prompt, str) and body.add_special_tokens is False:
+                    prompt = await self.tokenize(prompt, add_special_tokens=False)
+                generation = await self.llm.submit(
+                    prompt,
+                    params,
+                    # Clients may repeat an id; the engine's must differ.
+                    request_id=f"{job.id}-{uuid.uuid4().hex[:12]}",
+                    priority=body.priority or 0,
+                    user=body.user,
+                    cache_salt=body.cache_salt,
+                    timeout=body.timeout,
+                    truncate_prompt_tokens=body.truncate_prompt_tokens,
+                    prompt_field=prompt_field,
+                )
+                generations.append(generation)
+                self.metrics.on_submit(params.n)
+        except BaseException:
+            await job.aclose()
+            raise
+        return job
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of `text`, without holding up the event loop for a long one."""
+        if len(text) <= INLINE_CHARS:
+            return self.llm.encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(self.llm.encode, text, add_special_tokens=add_special_tokens)
+
+    def load(self) -> Load:
+        """The machine's and the server's load right now."""
+        return Load(
+            active_streams=self.num_open,
+            tokens_per_sec=self.metrics.tokens_per_second(),
+            cpu_percent=psutil.cpu_percent(),
+            ram_percent=psutil.virtual_memory().percent,
+        )
+
+    def _job_closed(self, job: Job) -> None:
+        self.num_open -= 1
+
+
+def _fingerprint(llm: AsyncLLM) -> str:
+    """Answers of equal fingerprints come from the same build, model and number format."""
+    info = llm.info
+    parts = (llm.model_name, info.architecture, info.dtype, info.device, info.kernels)
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return f"pellucid-{__version__}-{digest[:8]}"
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
