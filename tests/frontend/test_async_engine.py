@@ -12,8 +12,10 @@ from pellucid.config import EngineConfig
 from pellucid.engine.client import ProcessClient
 from pellucid.errors import BadRequest, EngineDead, ModelError, Overloaded
 from pellucid.frontend.async_engine import AsyncLLM
+from pellucid.frontend.chat_template import ChatTemplate
 from pellucid.frontend.outputs import Delta
 from pellucid.frontend.stats import RequestReport, StepReport
+from pellucid.frontend.text import ModelText
 from pellucid.messages import EngineInfo, TokenDelta
 from pellucid.runner.fake import expected_answer
 from pellucid.sampling_params import SamplingParams
@@ -158,6 +160,8 @@ def test_chat_prompts_follow_the_template() -> None:
         assert llm.decode(ids) == "user: Hi\nassistant:"
         ids = await llm.chat_prompt(messages, add_generation_prompt=False)
         assert llm.decode(ids) == "user: Hi\n"
+        ids = await llm.chat_prompt(messages * 100)  # long enough for a thread
+        assert llm.decode(ids) == "user: Hi\n" * 100 + "assistant:"
 
     with_fake(body)
 
@@ -165,7 +169,7 @@ def test_chat_prompts_follow_the_template() -> None:
 def test_a_model_without_a_template_says_so() -> None:
     async def body() -> None:
         text = tiny_text()
-        bare = type(text)(text.name, text.tokenizer, None)
+        bare = ModelText(text.name, text.tokenizer, ChatTemplate(None, {}))
         async with AsyncLLM(CONFIG, ScriptedClient(), text=bare) as llm:
             with pytest.raises(BadRequest, match="no chat template"):
                 await llm.chat_prompt([{"role": "user", "content": "Hi"}])

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 from weakref import WeakValueDictionary
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER = 60.0  # seconds
+INLINE_MESSAGES = 32  # rendered on the event loop; a longer conversation goes to a thread
 
 
 class AsyncLLM:
@@ -162,7 +163,7 @@ class AsyncLLM:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
-    async def chat_prompt(self, messages: Sequence[dict[str, Any]], **options: Any) -> list[int]:
+    async def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """Token ids of a conversation in the model's chat format.
 
         `options` go to `ChatTemplate.render`: `add_generation_prompt`, `continue_final_message`,
@@ -173,7 +174,10 @@ class AsyncLLM:
                 no split of its text into tokens fits into the context.
         """
         self._check_alive()
-        text = self.text.render_chat(messages, **options)
+        if len(messages) <= INLINE_MESSAGES:
+            text = self.text.render_chat(messages, **options)
+        else:
+            text = await asyncio.to_thread(self.text.render_chat, messages, **options)
         # The template writes the special tokens itself.
         return await self._inputs.tokenize(text, field="messages", add_special_tokens=False)
 

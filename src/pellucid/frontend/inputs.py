@@ -38,6 +38,7 @@ class RequestOptions(TypedDict, total=False):
     cache_salt: str | None  # only requests with equal salts share prefix blocks
     timeout: float | None  # seconds; the configured request_timeout is an upper limit
     truncate_prompt_tokens: int | None  # keep the prompt's last tokens; -1: as many as fit
+    add_special_tokens: bool  # let the tokenizer put BOS before a text, as by default
     prompt_field: str  # what errors about the prompt call it, "prompt" by default
 
 
@@ -76,6 +77,7 @@ class InputProcessor:
         cache_salt: str | None = None,
         timeout: float | None = None,
         truncate_prompt_tokens: int | None = None,
+        add_special_tokens: bool = True,
         prompt_field: str = "prompt",
     ) -> PreparedRequest:
         """Tokenise, check and split into one sequence per answer; see `RequestOptions`.
@@ -87,9 +89,11 @@ class InputProcessor:
         self._check_params(params)
         text = prompt if isinstance(prompt, str) else None
         if isinstance(prompt, str):
-            ids = await self.tokenize(prompt, field=prompt_field)
+            ids = await self.tokenize(
+                prompt, field=prompt_field, add_special_tokens=add_special_tokens
+            )
         else:
-            ids = prompt
+            ids = list(prompt)
             self._check_ids(ids, prompt_field)
         if truncate_prompt_tokens is not None:
             ids = self._truncate(ids, truncate_prompt_tokens, params)

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Prompt = str | list[int]
-Messages = Sequence[dict[str, Any]]
+Messages = Sequence[Mapping[str, Any]]
 
 
 class LLM:
@@ -122,7 +122,7 @@ class LLM:
 
         >>> llm.chat([{"role": "user", "content": "Name a colour."}])[0].outputs[0].text
         """
-        single = bool(messages) and isinstance(messages[0], dict)
+        single = bool(messages) and isinstance(messages[0], Mapping)
         conversations = cast("list[Messages]", [messages] if single else list(messages))
 
         async def run() -> list[RequestOutput]:
