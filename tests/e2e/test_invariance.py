@@ -1,0 +1,131 @@
+"""The answer does not depend on the company: the real model, float32, compared bit for bit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pellucid.config import EngineConfig
+from pellucid.engine.core import EngineCore
+from pellucid.messages import AddRequest, TokenLogprobs, pack_tokens
+from pellucid.runner.base import KVCapacity, Runner, StepPlan
+from pellucid.runner.factory import create_runner
+from pellucid.sampling_params import SamplingParams
+
+pytestmark = pytest.mark.model
+
+ANSWER = 12
+BLOCKS = 256
+# Lengths on both sides of the tiles of 16 rows and of the partitions of attention.
+LENGTHS = (3, 16, 17, 40, 129, 300)
+PROMPTS = {f"p{n}": [(1_009 * n + 7_919 * k * k) % 40_000 + 100 for k in range(n)] for n in LENGTHS}
+
+Answers = dict[str, list[TokenLogprobs]]
+
+
+@pytest.fixture(scope="module")
+def runner(smollm2_path: Path) -> Iterator[Runner]:
+    made = create_runner(
+        EngineConfig.of(
+            model=str(smollm2_path), dtype="float32", num_kv_blocks=BLOCKS, max_model_len=1024
+        )
+    )
+    yield made
+    made.close()
+
+
+class SmallPool:
+    """A runner that owns up to fewer blocks than it has, so that the scheduler has to preempt."""
+
+    def __init__(self, runner: Runner, num_blocks: int) -> None:
+        self._runner = runner
+        self._num_blocks = num_blocks
+        self.execute = runner.execute
+        self.close = runner.close
+        self.info = runner.info
+
+    def kv_capacity(self) -> KVCapacity:
+        return replace(self._runner.kv_capacity(), num_blocks=self._num_blocks)
+
+
+def engine(runner: Runner, **settings: object) -> EngineCore:
+    config = EngineConfig.of(**settings)
+    return EngineCore(runner, config.cache, config.scheduler)
+
+
+def run(core: EngineCore, names: list[str], *, temperature: float = 0.0) -> Answers:
+    for index, name in enumerate(names):
+        core.add(
+            AddRequest(
+                request_id=name,
+                prompt=pack_tokens(PROMPTS[name]),
+                sampling=SamplingParams(
+                    max_tokens=ANSWER,
+                    temperature=temperature,
+                    seed=11,
+                    ignore_eos=True,
+                    logprobs=2,
+                ),
+                arrival_time=time.monotonic() + index,
+            )
+        )
+    answers: Answers = {name: [] for name in names}
+    while core.has_work:
+        for delta in core.step().deltas:
+            assert delta.error is None
+            answers[delta.request_id] += delta.logprobs or []
+        core.scheduler.check_integrity()
+    core.runner.execute(StepPlan(step=0, dropped=names)).result()  # the next engine's rows
+    assert all(len(answer) == ANSWER for answer in answers.values())
+    return answers
+
+
+@pytest.fixture(scope="module")
+def alone(runner: Runner) -> Answers:
+    answers: Answers = {}
+    for name in PROMPTS:
+        answers |= run(engine(runner, prefix_caching=False), [name])
+    return answers
+
+
+def test_batched(runner: Runner, alone: Answers) -> None:
+    assert run(engine(runner, prefix_caching=False), list(PROMPTS)) == alone
+
+
+def test_chunked_at_seven_tokens(runner: Runner, alone: Answers) -> None:
+    core = engine(runner, prefix_caching=False, max_chunk_tokens=7)
+    assert run(core, list(PROMPTS)) == alone
+
+
+def test_with_a_budget_that_splits_chunks_unevenly(runner: Runner, alone: Answers) -> None:
+    core = engine(runner, prefix_caching=False, max_num_batched_tokens=53)
+    assert run(core, list(PROMPTS)) == alone
+
+
+def test_served_from_the_prefix_cache(runner: Runner, alone: Answers) -> None:
+    core = engine(runner)
+    run(core, list(PROMPTS))
+    hits = core.scheduler.counters.prefix_hits
+    assert run(core, list(PROMPTS)) == alone
+    found = core.scheduler.counters.prefix_hits - hits
+    assert found == sum((n - 1) // 16 * 16 for n in LENGTHS)
+
+
+def test_preempted_in_a_pool_too_small_for_all(runner: Runner, alone: Answers) -> None:
+    # One block more than the prompts need together: answers that grow have to fight for it.
+    pool = SmallPool(runner, sum(-(-n // 16) for n in LENGTHS) + 1)
+    core = engine(pool, prefix_caching=False)
+    assert run(core, list(PROMPTS)) == alone
+    assert core.scheduler.counters.preemptions > 0
+
+
+def test_sampled_answers_are_as_independent_as_greedy_ones(runner: Runner) -> None:
+    separate: Answers = {}
+    for name in PROMPTS:
+        separate |= run(engine(runner, prefix_caching=False), [name], temperature=1.0)
+    core = engine(runner, max_chunk_tokens=7)
+    assert run(core, list(PROMPTS), temperature=1.0) == separate
