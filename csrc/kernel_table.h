@@ -1,0 +1,84 @@
+// The functions that exist once per instruction set, and the plain arguments they take.
+//
+// Each instruction set is one translation unit compiled with its own flags. Such a unit must not instantiate inline
+// functions or templates of the standard library, nor any function with external linkage but its table: the linker
+// keeps one copy of an inline function, and if it keeps the AVX-512 one, every other CPU dies of it.
+// Hence plain structs here and an anonymous namespace around everything in simd/ and ops/.
+
+#pragma once
+
+#include <cstdint>
+
+#include "strip_layout.h"
+
+namespace pellucid {
+
+// Rows are processed in tiles; a tile's activations are copied once per call into a panel, so that the inner loop
+// reads them in order. Per 32 of k and for a tile of R rows a panel holds
+//   int8 q[R][32], float scale[R], then per group of the weight: one correction[R].
+// The correction is what turns the product with unsigned q into the product with w: the int32 -zero * sum(x), where
+// the dot product starts, or with minima the float scale * sum(x), which the minimum is multiplied with.
+constexpr int64_t panel_bytes_per_row_block(int64_t group) { return 32 + 4 + 4 * (kActivationGroup / group); }
+
+struct QuantGemm {
+    WeightFormat format;
+    StripLayout layout;
+    const std::byte* strips;  // strip 0 of the weight
+    int64_t n, k;
+    int64_t strip_begin, strip_end;
+    const std::byte* panels;  // of all tiles, in the order of tile_rows()
+    int64_t rows;
+    float* y;  // row 0, column 0
+    int64_t y_stride;
+    const float* bias;  // [n] or null
+    float* scratch;     // room for the scales of a tile's strips, widened to fp32: see quant_scratch_floats
+};
+
+struct FloatGemm {
+    WeightFormat format;
+    StripLayout layout;
+    const std::byte* strips;
+    int64_t n, k;
+    int64_t strip_begin, strip_end;
+    const float* x;
+    int64_t x_stride;
+    int64_t rows;
+    float* y;
+    int64_t y_stride;
+    const float* bias;
+    uint16_t* scratch;  // [rows, k], for bf16 activations; null where the kernel does not round them
+};
+
+// At most this many strips share a tile, on any instruction set.
+constexpr int64_t kMaxTileStrips = 4;
+constexpr int64_t quant_scratch_floats(int64_t k, int64_t group) { return kMaxTileStrips * (k / group) * 2 * kStripColumns; }
+
+// Rows of tile `index` when `rows` are shared out as evenly as possible over tiles of at most `max_rows`.
+// A tile's shape never changes a bit of the result.
+struct RowTiles {
+    int64_t count, base, larger;  // the first `larger` tiles have base + 1 rows, the others base
+
+    constexpr RowTiles(int64_t rows, int64_t max_rows)
+        : count((rows + max_rows - 1) / max_rows), base(count ? rows / count : 0), larger(count ? rows % count : 0) {}
+    constexpr int64_t size(int64_t index) const { return index < larger ? base + 1 : base; }
+};
+
+struct KernelTable {
+    int64_t quant_tile_rows;  // at most this many rows share a panel
+    void (*quantize_rows)(const float* x, int64_t x_stride, int64_t rows, int64_t k, QuantRows out);
+    void (*gemm_quant)(const QuantGemm&);
+    void (*gemm_float)(const FloatGemm&);
+};
+
+extern const KernelTable kPortableKernels;
+#if defined(__x86_64__)
+extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx2VnniKernels;
+extern const KernelTable kAvx512Kernels;
+void gemm_bfloat16_dot_avx512(const FloatGemm&);  // AVX512_BF16; rounds activations to bf16
+#endif
+
+// The table of active_isa().
+const KernelTable& kernels();
+
+}  // namespace pellucid

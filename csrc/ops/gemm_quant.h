@@ -1,0 +1,222 @@
+// Int8 activations times Int4 or Int8 weights. Included by one unit per instruction set, after its simd header.
+//
+// One element of y is, over the groups g of k in ascending order,
+//     sum = fma(scale_g * a_g, float(dot_g), sum)        dot_g = sum of q * x over the group, minus zero * sum of x
+//     sum = fma(minimum_g, a_g * sum of x, sum)          with minima only
+// and y = sum + bias. dot_g is exact, so only the order of the groups matters for the bits, and it is the same in
+// every tile shape.
+
+#pragma once
+
+#include "../kernel_table.h"
+
+namespace pellucid {
+namespace {
+
+constexpr int kVectorsPerStrip = kStripColumns / kLanes;
+
+// A weight format as far as the inner loop is concerned.
+template <int kBits_, int kGroup_, bool kMinima_>
+struct Format {
+    static constexpr int kBits = kBits_;
+    static constexpr int kGroup = kGroup_;
+    static constexpr bool kMinima = kMinima_;
+    static constexpr int kDepth = kBits == 4 ? 8 : 4;  // of k in one line
+    static constexpr int kScaleFloats = (kMinima ? 2 : 1) * static_cast<int>(kStripColumns);
+};
+
+// Weights still to come, fetched into the L2 cache bit by bit while the present ones are used.
+struct Ahead {
+    const char* next;
+    int64_t lines_per_block;
+
+    void fetch() {
+        for (int64_t i = 0; i < lines_per_block; ++i, next += kLine) __builtin_prefetch(next, 0, 2);
+    }
+};
+
+// The strips of one tile: where their quants are, and their scales as fp32, [group][scale, minimum][16 columns].
+template <int kStrips>
+struct Strips {
+    const std::byte* quants[kStrips];
+    const float* scales[kStrips];
+};
+
+template <int kRows>
+struct Panel {
+    static constexpr int kScaleOffset = kRows * 32;
+    static constexpr int kCorrectionOffset = kScaleOffset + kRows * 4;
+
+    template <class T>
+    static T read(const std::byte* p) {
+        T value;
+        __builtin_memcpy(&value, p, sizeof value);
+        return value;
+    }
+};
+
+template <class F, int kRows, int kStrips>
+void quant_tile(const QuantGemm& call, const Strips<kStrips>& strips, const std::byte* panel, Ahead ahead,
+                Float (&sum)[kRows][kStrips * kVectorsPerStrip]) {
+    constexpr int kVectors = kStrips * kVectorsPerStrip;
+    constexpr int kGroups = kActivationGroup / F::kGroup;  // per block of 32
+    constexpr int kLines = F::kGroup / F::kDepth;          // per group
+    using P = Panel<kRows>;
+
+    const int64_t blocks = call.k / kActivationGroup;
+    for (int64_t block = 0; block < blocks; ++block) {
+        ahead.fetch();
+        for (int g = 0; g < kGroups; ++g) {
+            const std::byte* correction = panel + P::kCorrectionOffset + g * kRows * 4;
+            Int dot[kRows][kVectors];
+            for (int r = 0; r < kRows; ++r)
+                for (int v = 0; v < kVectors; ++v)
+                    dot[r][v] = F::kMinima ? spread(int32_t{0}) : spread(P::template read<int32_t>(correction + r * 4));
+
+            for (int line = 0; line < kLines; ++line) {
+                const int64_t offset = ((block * kGroups + g) * kLines + line) * kLine;
+                const auto* x = reinterpret_cast<const int8_t*>(panel) + g * F::kGroup + line * F::kDepth;
+                Int w[kVectors];
+                for (int v = 0; v < kVectors; ++v)
+                    w[v] = load_bytes(strips.quants[v / kVectorsPerStrip] + offset + v % kVectorsPerStrip * kLanes * 4);
+                if constexpr (F::kBits == 4) {
+                    for (int r = 0; r < kRows; ++r)
+                        for (int v = 0; v < kVectors; ++v)
+                            dot[r][v] = dot4bit(dot[r][v], low_nibbles(w[v]), spread4(x + r * 32));
+                    for (int r = 0; r < kRows; ++r)
+                        for (int v = 0; v < kVectors; ++v)
+                            dot[r][v] = dot4bit(dot[r][v], high_nibbles(w[v]), spread4(x + r * 32 + 4));
+                } else {
+                    for (int r = 0; r < kRows; ++r)
+                        for (int v = 0; v < kVectors; ++v) dot[r][v] = dot8bit(dot[r][v], w[v], spread4(x + r * 32));
+                }
+            }
+
+            const int64_t scale_offset = (block * kGroups + g) * F::kScaleFloats;
+            for (int v = 0; v < kVectors; ++v) {
+                const float* scales = strips.scales[v / kVectorsPerStrip] + scale_offset + v % kVectorsPerStrip * kLanes;
+                const Float scale = load(scales);
+                for (int r = 0; r < kRows; ++r) {
+                    const Float a = spread(P::template read<float>(panel + P::kScaleOffset + r * 4));
+                    sum[r][v] = fma(mul(scale, a), to_float(dot[r][v]), sum[r][v]);
+                }
+                if constexpr (F::kMinima) {
+                    const Float minimum = load(scales + kStripColumns);
+                    for (int r = 0; r < kRows; ++r)
+                        sum[r][v] = fma(minimum, spread(P::template read<float>(correction + r * 4)), sum[r][v]);
+                }
+            }
+        }
+        panel += kRows * panel_bytes_per_row_block(F::kGroup);
+    }
+}
+
+inline void store_vector(float* y, Float value, const float* bias, int columns) {
+    if (columns >= kLanes) {
+        store(y, bias ? add(value, load(bias)) : value);
+    } else if (columns > 0) {
+        store_first(y, bias ? add(value, load_first(bias, columns)) : value, columns);
+    }
+}
+
+template <class F, int kRows, int kStrips>
+void tile_and_store(const QuantGemm& call, const Strips<kStrips>& strips, const std::byte* panel, Ahead ahead,
+                    int64_t row, int64_t strip) {
+    constexpr int kVectors = kStrips * kVectorsPerStrip;
+    Float sum[kRows][kVectors];
+    for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = spread(0.0f);
+    quant_tile<F, kRows, kStrips>(call, strips, panel, ahead, sum);
+    for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kVectors; ++v) {
+            const int64_t column = strip * kStripColumns + v * kLanes;
+            const int64_t left = call.n - column;
+            store_vector(call.y + (row + r) * call.y_stride + column, sum[r][v], call.bias ? call.bias + column : nullptr,
+                         static_cast<int>(left < kLanes ? left : kLanes));
+        }
+}
+
+// The scales (and minima) of one strip as fp32, once for all rows.
+template <class F>
+void widen_scales(const QuantGemm& call, const std::byte* strip, float* out) {
+    const int64_t groups = call.k / F::kGroup;
+    const std::byte* scales = strip + call.layout.scales_offset;
+    const int64_t count = groups * F::kScaleFloats;
+    switch (call.format.scale_kind) {
+        case ScaleKind::Half:
+            for (int64_t i = 0; i < count; i += kLanes)
+                store(out + i, load_half(reinterpret_cast<const uint16_t*>(scales) + i));
+            break;
+        case ScaleKind::Float:
+            for (int64_t i = 0; i < count; i += kLanes) store(out + i, load(reinterpret_cast<const float*>(scales) + i));
+            break;
+        case ScaleKind::Super: {
+            const auto* super_scales = reinterpret_cast<const uint16_t*>(strip);
+            for (int64_t i = 0; i < count; i += kLanes) {
+                const int64_t super_group = i / F::kScaleFloats / (kSuperGroup / F::kGroup);
+                const Float super_scale = load_half(super_scales + super_group * F::kScaleFloats + i % F::kScaleFloats);
+                store(out + i, mul(super_scale, load_int8(reinterpret_cast<const int8_t*>(scales) + i)));
+            }
+            break;
+        }
+    }
+}
+
+// All rows times `kStrips` strips, starting at `strip`.
+template <class F, int kStrips>
+void strips_times_rows(const QuantGemm& call, int64_t strip) {
+    using Tile = void (*)(const QuantGemm&, const Strips<kStrips>&, const std::byte*, Ahead, int64_t, int64_t);
+    static constexpr Tile kTiles[] = {
+        tile_and_store<F, 1, kStrips>, tile_and_store<F, 2, kStrips>,
+        tile_and_store<F, 3, kStrips>, tile_and_store<F, 4, kStrips>,
+#if PELLUCID_QUANT_TILE_ROWS == 6
+        tile_and_store<F, 5, kStrips>, tile_and_store<F, 6, kStrips>,
+#endif
+    };
+    static_assert(sizeof kTiles / sizeof kTiles[0] == PELLUCID_QUANT_TILE_ROWS);
+
+    Strips<kStrips> strips;
+    for (int s = 0; s < kStrips; ++s) {
+        const std::byte* p = call.strips + (strip + s) * call.layout.bytes;
+        float* scales = call.scratch + s * (call.k / F::kGroup) * F::kScaleFloats;
+        widen_scales<F>(call, p, scales);
+        strips.quants[s] = p + call.layout.quants_offset;
+        strips.scales[s] = scales;
+    }
+
+    const int64_t blocks = call.k / kActivationGroup;
+    const RowTiles tiles(call.rows, PELLUCID_QUANT_TILE_ROWS);
+    const int64_t lines = kStrips * call.layout.bytes / kLine;
+    Ahead ahead{reinterpret_cast<const char*>(call.strips + (strip + kStrips) * call.layout.bytes),
+                (lines + tiles.count * blocks - 1) / (tiles.count * blocks)};
+    const std::byte* panel = call.panels;
+    int64_t row = 0;
+    for (int64_t t = 0; t < tiles.count; ++t) {
+        const int64_t rows = tiles.size(t);
+        kTiles[rows - 1](call, strips, panel, ahead, row, strip);
+        panel += rows * blocks * panel_bytes_per_row_block(F::kGroup);
+        ahead.next += blocks * ahead.lines_per_block * kLine;
+        row += rows;
+    }
+}
+
+template <class F>
+void gemm_quant_format(const QuantGemm& call) {
+    int64_t strip = call.strip_begin;
+    if (call.rows > 1)
+        for (; strip + PELLUCID_QUANT_TILE_STRIPS <= call.strip_end; strip += PELLUCID_QUANT_TILE_STRIPS)
+            strips_times_rows<F, PELLUCID_QUANT_TILE_STRIPS>(call, strip);
+    for (; strip < call.strip_end; ++strip) strips_times_rows<F, 1>(call, strip);
+}
+
+void gemm_quant_impl(const QuantGemm& call) {
+    const bool minima = call.format.has_minima;
+    if (call.format.kind == WeightKind::Int4) return minima ? gemm_quant_format<Format<4, 32, true>>(call)
+                                                            : gemm_quant_format<Format<4, 32, false>>(call);
+    if (call.format.group == 32) return minima ? gemm_quant_format<Format<8, 32, true>>(call)
+                                               : gemm_quant_format<Format<8, 32, false>>(call);
+    return minima ? gemm_quant_format<Format<8, 16, true>>(call) : gemm_quant_format<Format<8, 16, false>>(call);
+}
+
+}  // namespace
+}  // namespace pellucid
