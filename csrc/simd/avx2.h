@@ -85,5 +85,55 @@ inline Float second_bfloat16(Int v) {
     return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
 }
 
+// ---- what the ops beside the products need ----
+
+inline Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
+inline Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
+inline Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
+inline Float square_root(Float v) { return _mm256_sqrt_ps(v); }
+inline Float round(Float v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// |whole| is at most 126.
+inline Float times_power_of_2(Float v, Float whole) {
+    const Int biased = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
+}
+inline Float if_less(Float a, Float b, Float then, Float otherwise) {
+    return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+inline Float with_sign_of(Float magnitude, Float sign) {
+    return _mm256_or_ps(abs(magnitude), _mm256_and_ps(sign, _mm256_set1_ps(-0.0f)));
+}
+inline float sum_of_lanes(Float v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+// v in lanes [begin, end), `otherwise` in the others; any begin and end.
+inline Float keep_lanes(Float v, int64_t begin, int64_t end, Float otherwise) {
+    const auto clamped = [](int64_t x) { return static_cast<int>(x < 0 ? 0 : x > 8 ? 8 : x); };
+    const __m256i kept = _mm256_andnot_si256(lane_mask(clamped(begin)), lane_mask(clamped(end)));
+    return _mm256_blendv_ps(otherwise, v, _mm256_castsi256_ps(kept));
+}
+inline Float load_bfloat16(const uint16_t* p) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+// Rows become columns.
+inline void transpose(Float (&m)[8]) {
+    Float t[8];
+    for (int i = 0; i < 8; i += 4) {
+        const Float a = _mm256_unpacklo_ps(m[i], m[i + 1]), b = _mm256_unpackhi_ps(m[i], m[i + 1]);
+        const Float c = _mm256_unpacklo_ps(m[i + 2], m[i + 3]), d = _mm256_unpackhi_ps(m[i + 2], m[i + 3]);
+        t[i] = _mm256_shuffle_ps(a, c, 0x44);
+        t[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
+        t[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
+        t[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
+    }
+    for (int c = 0; c < 4; ++c) {
+        m[c] = _mm256_permute2f128_ps(t[c], t[4 + c], 0x20);
+        m[4 + c] = _mm256_permute2f128_ps(t[c], t[4 + c], 0x31);
+    }
+}
+
 }  // namespace
 }  // namespace pellucid

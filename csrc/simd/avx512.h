@@ -59,5 +59,54 @@ inline Float second_bfloat16(Int v) {
     return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
 }
 
+// ---- what the ops beside the products need ----
+
+inline Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
+inline Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
+inline Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
+inline Float square_root(Float v) { return _mm512_sqrt_ps(v); }
+inline Float round(Float v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Float times_power_of_2(Float v, Float whole) { return _mm512_scalef_ps(v, whole); }
+inline Float if_less(Float a, Float b, Float then, Float otherwise) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), otherwise, then);
+}
+inline Float with_sign_of(Float magnitude, Float sign) {
+    return _mm512_or_ps(_mm512_abs_ps(magnitude), _mm512_and_ps(sign, _mm512_set1_ps(-0.0f)));
+}
+inline float sum_of_lanes(Float v) { return _mm512_reduce_add_ps(v); }
+// v in lanes [begin, end), `otherwise` in the others; any begin and end.
+inline Float keep_lanes(Float v, int64_t begin, int64_t end, Float otherwise) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const auto clamped = [](int64_t x) { return static_cast<int>(x < 0 ? 0 : x > 16 ? 16 : x); };
+    const __mmask16 kept = _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(clamped(begin))) &
+                           _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(clamped(end)));
+    return _mm512_mask_blend_ps(kept, otherwise, v);
+}
+inline Float load_bfloat16(const uint16_t* p) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+// Rows become columns.
+inline void transpose(Float (&m)[16]) {
+    Float t[16];
+    for (int i = 0; i < 16; i += 4) {
+        const Float a = _mm512_unpacklo_ps(m[i], m[i + 1]), b = _mm512_unpackhi_ps(m[i], m[i + 1]);
+        const Float c = _mm512_unpacklo_ps(m[i + 2], m[i + 3]), d = _mm512_unpackhi_ps(m[i + 2], m[i + 3]);
+        t[i] = _mm512_shuffle_ps(a, c, 0x44);
+        t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+        t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+        t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+    // t[4 i + c] now holds, in its 128-bit part p, column 4 p + c of rows 4 i .. 4 i + 3.
+    for (int c = 0; c < 4; ++c) {
+        const Float a = _mm512_shuffle_f32x4(t[c], t[4 + c], 0x88), b = _mm512_shuffle_f32x4(t[8 + c], t[12 + c], 0x88);
+        const Float d = _mm512_shuffle_f32x4(t[c], t[4 + c], 0xdd), e = _mm512_shuffle_f32x4(t[8 + c], t[12 + c], 0xdd);
+        m[c] = _mm512_shuffle_f32x4(a, b, 0x88);
+        m[8 + c] = _mm512_shuffle_f32x4(a, b, 0xdd);
+        m[4 + c] = _mm512_shuffle_f32x4(d, e, 0x88);
+        m[12 + c] = _mm512_shuffle_f32x4(d, e, 0xdd);
+    }
+}
+
 }  // namespace
 }  // namespace pellucid

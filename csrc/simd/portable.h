@@ -117,5 +117,49 @@ inline int32_t sum_of_lanes(Int v) { return v[0] + v[1] + v[2] + v[3]; }
 inline Float first_bfloat16(Int v) { return reinterpret_cast<Float>(v << 16); }
 inline Float second_bfloat16(Int v) { return reinterpret_cast<Float>(v & static_cast<int32_t>(0xffff0000)); }
 
+// ---- what the ops beside the products need ----
+
+inline Float sub(Float a, Float b) { return a - b; }
+inline Float div(Float a, Float b) { return a / b; }
+inline Float if_less(Float a, Float b, Float then, Float otherwise) {
+    const Int less = a < b;
+    return reinterpret_cast<Float>((less & reinterpret_cast<Int>(then)) | (~less & reinterpret_cast<Int>(otherwise)));
+}
+inline Float min(Float a, Float b) { return if_less(a, b, a, b); }
+inline Float square_root(Float v) {
+    for (int i = 0; i < kLanes; ++i) v[i] = __builtin_sqrtf(v[i]);
+    return v;
+}
+// |v| is below 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
+inline Float round(Float v) { return (v + 12582912.0f) - 12582912.0f; }
+// |whole| is at most 126.
+inline Float times_power_of_2(Float v, Float whole) {
+    const Int biased = __builtin_convertvector(whole, Int) + 127;
+    return v * reinterpret_cast<Float>(biased << 23);
+}
+inline Float with_sign_of(Float magnitude, Float sign) {
+    const Int bit = reinterpret_cast<Int>(sign) & static_cast<int32_t>(0x80000000);
+    return reinterpret_cast<Float>((reinterpret_cast<Int>(magnitude) & 0x7fffffff) | bit);
+}
+inline float sum_of_lanes(Float v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+// v in lanes [begin, end), `otherwise` in the others; any begin and end.
+inline Float keep_lanes(Float v, int64_t begin, int64_t end, Float otherwise) {
+    for (int i = 0; i < kLanes; ++i) v[i] = i >= begin && i < end ? v[i] : otherwise[i];
+    return v;
+}
+inline Float load_bfloat16(const uint16_t* p) {
+    const Int wide = {p[0], p[1], p[2], p[3]};
+    return reinterpret_cast<Float>(wide << 16);
+}
+// Rows become columns.
+inline void transpose(Float (&m)[4]) {
+    for (int i = 0; i < 4; ++i)
+        for (int j = 0; j < i; ++j) {
+            const float upper = m[j][i];
+            m[j][i] = m[i][j];
+            m[i][j] = upper;
+        }
+}
+
 }  // namespace
 }  // namespace pellucid
