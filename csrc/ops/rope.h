@@ -1,0 +1,32 @@
+// Rotary position embedding (Su et al. 2021), and rounding to bf16 for the KV pool. Included after a simd header.
+
+#pragma once
+
+#include "vector_math.h"
+
+namespace pellucid {
+namespace {
+
+void rotate_head(const float* x, const float* cos, const float* sin, int64_t half, float* out, int64_t n) {
+    for_vectors(half, [&](int64_t i, int count) {
+        const Float c = load_up_to(cos + i, count), s = load_up_to(sin + i, count);
+        const Float a = load_up_to(x + i, count), b = load_up_to(x + half + i, count);
+        store_up_to(out + i, sub(mul(a, c), mul(b, s)), count);
+        store_up_to(out + half + i, add(mul(b, c), mul(a, s)), count);
+    });
+    if (out != x)
+        for (int64_t i = 2 * half; i < n; ++i) out[i] = x[i];
+}
+
+void to_bfloat16_row(const float* x, uint16_t* out, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, x + i, 4);
+        const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+        out[i] = static_cast<uint16_t>(is_nan ? bits >> 16 | 0x40 : rounded);
+    }
+}
+
+}  // namespace
+}  // namespace pellucid
