@@ -42,7 +42,7 @@ struct WeightFormat {
     // that have them. Elsewhere, and when false, weights are widened and activations stay fp32.
     bool round_activations = false;
 
-    bool quantised() const { return kind == WeightKind::Int4 || kind == WeightKind::Int8; }
+    constexpr bool quantised() const { return kind == WeightKind::Int4 || kind == WeightKind::Int8; }
 };
 
 // Packed bytes of one weight matrix. Cheap to copy: copies share the bytes.
@@ -66,6 +66,12 @@ struct QuantSource {
     const float* super_scales = nullptr;  // [n, k / 256], each exactly an fp16
     const float* super_minima = nullptr;
 };
+
+// Throws std::invalid_argument if no weight can have this shape and format.
+void check_shape(int64_t n, int64_t k, const WeightFormat& format);
+
+// True if all values are exactly representable as fp16, so that ScaleKind::Half loses nothing.
+bool fits_half(const float* values, int64_t count);
 
 // All throw std::invalid_argument for a shape or a value that the format cannot hold.
 PackedWeight pack_quantised(int64_t n, int64_t k, const WeightFormat& format, const QuantSource& source);

@@ -1,4 +1,5 @@
-// Int8 activations times Int4 or Int8 weights. Included by one unit per instruction set, after its simd header.
+// Int8 activations times Int4 or Int8 weights. Included by one unit per instruction set, after its simd header
+// and its tile sizes.
 //
 // One element of y is, over the groups g of k in ascending order,
 //     sum = fma(scale_g * a_g, float(dot_g), sum)        dot_g = sum of q * x over the group, minus zero * sum of x
@@ -9,11 +10,10 @@
 #pragma once
 
 #include "../kernel_table.h"
+#include "store.h"
 
 namespace pellucid {
 namespace {
-
-constexpr int kVectorsPerStrip = kStripColumns / kLanes;
 
 // A weight format as far as the inner loop is concerned.
 template <int kBits_, int kGroup_, bool kMinima_>
@@ -111,14 +111,6 @@ void quant_tile(const QuantGemm& call, const Strips<kStrips>& strips, const std:
     }
 }
 
-inline void store_vector(float* y, Float value, const float* bias, int columns) {
-    if (columns >= kLanes) {
-        store(y, bias ? add(value, load(bias)) : value);
-    } else if (columns > 0) {
-        store_first(y, bias ? add(value, load_first(bias, columns)) : value, columns);
-    }
-}
-
 template <class F, int kRows, int kStrips>
 void tile_and_store(const QuantGemm& call, const Strips<kStrips>& strips, const std::byte* panel, Ahead ahead,
                     int64_t row, int64_t strip) {
@@ -127,13 +119,7 @@ void tile_and_store(const QuantGemm& call, const Strips<kStrips>& strips, const 
     for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) sum[r][v] = spread(0.0f);
     quant_tile<F, kRows, kStrips>(call, strips, panel, ahead, sum);
-    for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) {
-            const int64_t column = strip * kStripColumns + v * kLanes;
-            const int64_t left = call.n - column;
-            store_vector(call.y + (row + r) * call.y_stride + column, sum[r][v], call.bias ? call.bias + column : nullptr,
-                         static_cast<int>(left < kLanes ? left : kLanes));
-        }
+    store_tile<kRows, kStrips>(sum, call, row, strip);
 }
 
 // The scales (and minima) of one strip as fp32, once for all rows.
@@ -162,19 +148,20 @@ void widen_scales(const QuantGemm& call, const std::byte* strip, float* out) {
     }
 }
 
+// Calls the tile that has exactly `rows` rows.
+template <class F, int kRows, int kStrips>
+void dispatch_tile(int64_t rows, const QuantGemm& call, const Strips<kStrips>& strips, const std::byte* panel,
+                   Ahead ahead, int64_t row, int64_t strip) {
+    if (rows == kRows) {
+        tile_and_store<F, kRows, kStrips>(call, strips, panel, ahead, row, strip);
+    } else if constexpr (kRows > 1) {
+        dispatch_tile<F, kRows - 1, kStrips>(rows, call, strips, panel, ahead, row, strip);
+    }
+}
+
 // All rows times `kStrips` strips, starting at `strip`.
 template <class F, int kStrips>
 void strips_times_rows(const QuantGemm& call, int64_t strip) {
-    using Tile = void (*)(const QuantGemm&, const Strips<kStrips>&, const std::byte*, Ahead, int64_t, int64_t);
-    static constexpr Tile kTiles[] = {
-        tile_and_store<F, 1, kStrips>, tile_and_store<F, 2, kStrips>,
-        tile_and_store<F, 3, kStrips>, tile_and_store<F, 4, kStrips>,
-#if PELLUCID_QUANT_TILE_ROWS == 6
-        tile_and_store<F, 5, kStrips>, tile_and_store<F, 6, kStrips>,
-#endif
-    };
-    static_assert(sizeof kTiles / sizeof kTiles[0] == PELLUCID_QUANT_TILE_ROWS);
-
     Strips<kStrips> strips;
     for (int s = 0; s < kStrips; ++s) {
         const std::byte* p = call.strips + (strip + s) * call.layout.bytes;
@@ -185,7 +172,7 @@ void strips_times_rows(const QuantGemm& call, int64_t strip) {
     }
 
     const int64_t blocks = call.k / kActivationGroup;
-    const RowTiles tiles(call.rows, PELLUCID_QUANT_TILE_ROWS);
+    const RowTiles tiles(call.rows, kQuantTileRows);
     const int64_t lines = kStrips * call.layout.bytes / kLine;
     Ahead ahead{reinterpret_cast<const char*>(call.strips + (strip + kStrips) * call.layout.bytes),
                 (lines + tiles.count * blocks - 1) / (tiles.count * blocks)};
@@ -193,19 +180,20 @@ void strips_times_rows(const QuantGemm& call, int64_t strip) {
     int64_t row = 0;
     for (int64_t t = 0; t < tiles.count; ++t) {
         const int64_t rows = tiles.size(t);
-        kTiles[rows - 1](call, strips, panel, ahead, row, strip);
+        dispatch_tile<F, kQuantTileRows, kStrips>(rows, call, strips, panel, ahead, row, strip);
         panel += rows * blocks * panel_bytes_per_row_block(F::kGroup);
         ahead.next += blocks * ahead.lines_per_block * kLine;
         row += rows;
     }
 }
 
+// A single row is bound by memory, and one strip at a time is one stream of memory.
 template <class F>
 void gemm_quant_format(const QuantGemm& call) {
     int64_t strip = call.strip_begin;
     if (call.rows > 1)
-        for (; strip + PELLUCID_QUANT_TILE_STRIPS <= call.strip_end; strip += PELLUCID_QUANT_TILE_STRIPS)
-            strips_times_rows<F, PELLUCID_QUANT_TILE_STRIPS>(call, strip);
+        for (; strip + kQuantTileStrips <= call.strip_end; strip += kQuantTileStrips)
+            strips_times_rows<F, kQuantTileStrips>(call, strip);
     for (; strip < call.strip_end; ++strip) strips_times_rows<F, 1>(call, strip);
 }
 

@@ -1,0 +1,6 @@
+#include "bindings.h"
+
+NB_MODULE(_native, m) {
+    m.doc() = "CPU kernels of pellucid.";
+    pellucid::bind_gemm(m);
+}
