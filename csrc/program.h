@@ -1,0 +1,124 @@
+// A model's step, recorded once and replayed: a list of instructions over buffers in one arena.
+//
+// Recording. Every buffer is [T, columns]; an op writes columns of a buffer that nobody wrote before (values never
+// change, so a tensor and its views are columns of one buffer). From Python:
+//
+//     program = Program()
+//     b = program.add_buffer(columns)                        -> int
+//     Columns(b, begin, count)                                 operand: these columns of every row
+//     program.embedding(out, table, scale=1.0, index="tokens" | "positions")           table: PackedWeight
+//     program.linear(out, x, weight, bias=None)                weight: PackedWeight; bias: float32 [n]
+//     program.rms_norm(out, x, weight, eps)                    weight: float32 [size]; x may hold several heads of `size`
+//     program.add_rms_norm(out, total, update, residual, weight, eps)     residual: Columns or None (then total = update)
+//     program.layer_norm(out, x, weight, bias, eps)
+//     program.add_layer_norm(out, total, update, residual, weight, bias, eps)
+//     program.rope_and_write_kv(out_q, q, k, v, cos, sin, pool)           cos, sin: float32 [positions, rotated / 2]
+//     program.write_kv(k, v, pool)                             pool: KVPool(k, v), of float32 or bfloat16 tensors
+//     program.paged_attention(out, q, pool, scale, window=None, softcap=None)
+//     program.silu_mul(out, gate_up); program.gelu_mul(out, gate_up, approximate); program.gelu(out, x, approximate)
+//     program.softcap(out, x, cap)
+//     program.finalize(output, max_rows)                       output: Columns, all of one buffer
+//
+// Running, all arrays dense numpy or torch, dtypes as in AttentionInputs:
+//
+//     program.run(team, token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled, out)
+//
+// writes to out [len(sampled), columns of output] float32 what the step's rows `sampled` (int64) have there. What follows
+// the last attention is computed for these rows only. Every number is checked; errors are ValueError, before anything runs.
+//
+// What happens to the list on the way: the input of a product with a quantised weight is quantised, by the op that makes it
+// if it can; an activation is applied by the product before it; norms of q and k are done by the rotation. What nobody
+// reads is neither computed nor stored. Results do not depend on any of this.
+
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "program/instruction.h"
+#include "thread_team.h"
+
+namespace pellucid {
+
+// All methods throw std::invalid_argument, saying what is wrong, and leave the program as it was.
+class Program {
+public:
+    int add_buffer(int64_t columns);
+
+    void embedding(const Columns& out, const PackedWeight& table, float scale, Embedding::Index index);
+    void linear(const Columns& out, const Columns& x, const PackedWeight& weight, const FloatTensor& bias);
+    // An RMS norm if there is no bias. `total` and `residual` are optional (buffer < 0).
+    void norm(const Columns& out, const Columns& total, const Columns& update, const Columns& residual,
+              const FloatTensor& weight, const FloatTensor& bias, float eps);
+    void rope_and_write_kv(const Columns& out, const Columns& q, const Columns& k, const Columns& v,
+                           const FloatTensor& cos, const FloatTensor& sin, const KVPool& pool);
+    void write_kv(const Columns& k, const Columns& v, const KVPool& pool);
+    void paged_attention(const Columns& out, const Columns& q, const KVPool& pool, float scale,
+                         std::optional<int64_t> window, std::optional<float> softcap);
+    void activate(const Columns& out, const Columns& x, Activation activation);
+
+    void finalize(const Columns& output, int64_t max_rows);
+    void run(ThreadTeam& team, const StepInputs& inputs, float* out);
+
+    int64_t output_columns() const { return buffers_.at(output_.buffer).columns; }
+    int64_t arena_bytes() const { return arena_bytes_; }
+    bool finalized() const { return arena_ != nullptr; }
+    std::vector<std::string> describe() const;  // one line per instruction
+
+private:
+    struct Execution;
+    struct FreeArena {
+        void operator()(std::byte* p) const;
+    };
+    using List = std::vector<std::unique_ptr<Instruction>>;
+
+    // recording (record.cpp)
+    void check_read(const Columns& columns, const char* name) const;
+    void check_write(const Columns& columns, const char* name) const;
+    void check_pool(const KVPool& pool);
+    Instruction* writer_of(const Columns& columns) const;
+    Columns quantised(const Columns& x);
+    template <class T>
+    T* find_writer(const Columns& columns) const;
+    void append(std::unique_ptr<Instruction> instruction);
+
+    // finalizing (finalize.cpp)
+    void drop_unread(int output);
+    void gather_sampled_rows(int output);
+    void lay_out(int64_t max_rows);
+
+    // running (program.cpp)
+    void check(const StepInputs& inputs) const;
+
+    List list_;
+    std::vector<Buffer> buffers_;
+    std::vector<Columns> written_;
+    std::map<std::pair<int, int64_t>, int> quantised_;  // (buffer, first column) -> quantised buffer
+    std::vector<AttentionPlan> plans_;
+    Columns output_;
+
+    // what the inputs of a run have to respect
+    int64_t vocab_size_ = INT64_MAX;
+    int64_t num_positions_ = INT64_MAX;
+    int64_t num_blocks_ = INT64_MAX;
+    int64_t block_size_ = 0;  // 0: there is no pool
+
+    struct Stage {
+        const Instruction* instruction;
+        uint32_t index;
+    };
+    std::vector<Stage> stages_;
+    int64_t max_rows_ = 0;
+    int64_t arena_bytes_ = 0;
+    int64_t scratch_floats_ = 0;  // per thread
+    std::unique_ptr<std::byte[], FreeArena> arena_;
+    std::vector<float> partials_;
+    std::unique_ptr<float[], void (*)(float*)> scratch_{nullptr, [](float*) {}};
+    uint32_t scratch_threads_ = 0;
+    std::mutex one_run_;  // the arena belongs to one run
+};
+
+}  // namespace pellucid

@@ -1,0 +1,233 @@
+// The kinds of instruction. Each says what it reads and writes, how it is cut into tasks, and does a task.
+
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "op_table.h"
+#include "program/operands.h"
+#include "program/step.h"
+
+namespace pellucid {
+
+class Instruction {
+public:
+    using Visitor = std::function<void(Columns&)>;
+
+    virtual ~Instruction() = default;
+    virtual const char* name() const = 0;
+    virtual void visit_reads(const Visitor&) {}
+    virtual void visit_writes(const Visitor&) {}
+    // Whether it works on the step's rows as they came, instead of on each row of its operands alone.
+    virtual bool needs_all_rows() const { return false; }
+    virtual bool writes_kv() const { return false; }
+
+    virtual uint32_t num_stages() const { return 1; }
+    virtual uint32_t num_tasks(const Step& step, uint32_t stage) const = 0;
+    virtual void run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const = 0;
+    virtual int64_t scratch_floats() const { return 0; }
+
+    // Asks to leave `out`, which it writes, in quantised form in `buffer` as well. False if it cannot.
+    virtual bool quantise(const Columns& /*out*/, int /*buffer*/) { return false; }
+
+    int64_t rows(const Step& step) const { return sampled ? step.inputs.num_sampled : step.inputs.rows; }
+
+    bool sampled = false;  // works on the rows that are sampled only
+};
+
+// An instruction that treats every row alike, and one at a time.
+class RowInstruction : public Instruction {
+public:
+    uint32_t num_tasks(const Step& step, uint32_t stage) const final;
+    void run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const final;
+
+protected:
+    virtual int64_t columns() const = 0;  // about how many elements a row has to be worked on
+    virtual void run_row(const Step& step, int64_t row, float* scratch) const = 0;
+};
+
+constexpr int kNoBuffer = -1;
+
+// Leaves a row in quantised form where somebody asked for it.
+inline void quantise_row(const Step& step, int buffer, int64_t row, const float* x, int64_t n) {
+    if (buffer == kNoBuffer) return;
+    quantize_rows(x, n, 1, n, skip_rows(step.quantised(buffer), n, row));
+}
+
+// ---- one row at a time ----
+
+class Embedding final : public RowInstruction {
+public:
+    enum class Index : uint8_t { Tokens, Positions };
+
+    const char* name() const override { return "embedding"; }
+    void visit_writes(const Visitor& visit) override { visit(out); }
+    bool needs_all_rows() const override { return true; }
+    int64_t columns() const override { return out.count; }
+    void run_row(const Step& step, int64_t row, float* scratch) const override;
+
+    Columns out;
+    PackedWeight table;
+    float scale = 1.0f;
+    Index index = Index::Tokens;
+};
+
+// out = norm(residual + update), total = residual + update; without a residual the update is the total.
+class Norm final : public RowInstruction {
+public:
+    const char* name() const override { return bias ? "layer_norm" : "rms_norm"; }
+    void visit_reads(const Visitor& visit) override;
+    void visit_writes(const Visitor& visit) override;
+    int64_t columns() const override { return 2 * out.count; }
+    void run_row(const Step& step, int64_t row, float* scratch) const override;
+    int64_t scratch_floats() const override { return 2 * out.count; }
+    bool quantise(const Columns& columns, int buffer) override;
+
+    bool adds() const { return residual.buffer >= 0; }
+    void normalise(const float* x, float* to) const;  // every head of a row, or the whole of it
+
+    Columns out, total, update, residual;  // total and residual are optional
+    FloatTensor weight, bias;              // [size]; a row holds out.count / size heads. No bias: an RMS norm
+    float eps = 0.0f;
+
+private:
+    int quantised_ = kNoBuffer;
+};
+
+enum class ActivationKind : uint8_t { SiluMul, GeluMul, GeluTanhMul, Gelu, GeluTanh, Softcap };
+
+struct Activation {
+    ActivationKind kind = ActivationKind::Gelu;
+    float cap = 0.0f;  // Softcap only
+
+    bool gated() const { return kind <= ActivationKind::GeluTanhMul; }
+    const char* name() const;
+    // `up` is for gated kinds only.
+    void apply(const float* x, const float* up, float* out, int64_t n) const;
+};
+
+class Activate final : public RowInstruction {
+public:
+    const char* name() const override { return activation.name(); }
+    void visit_reads(const Visitor& visit) override { visit(x); }
+    void visit_writes(const Visitor& visit) override;
+    int64_t columns() const override { return 4 * out.count; }
+    void run_row(const Step& step, int64_t row, float* scratch) const override;
+    int64_t scratch_floats() const override { return out.count; }
+    bool quantise(const Columns& columns, int buffer) override;
+
+    Activation activation;
+    Columns out, x;
+
+private:
+    int quantised_ = kNoBuffer;
+};
+
+class Quantise final : public RowInstruction {
+public:
+    const char* name() const override { return "quantise"; }
+    void visit_reads(const Visitor& visit) override { visit(x); }
+    void visit_writes(const Visitor& visit) override { visit(out); }
+    int64_t columns() const override { return x.count; }
+    void run_row(const Step& step, int64_t row, float* scratch) const override;
+
+    Columns out;  // all of a quantised buffer
+    Columns x;
+};
+
+// Rows of a buffer, whatever it holds, that are sampled.
+class Gather final : public RowInstruction {
+public:
+    const char* name() const override { return "gather"; }
+    void visit_reads(const Visitor& visit) override { visit(x); }
+    void visit_writes(const Visitor& visit) override { visit(out); }
+    int64_t columns() const override { return x.count; }
+    void run_row(const Step& step, int64_t row, float* scratch) const override;
+
+    Columns out, x;
+};
+
+// Stores k and v in the pool, and rotates q and k before if there are tables; norms them before that if there are weights.
+class WriteKV final : public RowInstruction {
+public:
+    const char* name() const override { return cos ? "rope_and_write_kv" : "write_kv"; }
+    void visit_reads(const Visitor& visit) override;
+    void visit_writes(const Visitor& visit) override;
+    bool needs_all_rows() const override { return true; }
+    bool writes_kv() const override { return true; }
+    int64_t columns() const override { return 2 * (q.count + 2 * k.count); }
+    void run_row(const Step& step, int64_t row, float* scratch) const override;
+    int64_t scratch_floats() const override { return pool.head_dim; }
+
+    Columns out, q;       // with tables only
+    Columns k, v;
+    FloatTensor cos, sin;  // [max_position, rotated / 2]
+    FloatTensor q_weight, k_weight;  // of RMS norms, [head_dim]
+    float q_eps = 0.0f, k_eps = 0.0f;
+    KVPool pool;
+
+private:
+    void store(const float* head, void* base, int64_t element) const;
+};
+
+// ---- several rows at a time ----
+
+// y = x * w^T + bias, with an activation on what comes out where there is one.
+class Linear final : public Instruction {
+public:
+    const char* name() const override { return "linear"; }
+    void visit_reads(const Visitor& visit) override { visit(x); }
+    void visit_writes(const Visitor& visit) override;
+    uint32_t num_tasks(const Step& step, uint32_t stage) const override;
+    void run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const override;
+    int64_t scratch_floats() const override;
+    bool quantise(const Columns& columns, int buffer) override;
+
+    Columns y, x;  // x is all of a quantised buffer if the weight is quantised
+    PackedWeight weight;
+    FloatTensor bias;
+    bool activates = false;
+    Activation activation;
+    Columns out;  // of the activation
+
+private:
+    struct Cut;
+    struct Block;
+    int64_t width() const { return activates && activation.gated() ? weight.n / 2 : weight.n; }
+    void multiply(const Step& step, const Block& block, int64_t column, float* to, int64_t stride) const;
+    void multiply_and_activate(const Step& step, const Block& block, float* scratch) const;
+
+    int quantised_ = kNoBuffer;
+};
+
+class Attention final : public Instruction {
+public:
+    const char* name() const override { return "paged_attention"; }
+    void visit_reads(const Visitor& visit) override { visit(q); }
+    void visit_writes(const Visitor& visit) override;
+    bool needs_all_rows() const override { return true; }
+    uint32_t num_stages() const override { return 2; }
+    uint32_t num_tasks(const Step& step, uint32_t stage) const override;
+    void run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const override;
+    int64_t scratch_floats() const override;
+    bool quantise(const Columns& columns, int buffer) override;
+
+    Columns out, q;
+    KVPool pool;
+    float scale = 1.0f;
+    float softcap = 0.0f;
+    int plan = 0;  // of the step's plans
+
+private:
+    int64_t heads_per_group() const { return q.count / pool.slot_columns(); }
+    AttentionTile tile_of(const Step& step, const AttentionPiece& piece, int64_t group) const;
+    void attend(const Step& step, const AttentionPiece& piece, int64_t group, float* scratch) const;
+    void merge(const Step& step, const AttentionPiece& piece, int64_t group, float* scratch) const;
+    void store(const Step& step, const AttentionPiece& piece, int64_t group, const AttentionTile& tile,
+               PartialSoftmax total, float* scratch) const;
+
+    int quantised_ = kNoBuffer;
+};
+
+}  // namespace pellucid

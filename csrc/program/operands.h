@@ -1,0 +1,81 @@
+// What instructions work on: columns of buffers in the arena, and tensors that live outside of it.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+
+namespace pellucid {
+
+// Columns [begin, begin + count) of every row of a buffer.
+struct Columns {
+    int buffer = -1;
+    int64_t begin = 0;
+    int64_t count = 0;
+
+    bool operator==(const Columns&) const = default;
+    bool contains(const Columns& other) const {
+        return buffer == other.buffer && begin <= other.begin && other.begin + other.count <= begin + count;
+    }
+    bool overlaps(const Columns& other) const {
+        return buffer == other.buffer && begin < other.begin + other.count && other.begin < begin + count;
+    }
+};
+
+// A dense fp32 tensor [rows, columns] that somebody else made. `owner` keeps it alive.
+struct FloatTensor {
+    const float* data = nullptr;
+    int64_t rows = 0;
+    int64_t columns = 0;
+    std::shared_ptr<const void> owner;
+
+    explicit operator bool() const { return data != nullptr; }
+};
+
+// One layer's keys and values, dense [num_blocks, block_size, num_kv_heads, head_dim] each, fp32 or bf16.
+struct KVPool {
+    void* k = nullptr;
+    void* v = nullptr;
+    bool bfloat16 = false;
+    int64_t num_blocks = 0;
+    int64_t block_size = 0;
+    int64_t num_kv_heads = 0;
+    int64_t head_dim = 0;
+    std::shared_ptr<const void> owner;
+
+    int64_t slot_columns() const { return num_kv_heads * head_dim; }
+};
+
+struct FloatView {
+    float* data;
+    int64_t stride;  // floats between rows
+
+    float* row(int64_t r) const { return data + r * stride; }
+};
+
+enum class BufferKind : uint8_t {
+    Float,      // [rows, columns] fp32
+    Quantised,  // QuantRows of `columns` columns
+    Output,     // fp32 too, in the caller's memory
+};
+
+struct Buffer {
+    BufferKind kind = BufferKind::Float;
+    int64_t columns = 0;
+    // Nobody reads it: then it has no place, and whoever would write it makes do with scratch memory.
+    bool unread = false;
+    int64_t place = 0;  // bytes from the start of the arena
+
+    int64_t bytes(int64_t rows) const;
+};
+
+// Where rows of a quantised buffer start, which is laid out for `max_rows` rows at `place`.
+QuantRows quant_rows(std::byte* place, int64_t columns, int64_t max_rows);
+QuantRows skip_rows(QuantRows rows, int64_t columns, int64_t count);
+// Columns [begin, ...) of one row, as if they were a row of their own; `begin` is a multiple of 32.
+QuantRows skip_columns(QuantRows row, int64_t begin);
+
+}  // namespace pellucid
