@@ -215,7 +215,7 @@ def test_broken_rows_fail_and_leave_the_others_alone(temperature, logits):
     tokens, failed = sample(rows, settings)
     assert failed.tolist() == [False, True, True, True, True, False]
     assert tokens[[0, 5]].tolist() == [expected, expected]
-    assert ((tokens >= 0) & (tokens < 384)).all()
+    assert tokens[1:5].tolist() == [0] * 4  # a valid id, whatever comes after
 
 
 def test_forbidden_tokens_are_never_drawn():

@@ -49,7 +49,7 @@ def sample(logits: Tensor, columns: SamplingColumns) -> tuple[NDArray[np.int64],
 
     Returns:
         token_ids [n], and failed [n]: rows that have no finite largest logit (NaN, infinity, or
-        every token banned); their token means nothing.
+        every token banned); their token is 0 and means nothing.
     """
     logits = pad_to_groups(logits)
     peaks = group_peaks(logits)
@@ -62,6 +62,7 @@ def sample(logits: Tensor, columns: SamplingColumns) -> tuple[NDArray[np.int64],
         rows = torch.from_numpy(drawn).to(logits.device)
         token_ids[rows] = _draw(logits[rows], peaks[rows], best[rows], columns.take(drawn))
     failed = ~best.isfinite()
+    token_ids.masked_fill_(failed, 0)
     return token_ids.cpu().numpy(), failed.cpu().numpy()
 
 
