@@ -53,11 +53,11 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         models = {"data": [{"id": "tiny", "owned_by": self.behaviour.owner}]}
         self._send_json(200, models)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         behaviour = self.behaviour
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with behaviour.lock:

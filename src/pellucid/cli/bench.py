@@ -36,6 +36,7 @@ def throughput(engine: EngineConfig, load: Workload, json: JsonFile = None) -> N
     """
     from pellucid.bench.throughput import measure
     from pellucid.cli.console import notes, progress_bar
+    from pellucid.cli.download import fetch
     from pellucid.engine.core import EngineCore
     from pellucid.runner.factory import create_runner
 
@@ -43,6 +44,8 @@ def throughput(engine: EngineConfig, load: Workload, json: JsonFile = None) -> N
         raise ConfigError(
             f"--batch-size: must be at most --max-num-seqs, {engine.scheduler.max_num_seqs}"
         )
+    if engine.runner.runner != "fake":
+        fetch(engine.model)
     with notes().status("loading the model"):
         runner = create_runner(engine)
     try:

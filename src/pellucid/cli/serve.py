@@ -12,11 +12,17 @@ def serve(engine: EngineConfig, server: ServerConfig) -> None:
 
     Downloads the model if need be, loads it, and prints where it listens once it can answer.
     """
+    import logging
+
     from pellucid.cli.console import notes
     from pellucid.cli.download import fetch
     from pellucid.server.run import serve as run_server
 
-    model = engine.model.served_model_name or fetch(engine.model).name
+    logging.basicConfig(
+        level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    files = fetch(engine.model)
+    model = engine.model.served_model_name or files.name
     status = notes().status(f"loading {engine.model.model}")
 
     def on_ready(url: str) -> None:
