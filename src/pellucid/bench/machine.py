@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-MIB = 1 << 20
+from pellucid.config import MIB
 
 # Name shown -> flag in /proc/cpuinfo ("flags" on x86, "Features" on Arm).
 INSTRUCTION_SETS = {

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pellucid.config import EngineConfig, ModelSettings, ServerConfig
+from pellucid.config import MIB, EngineConfig, ModelSettings, ServerConfig
 from pellucid.errors import PellucidError
 
 if TYPE_CHECKING:
     from pellucid.load.files import ModelFiles
-
-MIB = 1 << 20
+    from pellucid.models.config import ModelConfig
 
 
 class Diagnosis(msgspec.Struct, kw_only=True):
@@ -105,7 +104,7 @@ def _model(files: ModelFiles) -> dict[str, Any]:
         "architecture": config.architecture,
         "layers": config.num_layers,
         "context": config.max_position,
-        "parameters": _num_parameters(files),
+        "parameters": _num_parameters(config),
     }
 
 
@@ -117,7 +116,7 @@ def _memory(engine: EngineConfig, files: ModelFiles) -> dict[str, Any]:
     config, cache = load_config(files), engine.cache
     device = pick_device(engine.runner.device)
     itemsize = pick_dtype(engine.model.dtype, device).itemsize
-    weights = _num_parameters(files) * itemsize
+    weights = _num_parameters(config) * itemsize
     block_bytes = kv_block_bytes(config, cache.block_size, itemsize)
     max_model_len = model_len_limit(config, engine.model.max_model_len)
     available = available_memory(device)
@@ -139,16 +138,10 @@ def _size_on_disk(files: ModelFiles) -> int:
     return sum(path.stat().st_size for path in files.path.iterdir() if path.is_file())
 
 
-def _num_parameters(files: ModelFiles) -> int:
-    if files.kind == "gguf":
-        return sum(prod(tensor.shape) for tensor in files.gguf.tensors.values())
-    from safetensors import safe_open
+def _num_parameters(config: ModelConfig) -> int:
+    from pellucid.load.names import weight_shapes
 
-    total = 0
-    for path in files.path.glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as opened:
-            total += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys())
-    return total
+    return sum(map(prod, weight_shapes(config).values()))
 
 
 def _address(server: ServerConfig, problems: list[str]) -> dict[str, Any]:

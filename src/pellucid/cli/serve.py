@@ -35,17 +35,18 @@ def serve(engine: EngineConfig, server: ServerConfig) -> None:
 
 def _greet(url: str, model: str) -> None:
     """Where it listens, and a first request to paste."""
+    import json
+    import shlex
+
     from pellucid.cli.console import notes
 
-    body = (
-        f'{{"model": "{model}", "stream": true, '
-        '"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
-    )
-    notes().print(f"[bold]{model}[/] is ready at [bold]{url}/v1[/]\n")
+    question = [{"role": "user", "content": "Why is the sky blue?"}]
+    body = json.dumps({"model": model, "stream": True, "messages": question})
     notes().print(
+        f"{model} is ready at {url}/v1\n\n"
         f"curl -N {url}/v1/chat/completions \\\n"
         "  -H 'Content-Type: application/json' \\\n"
-        f"  -d '{body}'\n",
-        soft_wrap=True,
+        f"  -d {shlex.quote(body)}\n",
         markup=False,
+        soft_wrap=True,
     )
