@@ -14,10 +14,10 @@ from enum import IntEnum
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from pellucid.errors import ModelError
-from pellucid.frontend.tokenizer import SPACE, Tokenizer, set_frame
+from pellucid.frontend.tokenizer import SPACE, Tokenizer
 
 PREFIX = "tokenizer.ggml."
 # Chat models end a turn with one of these, whatever the file calls its EOS token.
@@ -277,11 +277,14 @@ def _add_tokens(raw: tokenizers.Tokenizer, vocab: _Vocab) -> None:
 
 
 def _add_frame(raw: tokenizers.Tokenizer, vocab: _Vocab, *, add_bos: bool) -> None:
-    """BOS before a text and EOS behind it, as the file says or else the family does."""
+    """Let `encode` add BOS before a text and EOS behind it, as the file or the family says."""
     bos = vocab.named.get("bos_token") if vocab.get("add_bos_token", add_bos) else None
     eos = vocab.named.get("eos_token") if vocab.get("add_eos_token", False) else None
-    if bos or eos:
-        set_frame(raw, bos, eos)
+    ends = [token for token in (bos, eos) if token is not None]
+    raw.post_processor = processors.TemplateProcessing(
+        single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
+        special_tokens=[(token, raw.token_to_id(token)) for token in ends],
+    )
 
 
 def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken
 
 from pellucid.errors import BadRequest, ModelError
 
@@ -219,31 +219,14 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     extra = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
     extra = extra if isinstance(extra, list) else list(extra.values())
     control = [*special_tokens.values(), *filter(None, map(_token_text, extra))]
-    known = raw.get_added_tokens_decoder()  # with settings of their own, which stay
-    raw.add_special_tokens(
-        [AddedToken(t, normalized=False) for t in control if raw.token_to_id(t) not in known]
-    )
-    if settings.get("add_bos_token") is not None or settings.get("add_eos_token") is not None:
-        set_frame(
-            raw,
-            special_tokens.get("bos_token") if settings.get("add_bos_token") else None,
-            special_tokens.get("eos_token") if settings.get("add_eos_token") else None,
-        )
+    marked = {t.content for t in raw.get_added_tokens_decoder().values() if t.special}
+    raw.add_special_tokens([AddedToken(t, normalized=False) for t in control if t not in marked])
     return Tokenizer(
         raw,
         vocab_size=max(raw.get_vocab(with_added_tokens=True).values(), default=-1) + 1,
         special_tokens=special_tokens,
         eos_token_ids=_eos_token_ids(folder, raw, special_tokens),
         chat_templates=_chat_templates(folder, settings),
-    )
-
-
-def set_frame(raw: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> None:
-    """Let `encode` put `bos` before a text and `eos` behind it, in place of what it did so far."""
-    ends = [token for token in (bos, eos) if token is not None]
-    raw.post_processor = processors.TemplateProcessing(
-        single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
-        special_tokens=[(token, raw.token_to_id(token)) for token in ends],
     )
 
 
