@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -246,3 +248,11 @@ def test_an_alias_of_the_hub(site: Site, resolve: Any, tmp_path: Path) -> None:
     (cached,) = [model for model in listed if model.path is not None]
     assert (cached.name, cached.path) == ("gpt2", files.path)
     assert cached.size == sum(len(FOLDER[name]) for name in KEPT)
+
+
+def test_finding_a_model_and_its_config_needs_no_torch() -> None:
+    modules = "import sys, pellucid.load.hub, pellucid.load.model_config"
+    late = ("torch", "transformers", "huggingface_hub", "gguf", "safetensors", "rich")
+    code = f"{modules}; print([m for m in {late} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
