@@ -23,6 +23,7 @@ class Behaviour:
     faults: dict[int, str] = field(default_factory=dict)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    clients: set[tuple[str, int]] = field(default_factory=set)  # one per connection
     url: str = ""
     in_flight: int = 0
     most_in_flight: int = 0
@@ -64,6 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault = behaviour.faults.get(len(behaviour.bodies))
             behaviour.bodies.append({**body, "path": self.path})
             behaviour.headers.append(dict(self.headers))
+            behaviour.clients.add(self.client_address)
             behaviour.in_flight += 1
             behaviour.most_in_flight = max(behaviour.most_in_flight, behaviour.in_flight)
         try:

@@ -38,7 +38,8 @@ def test_healthy_machine(pellucid: Pellucid, fake_model: Path, free_port: int) -
     assert found["machine"]["cpu"]
     assert found["versions"]["torch"] == torch.__version__
     assert found["compute"]["threads"] == 1
-    assert any(k["name"] == "reference" and k["available"] for k in found["kernels"])
+    chosen = found["compute"]["kernels"]
+    assert any(k["name"] == chosen and k["available"] for k in found["kernels"])
     assert found["model"]["path"] == str(fake_model)
     assert found["model"]["context"] == 2048
     assert found["address"] == {"host": "127.0.0.1", "port": free_port, "free": True}
@@ -76,6 +77,15 @@ def test_missing_model_is_a_problem_and_the_rest_is_told(
     assert len(found["problems"]) == 1
     assert "no.gguf" in found["problems"][0]
     assert found["compute"] is not None
+
+
+def test_kernels_that_are_missing_are_a_problem(
+    pellucid: Pellucid, fake_model: Path, free_port: int
+) -> None:
+    arguments = (str(fake_model), "--port", str(free_port), "--device", "cpu")
+    code, found = examine(pellucid, *arguments, "--kernels", "triton")
+    assert code == 1
+    assert "triton" in found["problems"][0]
 
 
 def test_works_without_torch(fake_model: Path, free_port: int) -> None:

@@ -19,7 +19,7 @@ def test_models_as_json(pellucid: Pellucid, tmp_path: Path) -> None:
 
 def test_models_as_a_table(pellucid: Pellucid, tmp_path: Path) -> None:
     lines = pellucid("models", "--cache-dir", str(tmp_path)).out.splitlines()
-    assert lines[0].split() == ["model", "here", "about", "source"]
+    assert lines[0].split() == ["model", "here", "source", "about"]
     assert lines[1].split()[:2] == [DEFAULT_MODEL, "-"]
 
 

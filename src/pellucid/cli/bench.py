@@ -103,11 +103,9 @@ def _write(path: Path, result: LoadReport | Throughput, about: dict[str, Any]) -
 
 
 def _show_throughput(result: Throughput) -> None:
-    from rich.console import Console
+    from pellucid.cli.console import add_summary, rate, results, summary_table
 
-    from pellucid.cli.console import add_summary, rate, summary_table
-
-    out = Console(highlight=False)
+    out = results()
     table = summary_table("")
     add_summary(table, "TTFT", result.ttft_ms)
     add_summary(table, "prefill step", result.prefill_step_ms)
@@ -129,11 +127,9 @@ def _show_throughput(result: Throughput) -> None:
 
 
 def _show_load(result: LoadReport) -> None:
-    from rich.console import Console
+    from pellucid.cli.console import add_summary, rate, results, summary_table
 
-    from pellucid.cli.console import add_summary, rate, summary_table
-
-    out = Console(highlight=False)
+    out = results()
     table = summary_table("")
     for name in ("ttft", "itl", "tpot", "e2e", "wait"):
         add_summary(table, name.upper(), getattr(result, f"{name}_ms"))

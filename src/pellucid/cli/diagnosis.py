@@ -27,7 +27,7 @@ class Diagnosis(msgspec.Struct, kw_only=True):
 
     machine: dict[str, Any]
     versions: dict[str, str | None]
-    compute: dict[str, Any] | None  # device, dtype, threads
+    compute: dict[str, Any] | None  # device, dtype, kernels, threads
     kernels: list[dict[str, Any]]
     model: dict[str, Any] | None
     memory: dict[str, Any] | None
@@ -44,8 +44,8 @@ def diagnose(engine: EngineConfig, server: ServerConfig) -> Diagnosis:
     def attempt(find: Callable[[], Any], otherwise: Any = None) -> Any:
         try:
             return find()
-        except PellucidError as error:
-            problems.append(error.message)
+        except (PellucidError, ValueError) as error:  # kernels raise ValueError
+            problems.append(str(error))
         except ImportError as error:
             problem = f"{error.name or error} cannot be imported: {error}"
             if problem not in problems:
@@ -74,6 +74,7 @@ def _local_files(settings: ModelSettings) -> ModelFiles:
 
 
 def _compute(engine: EngineConfig) -> dict[str, Any]:
+    from pellucid.kernels.dispatch import select_ops
     from pellucid.runner.device import compute_threads, pick_device, pick_dtype
 
     device = pick_device(engine.runner.device)
@@ -81,6 +82,7 @@ def _compute(engine: EngineConfig) -> dict[str, Any]:
     return {
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
+        "kernels": select_ops(engine.runner.kernels, device).name,
         "threads": engine.runner.threads or compute_threads(),
     }
 

@@ -73,7 +73,10 @@ def _lines(found: Diagnosis) -> Iterator[tuple[str, str]]:
         ", ".join(f"{name} {version or 'missing'}" for name, version in found.versions.items()),
     )
     if found.compute is not None:
-        yield "compute", "{device}, {dtype}, {threads} threads".format(**found.compute)
+        yield (
+            "compute",
+            "{device}, {dtype}, {kernels} kernels, {threads} threads".format(**found.compute),
+        )
     for kernel in found.kernels:
         yield "kernels", f"{kernel['name']}: {kernel['reason']}"
     yield from _model_lines(found)

@@ -44,13 +44,13 @@ def _show(listed: list[ListedModel]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    table.add_column("model")
-    table.add_column("here", justify="right")
-    table.add_column("about", no_wrap=True)
+    table.add_column("model", no_wrap=True)
+    table.add_column("here", justify="right", no_wrap=True)
     table.add_column("source", no_wrap=True)
+    table.add_column("about")
     for model in listed:
         size = "-" if model.size is None else f"{model.size / MIB:,.0f} MiB"
-        table.add_row(model.name, size, model.about, model.source)
+        table.add_row(model.name, size, model.source, model.about)
     out = Console(highlight=False)
     out.print(table)
     out.print(
