@@ -158,10 +158,15 @@ def _meet(
 
 
 def _merge(out: Tensor, total: Tensor, part: Tensor, part_total: Tensor) -> None:
-    """Fold the softmax over one more partition into `out` and its log-sum `total`, in place."""
-    merged = torch.logaddexp(total, part_total)
-    out.mul_(torch.exp(total - merged)).add_(part.mul_(torch.exp(part_total - merged)))
-    total.copy_(merged)
+    """Fold the softmax over one more partition into `out` and its log-sum `total`, in place.
+
+    `torch.logaddexp` is not used: its last elements are rounded otherwise than the rest.
+    """
+    top = torch.maximum(total, part_total)
+    share, part_share = torch.exp(total - top), torch.exp(part_total - top)
+    sum_of_shares = share + part_share
+    out.mul_(share / sum_of_shares).add_(part.mul_(part_share / sum_of_shares))
+    torch.add(top, torch.log(sum_of_shares), out=total)
 
 
 @cache
