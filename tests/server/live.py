@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pellucid.config import EngineConfig, ServerConfig
 from pellucid.engine.client import EngineClient
 from pellucid.frontend.async_engine import AsyncLLM
-from pellucid.server.run import Server, bind, make_server, url_of
+from pellucid.server.run import Server, bind, url_of
 from tests.frontend.tiny import fake_client, tiny_text
 
 MODEL = "tiny"
@@ -85,7 +85,7 @@ def live(
             def announce() -> None:
                 started.set_result(Live(url, http, llm, running, loop))
 
-            running = make_server(llm, server or ServerConfig(), announce)
+            running = Server(llm, server or ServerConfig(), announce)
             with http:
                 await running.serve(sockets=[listener])
 
