@@ -155,8 +155,8 @@ def _is_complete(folder: Path) -> bool:
     """Whether a snapshot has all its weights, and a tokenizer."""
     index = folder / "model.safetensors.index.json"
     shards = {"model.safetensors"}
-    if index.is_file():
-        shards = set(map(str, read_json(index).get("weight_map", {"": ""}).values()))
+    if index.is_file() and isinstance(listed := read_json(index).get("weight_map"), dict):
+        shards = set(map(str, listed.values()))
     has_weights = all((folder / shard).is_file() for shard in shards)
     names = ("tokenizer.json", "tokenizer.model", "vocab.json")
     return has_weights and any((folder / name).is_file() for name in names)
