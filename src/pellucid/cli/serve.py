@@ -23,7 +23,8 @@ def serve(engine: EngineConfig, server: ServerConfig) -> None:
     )
     files = fetch(engine.model)
     model = engine.model.served_model_name or files.name
-    status = notes().status(f"loading {engine.model.model}")
+    logging.getLogger(__name__).info("loading %s", model)  # seen where there is no terminal
+    status = notes().status(f"loading {model}")
 
     def on_ready(url: str) -> None:
         status.stop()
