@@ -199,6 +199,14 @@ class TestFolder:
         with pytest.raises(ModelError, match=message):
             tokenizer_from_folder(folder)
 
+    def test_an_absurd_token_id_is_refused(self, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path / "model", byte_level_raw())
+        content = json.loads((folder / "tokenizer.json").read_text())
+        content["model"]["vocab"]["far away"] = 4_000_000_000
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+        with pytest.raises(ModelError, match="token id 4000000000"):
+            tokenizer_from_folder(folder)
+
     def test_an_unknown_decoder_is_refused(self, tmp_path: Path) -> None:
         raw = byte_level_raw()
         raw.decoder = decoders.WordPiece()
