@@ -121,6 +121,22 @@ def test_rows_and_blocks_are_reused_without_a_trace(runner, alone):
         assert {n: j.tokens for n, j in jobs.items()} == {n: j.tokens for n, j in alone.items()}
 
 
+def test_a_shared_prefix_equals_a_computed_one(runner, alone):
+    """The second request starts behind two blocks that the first one computed."""
+    job = alone["r70"]
+    first = NewRow("first", job.prompt, 70, job.params)
+    second = NewRow("second", job.prompt, 70, job.params)
+    runner.execute(
+        StepPlan(0, new_rows=[first], chunks=[Chunk("first", 0, 70, True, [9, 8, 7, 6, 5])])
+    ).result()
+    result = runner.execute(
+        StepPlan(1, new_rows=[second], chunks=[Chunk("second", 32, 38, True, [9, 8, 1, 2, 3])])
+    ).result()
+    assert result.token_ids == [job.tokens[:1]]
+    assert result.logprobs == [job.logprobs[:1]]
+    assert result.prompt_logprobs == [job.prompt_logprobs[32:]]
+
+
 def direct_logprobs(model: Model, tokens: list[int]) -> torch.Tensor:
     """log_softmax at every position, from one pass over a cache of its own."""
     count = len(tokens)

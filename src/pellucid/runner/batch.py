@@ -1,8 +1,8 @@
 """Permanent rows for the running requests, gathered into the inputs of each step.
 
 A request's tokens and blocks stay in its row from admission to the end, whatever happens around it;
-a step copies out what it computes, by numpy over all requests at once. The one thing copied whole
-is the block table, which is a sixteenth of a context and what attention reads anyway.
+a step copies out what it computes, by numpy over all requests at once. Only block tables are copied
+whole, one number per block of context, because attention reads them all.
 """
 
 from __future__ import annotations

@@ -69,12 +69,13 @@ def sample(logits: Tensor, columns: SamplingColumns) -> tuple[NDArray[np.int64],
 def _draw(logits: Tensor, peaks: Tensor, best: Tensor, columns: SamplingColumns) -> Tensor:
     """Tokens [n] of rows that are not greedy."""
     temperature = _column(columns.temperature, logits)
-    probs = torch.div(logits, temperature[:, None])
-    torch.softmax(probs, dim=-1, out=probs)
+    # Relative to the best logit, so that no temperature can make them overflow.
+    scaled = (logits - best[:, None]).div_(temperature[:, None])
+    probs = torch.softmax(scaled, dim=-1)
     floor = _floor(logits, peaks, best, temperature, columns)
     if floor is not None:
         # Comparing into a float tensor is vectorised, unlike a boolean mask and where().
-        probs *= torch.ge(logits, floor[:, None], out=torch.empty_like(logits))
+        probs *= torch.ge(logits, floor[:, None], out=scaled)
     token_ids = _inverse_cdf(probs, columns, draw=0)
     if (columns.top_p < 1.0).any():
         _redraw_outside_nucleus(probs, token_ids, columns)
