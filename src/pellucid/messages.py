@@ -78,7 +78,7 @@ class TokenLogprobs(_Message):
 
 
 class RequestTimes(_Message):
-    """When a finished request reached each point of its life."""
+    """When a request reached each point of its life; None for those it has not."""
 
     arrival: float
     scheduled: float | None = None  # first step it took part in
@@ -97,7 +97,7 @@ class TokenDelta(_Message):
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # whole prompt, with the first token
-    times: RequestTimes | None = None  # when finished
+    times: RequestTimes | None = None  # with the first token, and when finished
     error: str | None = None  # with finish_reason "error"
 
 

@@ -23,6 +23,7 @@ class Behaviour:
     faults: dict[int, str] = field(default_factory=dict)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    clients: set[tuple[str, int]] = field(default_factory=set)  # one per connection
     url: str = ""
     in_flight: int = 0
     most_in_flight: int = 0
@@ -53,17 +54,18 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         models = {"data": [{"id": "tiny", "owned_by": self.behaviour.owner}]}
         self._send_json(200, models)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         behaviour = self.behaviour
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with behaviour.lock:
             fault = behaviour.faults.get(len(behaviour.bodies))
             behaviour.bodies.append({**body, "path": self.path})
             behaviour.headers.append(dict(self.headers))
+            behaviour.clients.add(self.client_address)
             behaviour.in_flight += 1
             behaviour.most_in_flight = max(behaviour.most_in_flight, behaviour.in_flight)
         try:

@@ -76,6 +76,12 @@ def test_max_concurrency_holds_and_waiting_is_reported() -> None:
     assert report.ttft_ms.max < 2 * report.wait_ms.max
 
 
+def test_connections_are_used_again() -> None:
+    behaviour = Behaviour()
+    bench(behaviour, num_prompts=8, max_concurrency=1)
+    assert len(behaviour.clients) == 1
+
+
 def test_requests_carry_what_was_asked() -> None:
     behaviour = Behaviour()
     bench(behaviour, ignore_eos=True, temperature=0.5, api_key="sk-test", input_len=8)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -43,8 +44,8 @@ def fake_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    words = " ".join(f"word{a}{b}" for a in "abcdefghijklmnop" for b in range(100))
-    tokenizer.train_from_iterator([words], trainer)
+    words = map("".join, itertools.product(("ba", "ko", "ni", "su", "te", "vo", "xa"), repeat=4))
+    tokenizer.train_from_iterator([" ".join(words)], trainer)
     assert tokenizer.get_vocab_size() == 1000  # the fake runner answers ids 100 to 999
     tokenizer.save(str(folder / "tokenizer.json"))
     about = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": CHAT_TEMPLATE}

@@ -188,7 +188,7 @@ def test_bad_file_is_told(content: str, message: str, tmp_path: Path) -> None:
 
 
 def test_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read .*nowhere.yaml: No such file"):
+    with pytest.raises(ConfigError, match="No such file"):
         run("--config", str(tmp_path / "nowhere.yaml"))
 
 

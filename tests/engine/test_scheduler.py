@@ -215,3 +215,14 @@ def test_nobody_is_admitted_in_a_step_that_preempted() -> None:
             assert plan.new_rows == []
         engine.scheduler.update(plan, engine.runner.execute(plan).result(), 0.0)
     assert preempting_steps > 0
+
+
+def test_the_first_token_says_how_long_its_request_waited() -> None:
+    engine = core()
+    engine.add(message("a", [1] * 9, max_tokens=3))
+    first, middle, last = drain(engine)["a"]
+    assert first.times is not None
+    assert first.times.scheduled is not None
+    assert middle.times is None
+    assert last.times is not None
+    assert last.times.finished is not None

@@ -8,9 +8,12 @@ import threading
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import processors
 
 from pellucid.errors import BadRequest
 from pellucid.frontend.inputs import INLINE_CHARS, InputProcessor, PreparedRequest
+from pellucid.frontend.tokenizer import Tokenizer
 from pellucid.messages import unpack_tokens
 from pellucid.sampling_params import SamplingParams
 from tests.frontend.tiny import VOCAB_SIZE, engine_info, tiny_text
@@ -58,6 +61,21 @@ def test_a_long_text_is_tokenised_off_the_loop_with_the_same_result() -> None:
     request = prepare(text, inputs=inputs)
     assert request.prompt_token_ids == tiny_text().tokenizer.raw.encode(text).ids
     assert seen != [threading.get_ident()]
+
+
+def test_bos_comes_before_a_text_unless_unwanted() -> None:
+    plain = tiny_text().tokenizer
+    raw = RawTokenizer.from_str(plain.raw.to_str())
+    raw.post_processor = processors.TemplateProcessing(
+        single="<bos> $0", special_tokens=[("<bos>", 1)]
+    )
+    tokenizer = Tokenizer(raw, vocab_size=VOCAB_SIZE, special_tokens={"bos_token": "<bos>"})
+    inputs = InputProcessor(tokenizer, engine_info(), math.inf)
+    ids = plain.raw.encode("Once").ids
+    assert prepare("Once", inputs=inputs).prompt_token_ids == [1, *ids]
+    assert prepare("Once", inputs=inputs, add_special_tokens=False).prompt_token_ids == ids
+    assert prepare(ids, inputs=inputs).prompt_token_ids == ids
+    assert prepare("", inputs=inputs).prompt_token_ids == [1]
 
 
 def test_the_envelope_reaches_the_engine() -> None:

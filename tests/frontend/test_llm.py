@@ -170,9 +170,7 @@ def test_the_progress_bar_counts_answers_on_stderr(
 
 
 @pytest.mark.model
-def test_the_real_model_answers_the_same_offline_and_streamed(
-    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_real_model_answers_the_same_offline_and_streamed(smollm2_path: Path) -> None:
     messages = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
     params = SamplingParams(temperature=0.0, max_tokens=12)
     settings: dict[str, Any] = {"max_model_len": 512, "num_kv_blocks": 64}

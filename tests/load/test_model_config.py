@@ -285,7 +285,7 @@ def test_folder_without_a_config(tmp_path: Path) -> None:
         ({"llama.attention.head_count": [4, 4, 4]}, "head_count must be an integer"),
         ({"llama.attention.value_length": 8}, "different head sizes"),
         ({"llama.rope.scaling.type": "magic"}, "rope.scaling.type must be"),
-        ({"llama.rope.dimension_count": 7}, "7 rotated dimensions"),
+        ({"llama.rope.dimension_count": 8}, "dimension_count must be the size of a head, 16"),
         ({"tokenizer.ggml.eos_token_id": 96}, "eos_token_id must be an integer from 0 to 95"),
         ({"llama.rope.freq_base": float("nan")}, "freq_base must be a number"),
     ],
@@ -298,6 +298,65 @@ def test_bad_metadata_is_refused_by_name(
     with pytest.raises(ModelError, match=message) as caught:
         parsed(tmp_path / "m.gguf")
     assert "\n" not in str(caught.value)
+
+
+WEIRD = [None, True, -1, 0, 1 << 70, 1.5, float("nan"), 1e300, "", "x", [], [[]], [{}], {}]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_any_value_anywhere_is_read_or_refused(arch: str, tmp_path: Path) -> None:
+    """Whatever stands behind a key: a config or a ModelError, never another exception."""
+    rope = ROPE["longrope"] if arch == "phi3" else ROPE["yarn"]
+    extra = {} if arch in ("gpt2", "gemma3") else {"rope_parameters": dict(rope)}
+    make_hf(arch, tmp_path, **extra)
+    config = json.loads((tmp_path / "config.json").read_text())
+    refused = 0
+    for section in (config, config.get("rope_parameters", {})):
+        for key, original in list(section.items()):
+            for weird in WEIRD:
+                section[key] = weird
+                refused += _is_refused(written(tmp_path, **config))
+            section[key] = original
+    assert refused > 50
+    assert not _is_refused(written(tmp_path, **config))
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "gemma3", "phi3", "gpt2"])
+def test_any_metadata_anywhere_is_read_or_refused(arch: str, tmp_path: Path) -> None:
+    extra = {"rope_parameters": dict(ROPE["longrope"])} if arch == "phi3" else {}
+    make_hf(arch, tmp_path, **extra)
+    write_gguf(
+        tmp_path,
+        tmp_path / "m.gguf",
+        metadata={
+            f"{arch}.attention.sliding_window_pattern": [True] * 7,
+            f"{arch}.rope.scaling.type": "yarn",
+            f"{arch}.rope.scaling.factor": 2.0,
+            "tokenizer.ggml.tokens": ["a", "b", "c"],
+            "tokenizer.ggml.token_type": [3, 3, 3],
+        },
+    )
+    files = ModelFiles("gguf", tmp_path / "m.gguf", "m")
+    metadata = files.gguf.metadata
+    refused = 0
+    for key, original in list(metadata.items()):
+        for weird in WEIRD:
+            metadata[key] = weird
+            refused += _is_refused(files)
+        metadata[key] = original
+    assert refused > 50
+    assert not _is_refused(files)
+
+
+def _is_refused(model: Path | ModelFiles) -> bool:
+    try:
+        if isinstance(model, Path):
+            parsed(model)
+        else:
+            load_config(model)
+    except ModelError:
+        return True
+    return False
 
 
 def test_gguf_without_an_embedding(tmp_path: Path) -> None:

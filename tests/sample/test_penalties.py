@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 import torch
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
@@ -17,9 +18,11 @@ def f32(*values: float) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def test_counts_follow_a_growing_sequence():
+@pytest.mark.parametrize("prompt_length", [0, 900])
+def test_counts_follow_a_growing_sequence(prompt_length):
     rng = np.random.default_rng(1)
-    prompt, generated = rng.integers(0, VOCAB, 900).tolist(), rng.integers(0, 400, 1500).tolist()
+    prompt = rng.integers(0, VOCAB, prompt_length).tolist()
+    generated = rng.integers(0, VOCAB, 3000).tolist()
     counts = TokenCounts(prompt, generated[:700])
     for token in generated[700:]:
         counts.add(token)

@@ -215,7 +215,7 @@ def test_broken_rows_fail_and_leave_the_others_alone(temperature, logits):
     tokens, failed = sample(rows, settings)
     assert failed.tolist() == [False, True, True, True, True, False]
     assert tokens[[0, 5]].tolist() == [expected, expected]
-    assert ((tokens >= 0) & (tokens < 384)).all()
+    assert tokens[1:5].tolist() == [0] * 4  # a valid id, whatever comes after
 
 
 def test_forbidden_tokens_are_never_drawn():
@@ -229,6 +229,7 @@ def test_forbidden_tokens_are_never_drawn():
 
 def test_extreme_temperatures_keep_the_order():
     logits = torch.randn(64, 2000, generator=torch.Generator().manual_seed(0)) * 8
+    logits[1] *= 1e34  # divided by the temperature, they overflow
     tokens, failed = sample(logits, columns(64, temperature=1e-5))
     assert tokens.tolist() == logits.argmax(-1).tolist()
     assert not failed.any()

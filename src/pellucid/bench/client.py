@@ -159,14 +159,18 @@ async def stream_request(
 
 
 async def _read_stream(response: httpx.Response, outcome: Outcome) -> bool:
-    """Read to the end; return whether the answer came to an end of its own."""
+    """Read to the end; return whether the answer came to an end of its own.
+
+    Past [DONE], too: a connection whose response was not read to its end cannot be used again.
+    """
     parser = SSEParser()
     complete = False
     async for data in response.aiter_raw():
         now = time.perf_counter()
         for payload in parser.feed(data):
             if payload == b"[DONE]":
-                return True
+                complete = True
+                continue
             chunk = _decode_chunk(payload)
             if chunk.error is not None:
                 outcome.error = f"in the stream: {server_message(payload)}"

@@ -16,7 +16,9 @@ from typing import Any
 
 import psutil
 
-MIB = 1 << 20
+from pellucid.config import MIB
+
+CGROUP = Path("/sys/fs/cgroup")  # as a container sees its own, version 2
 
 # Name shown -> flag in /proc/cpuinfo ("flags" on x86, "Features" on Arm).
 INSTRUCTION_SETS = {
@@ -146,9 +148,9 @@ def _sysctl(name: str) -> str:
 
 
 def _cgroup_file(name: str) -> str:
-    """A file of this process's cgroup (v2), as a container sees its own; "" if there is none."""
+    """A file of this process's cgroup; "" if there is none."""
     try:
-        return Path("/sys/fs/cgroup", name).read_text(encoding="ascii").strip()
+        return (CGROUP / name).read_text(encoding="ascii").strip()
     except OSError:
         return ""
 

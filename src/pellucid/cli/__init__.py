@@ -37,7 +37,7 @@ def explain(error: Exception) -> str:
     """One line about an error; a field's name at its head becomes the flag."""
     if not isinstance(error, PellucidError):
         return f"{type(error).__name__}: {error} (a bug; --debug shows where)"
-    message = error.message
-    if isinstance(error, BadRequest) and error.param and message.startswith(error.param):
-        return "--" + error.param.replace("_", "-") + message[len(error.param) :]
-    return message
+    param = error.param or ""
+    rest = error.message.removeprefix(param)
+    flagged = isinstance(error, BadRequest | ConfigError) and rest.startswith((" ", ":"))
+    return "--" + param.replace("_", "-") + rest if flagged else error.message

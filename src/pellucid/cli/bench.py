@@ -36,6 +36,7 @@ def throughput(engine: EngineConfig, load: Workload, json: JsonFile = None) -> N
     """
     from pellucid.bench.throughput import measure
     from pellucid.cli.console import notes, progress_bar
+    from pellucid.cli.download import fetch
     from pellucid.engine.core import EngineCore
     from pellucid.runner.factory import create_runner
 
@@ -43,6 +44,8 @@ def throughput(engine: EngineConfig, load: Workload, json: JsonFile = None) -> N
         raise ConfigError(
             f"--batch-size: must be at most --max-num-seqs, {engine.scheduler.max_num_seqs}"
         )
+    if engine.runner.runner != "fake":
+        fetch(engine.model)
     with notes().status("loading the model"):
         runner = create_runner(engine)
     try:
@@ -100,11 +103,9 @@ def _write(path: Path, result: LoadReport | Throughput, about: dict[str, Any]) -
 
 
 def _show_throughput(result: Throughput) -> None:
-    from rich.console import Console
+    from pellucid.cli.console import add_summary, rate, results, summary_table
 
-    from pellucid.cli.console import add_summary, rate, summary_table
-
-    out = Console(highlight=False)
+    out = results()
     table = summary_table("")
     add_summary(table, "TTFT", result.ttft_ms)
     add_summary(table, "prefill step", result.prefill_step_ms)
@@ -126,11 +127,9 @@ def _show_throughput(result: Throughput) -> None:
 
 
 def _show_load(result: LoadReport) -> None:
-    from rich.console import Console
+    from pellucid.cli.console import add_summary, rate, results, summary_table
 
-    from pellucid.cli.console import add_summary, rate, summary_table
-
-    out = Console(highlight=False)
+    out = results()
     table = summary_table("")
     for name in ("ttft", "itl", "tpot", "e2e", "wait"):
         add_summary(table, name.upper(), getattr(result, f"{name}_ms"))

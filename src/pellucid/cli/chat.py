@@ -88,12 +88,12 @@ class Conversation:
         self._turns: Messages = []
 
     def run(self) -> None:
-        from pellucid.cli.console import notes
+        from pellucid.cli.console import remark
 
         with contextlib.suppress(ImportError):  # no line editing where there is no readline
             import readline  # noqa: F401
 
-        notes().print(f"{self._partner.name}: /help for help, Ctrl-D to leave", style="dim")
+        remark(f"{self._partner.name}: /help for help, Ctrl-D to leave")
         while (line := _read_line()) is not None:
             if line.startswith("/"):
                 if not self._obey(line):
@@ -103,7 +103,7 @@ class Conversation:
 
     def _obey(self, line: str) -> bool:
         """Carry out a command; return whether the conversation goes on."""
-        from pellucid.cli.console import notes
+        from pellucid.cli.console import remark
 
         command, _, text = line.partition(" ")
         if command == "/quit":
@@ -115,11 +115,11 @@ class Conversation:
             self._turns.clear()
         else:
             unknown = "" if command == "/help" else f"there is no {command}\n"
-            notes().print(unknown + HELP, style="dim", markup=False)
+            remark(unknown + HELP)
         return True
 
     def _answer(self, line: str) -> None:
-        from pellucid.cli.console import notes, write_text
+        from pellucid.cli.console import remark, write_text
 
         heard: list[str] = []
 
@@ -131,17 +131,17 @@ class Conversation:
         try:
             answer = self._runner.run(self._partner.answer(self._messages(), on_text))
         except KeyboardInterrupt:
-            remark = "stopped"
+            outcome = "stopped"
         except (BadRequest, Overloaded, RequestTimeout) as error:
-            remark = f"{error.message} (/reset starts over)"
+            outcome = f"{error.message} (/reset starts over)"
         else:
-            remark = answer.summary()
+            outcome = answer.summary()
         if heard:
             print()
             self._turns.append({"role": "assistant", "content": "".join(heard)})
         else:
             self._turns.pop()  # what got no answer was not said
-        notes().print(remark, style="dim", markup=False)
+        remark(outcome)
 
     def _messages(self) -> Messages:
         system = [] if self._system is None else [{"role": "system", "content": self._system}]

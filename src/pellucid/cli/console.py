@@ -24,6 +24,16 @@ def notes() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def results() -> Console:
+    """For narrow tables and lines of figures on stdout, which are not wrapped."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def remark(text: str) -> None:
+    """A line beside the matter, on stderr."""
+    notes().print(text, style="dim", markup=False, soft_wrap=True)
+
+
 def write_text(text: str) -> None:
     """A model's words to stdout at once; on a terminal without what could steer it."""
     if sys.stdout.isatty():

@@ -17,5 +17,16 @@ def fetch(settings: ModelSettings) -> ModelFiles:
         ModelError: there is no such model, or it cannot be had.
     """
     from pellucid.load.hub import resolve
+    from pellucid.load.progress import DownloadBar
 
-    return resolve(settings)
+    with DownloadBar() as bar:
+        return resolve(settings, bar)
+
+
+def refresh(settings: ModelSettings) -> ModelFiles:
+    """As `fetch`, but asks the source for what is newer, too. Raises ModelError."""
+    from pellucid.load.hub import pull
+    from pellucid.load.progress import DownloadBar
+
+    with DownloadBar() as bar:
+        return pull(settings, bar)

@@ -46,10 +46,10 @@ def generate(
 
         print(msgspec.json.encode(answer).decode())
     else:
-        from pellucid.cli.console import notes
+        from pellucid.cli.console import remark
 
         print()
-        notes().print(answer.summary(), style="dim")
+        remark(answer.summary())
 
 
 def _prompt_text(prompt: str | None) -> str:

@@ -12,12 +12,19 @@ def serve(engine: EngineConfig, server: ServerConfig) -> None:
 
     Downloads the model if need be, loads it, and prints where it listens once it can answer.
     """
+    import logging
+
     from pellucid.cli.console import notes
     from pellucid.cli.download import fetch
     from pellucid.server.run import serve as run_server
 
-    model = engine.model.served_model_name or fetch(engine.model).name
-    status = notes().status(f"loading {engine.model.model}")
+    logging.basicConfig(
+        level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    files = fetch(engine.model)
+    model = engine.model.served_model_name or files.name
+    logging.getLogger(__name__).info("loading %s", model)  # seen where there is no terminal
+    status = notes().status(f"loading {model}")
 
     def on_ready(url: str) -> None:
         status.stop()
@@ -29,17 +36,18 @@ def serve(engine: EngineConfig, server: ServerConfig) -> None:
 
 def _greet(url: str, model: str) -> None:
     """Where it listens, and a first request to paste."""
+    import json
+    import shlex
+
     from pellucid.cli.console import notes
 
-    body = (
-        f'{{"model": "{model}", "stream": true, '
-        '"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
-    )
-    notes().print(f"[bold]{model}[/] is ready at [bold]{url}/v1[/]\n")
+    question = [{"role": "user", "content": "Why is the sky blue?"}]
+    body = json.dumps({"model": model, "stream": True, "messages": question})
     notes().print(
+        f"{model} is ready at {url}/v1\n\n"
         f"curl -N {url}/v1/chat/completions \\\n"
         "  -H 'Content-Type: application/json' \\\n"
-        f"  -d '{body}'\n",
-        soft_wrap=True,
+        f"  -d {shlex.quote(body)}\n",
         markup=False,
+        soft_wrap=True,
     )

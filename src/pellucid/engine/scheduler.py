@@ -231,6 +231,8 @@ class Scheduler:
             self._finish(request, request.finish_reason, now)
         delta = _delta(request, tokens)
         delta.logprobs = result.logprobs[index]
+        if first:  # the front end may end the answer itself and then needs to know
+            delta.times = request.times
         if first and request.sampling.prompt_logprobs is not None:
             delta.prompt_logprobs = request.prompt_logprobs
         return delta

@@ -17,7 +17,6 @@ from pellucid.frontend.template_sandbox import TemplateLimitError, TemplateSandb
 from pellucid.frontend.tokenizer import Tokenizer
 
 MAX_TEMPLATE_CHARS = 1 << 18
-_OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt"})
 
 
 class ChatTemplate:
@@ -90,10 +89,6 @@ class ChatTemplate:
                 if message["role"] == "developer":
                     message["role"] = "system"
         _check_tools(tools)
-        if taken := kwargs.keys() & _OWN_VARIABLES:
-            raise BadRequest(
-                f"chat_template_kwargs must not set {min(taken)}", param="chat_template_kwargs"
-            )
         variables = {
             **self._special_tokens,
             **kwargs,

@@ -74,27 +74,30 @@ class StopChecker:
     by Knuth, Morris and Pratt's automaton: the cost per character does not depend on their length.
     """
 
-    __slots__ = ("_held", "_include", "_matchers")
+    __slots__ = ("_held", "_include", "_matched", "_matchers")
 
     def __init__(self, stop: Sequence[str], include: bool = False) -> None:
         self._matchers = [_Matcher(s) for s in sorted(stop, key=len, reverse=True)]
         self._include = include
         self._held = ""
+        self._matched: str | None = None
 
     def push(self, text: str) -> tuple[str, str | None]:
         """Take new text; return what may be shown, and the stop string if one is complete.
 
-        After a match the answer is over: nothing more must be pushed.
+        After a match the answer is over: whatever is pushed then is dropped.
         """
         if not self._matchers:
             return text, None
+        if self._matched is not None:
+            return "", self._matched
         text = self._held + text
-        for end in range(len(self._held), len(text)):
-            matched = self._advance(text[end])
-            if matched is not None:
+        for end, char in enumerate(text[len(self._held) :], start=len(self._held) + 1):
+            self._matched = self._advance(char)
+            if self._matched is not None:
                 self._held = ""
-                cut = end + 1 if self._include else end + 1 - len(matched)
-                return text[:cut], matched
+                cut = end if self._include else end - len(self._matched)
+                return text[:cut], self._matched
         shown = len(text) - max(matcher.length for matcher in self._matchers)
         self._held = text[shown:]
         return text[:shown], None

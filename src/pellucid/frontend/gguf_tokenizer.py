@@ -17,13 +17,22 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from pellucid.errors import ModelError
-from pellucid.frontend.tokenizer import NAMED_TOKENS, SPACE, Tokenizer
+from pellucid.frontend.tokenizer import SPACE, Tokenizer
 
 PREFIX = "tokenizer.ggml."
 # Chat models end a turn with one of these, whatever the file calls its EOS token.
 END_OF_TURN = frozenset(
     {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>"}
 )
+MAX_TOKEN_CHARS = 4096
+_NAMED_IDS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+_SENTENCEPIECE_IDS = {"unk_token": 0, "bos_token": 1, "eos_token": 2}  # where the file is silent
+_PHI3_PLAIN = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 
 
 class TokenType(IntEnum):
@@ -48,7 +57,7 @@ class _Pre:
     add_bos: bool = False  # unless the file says
 
 
-def _words(digits: str) -> str:
+def _cl100k(digits: str) -> str:
     """The pattern of tiktoken's cl100k_base, by how many digits stay together."""
     return (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + "|"
@@ -56,15 +65,28 @@ def _words(digits: str) -> str:
     )
 
 
-_LLAMA3 = _Pre(split=_words(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
+_GPT2 = _Pre()
+_LLAMA3 = _Pre(split=_cl100k(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
+_QWEN2 = _Pre(split=_cl100k(r"\p{N}"), nfc=True)
+_STARCODER = _Pre(split_digits=True)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = _Pre(
+    split=rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ignore_merges=True,
+    add_bos=True,
+)
 _PRE = {
-    "gpt-2": _Pre(),
-    "smollm": _Pre(split_digits=True),
-    "starcoder": _Pre(split_digits=True),
+    "gpt-2": _GPT2,
+    "phi-2": _GPT2,
+    "smollm": _STARCODER,
+    "starcoder": _STARCODER,
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
-    "qwen2": _Pre(split=_words(r"\p{N}"), nfc=True),
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+    "tekken": _TEKKEN,  # Mistral Nemo
 }
 
 
@@ -82,8 +104,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
             f"tokenizer.ggml.model {kind!r} is not supported: "
             "pellucid reads gpt2 (byte-level BPE) and llama (SentencePiece BPE)"
         )
-    vocab = _Vocab(metadata)
     try:
+        vocab = _Vocab(metadata)
         raw = builder(vocab)
     except ModelError:
         raise
@@ -109,14 +131,23 @@ class _Vocab:
             self.types = [int(t) for t in self.array("token_type", size)]
         else:
             self.types = [int(TokenType.NORMAL)] * size
-        ids = {name: self.get(name.replace("unk", "unknown") + "_id") for name in NAMED_TOKENS}
-        ids["pad_token"] = self.get("padding_token_id")
+        longest = max(map(len, self.tokens), default=0)
+        if longest > MAX_TOKEN_CHARS:
+            raise ModelError(f"a token has {longest} characters, more than {MAX_TOKEN_CHARS}")
+        defaults = _SENTENCEPIECE_IDS if self.get("model") == "llama" else {}
         self.named = {
-            name: self.tokens[i] for name, i in ids.items() if i is not None and 0 <= i < size
+            name: self.tokens[token_id]
+            for name, key in _NAMED_IDS.items()
+            if (token_id := self.token_id(key, defaults.get(name))) is not None
         }
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.metadata.get(PREFIX + key, default)
+
+    def token_id(self, key: str, default: int | None = None) -> int | None:
+        """The token id under `key`; None if the file has none, or one outside the vocabulary."""
+        value = self.get(key, default)
+        return value if value is not None and 0 <= value < len(self.tokens) else None
 
     def array(self, key: str, size: int | None = None) -> Sequence[Any]:
         values = self.get(key)
@@ -138,18 +169,27 @@ class _Vocab:
             if kind != TokenType.UNUSED
         }
 
+    def control(self) -> list[str]:
+        """Tokens that are not text. BOS and EOS are among them, however the file marks them."""
+        named = [self.named[name] for name in ("bos_token", "eos_token") if name in self.named]
+        return list(dict.fromkeys(self.of_type(TokenType.CONTROL, TokenType.UNKNOWN) + named))
+
     def end_ids(self) -> set[int]:
-        named = {self.get(name) for name in ("eos_token_id", "eot_token_id", "eom_token_id")}
-        known = {
+        """Every token that ends an answer."""
+        named = {self.token_id("eot_token_id"), self.token_id("eom_token_id")}
+        named.add(self.ids().get(self.named.get("eos_token", "")))
+        marked = (TokenType.CONTROL, TokenType.USER_DEFINED)
+        return {i for i in named if i is not None} | {
             i
             for i, (token, kind) in enumerate(zip(self.tokens, self.types, strict=True))
-            if kind == TokenType.CONTROL and token in END_OF_TURN
+            if kind in marked and token in END_OF_TURN
         }
-        return {i for i in named if i is not None and 0 <= i < len(self.tokens)} | known
 
 
 def _byte_level(vocab: _Vocab) -> tokenizers.Tokenizer:
-    name = vocab.get("pre", "gpt-2")
+    # GPT-2 files may be older than the key.
+    gpt2 = vocab.metadata.get("general.architecture") == "gpt2"
+    name = vocab.get("pre", "gpt-2" if gpt2 else None)
     pre = _PRE.get(name)
     if pre is None:
         raise ModelError(
@@ -210,35 +250,41 @@ def merges_from_scores(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     scores, as runs of spaces have, mean leftmost first: ranking the longest left half first does
     the same, as the run that has begun to grow at the left goes on growing.
     """
-    ranked = [
+    ranked = sorted(
         (-score, -cut, piece)
         for piece, score in scores.items()
         for cut in range(1, len(piece))
         if piece[:cut] in scores and piece[cut:] in scores
-    ]
-    ranked.sort()
-    return [(piece[:-cut], piece[-cut:]) for _, cut, piece in ranked]
+    )
+    return [(piece[:-minus_cut], piece[-minus_cut:]) for _, minus_cut, piece in ranked]
 
 
 def _add_tokens(raw: tokenizers.Tokenizer, vocab: _Vocab) -> None:
     """Tokens that are found in the text before anything is split or merged."""
-    control = vocab.of_type(TokenType.CONTROL, TokenType.UNKNOWN)
-    raw.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
-    user_defined = vocab.of_type(TokenType.USER_DEFINED)
-    raw.add_tokens([AddedToken(t, special=False, normalized=False) for t in user_defined])
+    # Phi-3's control tokens swallow the white space behind them, which GGUF cannot say.
+    phi3 = vocab.metadata.get("general.architecture") == "phi3"
+    raw.add_special_tokens(
+        [
+            AddedToken(token, normalized=False, rstrip=phi3 and token not in _PHI3_PLAIN)
+            for token in vocab.control()
+        ]
+    )
+    # Runs of spaces are looked for where spaces are written as blocks already; but not behind a
+    # prefix, which would become part of what is looked for.
+    written = isinstance(raw.normalizer, normalizers.Replace)
+    user_defined = set(vocab.of_type(TokenType.USER_DEFINED)).difference(vocab.control())
+    raw.add_tokens([AddedToken(t, special=False, normalized=written) for t in sorted(user_defined)])
 
 
 def _add_frame(raw: tokenizers.Tokenizer, vocab: _Vocab, *, add_bos: bool) -> None:
-    """Let `encode` put BOS before a text and EOS behind it, if the file or the family says so."""
-    frame = ["$A"]
-    named = vocab.named
-    if vocab.get("add_bos_token", add_bos) and "bos_token" in named:
-        frame.insert(0, named["bos_token"])
-    if vocab.get("add_eos_token", False) and "eos_token" in named:
-        frame.append(named["eos_token"])
-    if len(frame) > 1:
-        ids = [(token, raw.token_to_id(token)) for token in frame if token != "$A"]
-        raw.post_processor = processors.TemplateProcessing(single=frame, special_tokens=ids)
+    """Let `encode` add BOS before a text and EOS behind it, as the file or the family says."""
+    bos = vocab.named.get("bos_token") if vocab.get("add_bos_token", add_bos) else None
+    eos = vocab.named.get("eos_token") if vocab.get("add_eos_token", False) else None
+    ends = [token for token in (bos, eos) if token is not None]
+    raw.post_processor = processors.TemplateProcessing(
+        single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
+        special_tokens=[(token, raw.token_to_id(token)) for token in ends],
+    )
 
 
 def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -166,6 +166,8 @@ class OutputProcessor:
     def _delta(self, sequence: _Sequence, source: TokenDelta, now: float) -> Delta:
         params = sequence.params
         reason, stop_reason = source.finish_reason, source.stop_token_id
+        if source.times is not None:
+            sequence.times = source.times
         if source.num_cached_tokens:
             sequence.num_cached_tokens = source.num_cached_tokens
         shown = source.token_ids
@@ -188,7 +190,7 @@ class OutputProcessor:
         if stop is not None:
             delta.finish_reason, delta.stop_reason = "stop", stop
         if delta.finish_reason is not None:
-            delta.times = source.times or _finish_times(sequence, now)
+            delta.times = _finish_times(sequence, now)
         if source.logprobs is not None:
             delta.logprobs = [self._logprob(entry) for entry in source.logprobs]
         if source.prompt_logprobs is not None:
@@ -223,8 +225,8 @@ def _account(sequence: _Sequence, now: float, report: StepReport) -> None:
 
 
 def _finish_times(sequence: _Sequence, now: float) -> RequestTimes:
-    """What this side knows, for an end that the engine did not decide."""
-    sequence.times.finished = now
+    if sequence.times.finished is None:  # the engine did not decide this end
+        sequence.times.finished = now
     return sequence.times
 
 

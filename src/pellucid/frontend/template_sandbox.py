@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -30,9 +30,9 @@ from jinja2.visitor import NodeTransformer
 MAX_WORK = 1 << 27  # characters that one rendering may make, intermediate values included
 MAX_SECONDS = 2.0  # of this thread's processor time
 MAX_INT_BITS = 4096
-MAX_WIDTH = 1000  # of indentation and of a field in a format string
+MAX_INDENT = 1000
 STEP = 64  # what a turn of a loop and a call cost, in characters
-ELEMENT = 16  # what an element of a list or mapping costs
+ELEMENT = 32  # what an element of a list or mapping costs
 
 # Jinja's own, as they are. Not here: filters that pad or repeat, and those for HTML pages.
 _FILTERS = (
@@ -41,8 +41,10 @@ _FILTERS = (
     *("reject", "rejectattr", "reverse", "safe", "select", "selectattr", "sort", "title", "trim"),
     *("truncate", "unique", "upper", "wordcount"),
 )
-# Methods whose result is as long as a number says.
-_PADDING = frozenset({"center", "expandtabs", "ljust", "rjust", "to_bytes", "translate", "zfill"})
+# Methods whose result is as long as a number says, and one that leads out of metered types.
+_UNMETERED_METHODS = frozenset(
+    {"center", "encode", "expandtabs", "ljust", "rjust", "to_bytes", "translate", "zfill"}
+)
 
 
 class TemplateLimitError(Exception):
@@ -89,7 +91,7 @@ def measured(value: Any, times: int = 1) -> Any:
         elif isinstance(item, dict):
             meter.spend(len(item) * times * ELEMENT)
             pending += [*item, *item.values()]
-        elif isinstance(item, (list, tuple, set, type({}.values()), type({}.items()))):
+        elif isinstance(item, (list, tuple, set, KeysView, ValuesView, ItemsView)):
             meter.spend(len(item) * times * ELEMENT)
             pending += item
     return value
@@ -146,19 +148,16 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             _check_product(left, right)
         if operator == "**" and isinstance(left, int) and isinstance(right, int):
             _check_bits(left.bit_length() * abs(right))
-        result = super().call_binop(context, operator, left, right)
-        if isinstance(result, (str, list, tuple)):  # of `+`: its elements were charged before
-            _meter.get().spend(len(result) * ELEMENT)
-        return result
+        return measured(super().call_binop(context, operator, left, right))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapped = super().wrap_str_format(value)
         if wrapped is not None:
-            _check_format(value.__self__)
+            _check_format(value.__self__, _WIDE_BRACES)
         return wrapped
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, (str, int)) and attr in _PADDING:
+        if isinstance(obj, (str, int)) and attr in _UNMETERED_METHODS:
             return False
         return super().is_safe_attribute(obj, attr, value)
 
@@ -246,17 +245,18 @@ def _check_product(left: Any, right: Any) -> None:
             measured([value], max(count, 0))
 
 
-def _check_format(text: str) -> None:
-    """Refuse field widths that pad to gigabytes, also those that come as arguments."""
-    widths = re.findall(r"\d+", text)
-    if any(len(w) > 9 or int(w) > MAX_WIDTH for w in widths) or re.search(
-        r"%[^a-zA-Z%]*\*|{[^}]*{", text
-    ):
-        raise TemplateLimitError(f"it formats with a width above {MAX_WIDTH}")
+# Widths of four digits or more, and widths that come as arguments.
+_WIDE_PERCENT = re.compile(r"%[^%a-zA-Z(]*(?:\d{4}|\*)|%\(.*(?:\d{4}|\*)", re.DOTALL)
+_WIDE_BRACES = re.compile(r"{[^{}]*\d{4}|{[^{}]+{")
+
+
+def _check_format(text: str, wide: re.Pattern[str]) -> None:
+    if wide.search(text):
+        raise TemplateLimitError("it formats with a width above 999")
 
 
 def _percent(text: str, args: Any) -> str:
-    _check_format(text)
+    _check_format(text.replace("%%", ""), _WIDE_PERCENT)
     result: str = measured(text % measured(args))
     return result
 
@@ -267,7 +267,8 @@ def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
     found = text.count(old)
     measured(text)
     measured(new, found if limit < 0 else min(found, limit))
-    return text.replace(old, new, limit)
+    replaced: str = text.replace(old, new, limit)
+    return replaced
 
 
 def _join(
@@ -292,7 +293,8 @@ def _sum(
 def _round(value: float, precision: int = 0, method: str = "common") -> float:
     if not -100 <= precision <= 100:
         raise TemplateLimitError("it rounds to more than 100 digits")
-    return jinja2.filters.do_round(value, precision, method)  # type: ignore[arg-type]
+    rounded: float = jinja2.filters.do_round(value, precision, method)  # type: ignore[arg-type]
+    return rounded
 
 
 def _indent(text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
@@ -330,5 +332,5 @@ def _width(width: int | str) -> int:
 
 
 def _check_width(width: int | str) -> None:
-    if _width(width) > MAX_WIDTH:
-        raise TemplateLimitError(f"it indents by more than {MAX_WIDTH}")
+    if _width(width) > MAX_INDENT:
+        raise TemplateLimitError(f"it indents by more than {MAX_INDENT}")

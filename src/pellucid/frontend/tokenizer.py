@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SPACE = "\u2581"  # SentencePiece writes a space as this block character
 UTF8 = codecs.getincrementaldecoder("utf-8")
+MAX_VOCAB_SIZE = 1 << 22  # ids need not be dense, and a table as long as the largest is kept
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -216,16 +217,17 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     special_tokens = {
         name: text for name in NAMED_TOKENS if (text := _token_text(names.get(name))) is not None
     }
-    raw.add_special_tokens(
-        [
-            AddedToken(text, special=True, normalized=False)
-            for text in special_tokens.values()
-            if raw.token_to_id(text) not in raw.get_added_tokens_decoder()
-        ]
-    )
+    extra = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
+    extra = extra if isinstance(extra, list) else list(extra.values())
+    control = [*special_tokens.values(), *filter(None, map(_token_text, extra))]
+    marked = {t.content for t in raw.get_added_tokens_decoder().values() if t.special}
+    raw.add_special_tokens([AddedToken(t, normalized=False) for t in control if t not in marked])
+    vocab_size = max(raw.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    if vocab_size > MAX_VOCAB_SIZE:
+        raise ModelError(f"tokenizer.json: token id {vocab_size - 1} is beyond {MAX_VOCAB_SIZE}")
     return Tokenizer(
         raw,
-        vocab_size=max(raw.get_vocab(with_added_tokens=True).values(), default=-1) + 1,
+        vocab_size=vocab_size,
         special_tokens=special_tokens,
         eos_token_ids=_eos_token_ids(folder, raw, special_tokens),
         chat_templates=_chat_templates(folder, settings),

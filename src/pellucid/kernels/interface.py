@@ -9,10 +9,14 @@ Shapes: T tokens of the step over S sequences, H query heads, G key/value heads,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+CACHE_LINE = 64  # bytes
 
 
 @dataclass(slots=True)
@@ -54,9 +58,20 @@ def allocate_kv(
     """The whole KV pool. Zeroed: a masked slot must not hold NaN."""
     shape = (num_blocks, block_size, num_kv_heads, head_dim)
     return [
-        KVLayer(
-            torch.zeros(shape, dtype=dtype, device=device),
-            torch.zeros(shape, dtype=dtype, device=device),
-        )
+        KVLayer(_zeros(shape, dtype, device), _zeros(shape, dtype, device))
         for _ in range(num_layers)
     ]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that on the CPU take neither memory nor time until they are written.
+
+    numpy asks for zeroed pages, which the system backs when they are first touched; torch.zeros
+    would touch them all. Aligned to cache lines, as torch's own tensors are.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    pages = np.zeros(num_bytes + CACHE_LINE, np.uint8)
+    start = -pages.ctypes.data % CACHE_LINE
+    return torch.from_numpy(pages[start : start + num_bytes]).view(dtype).view(shape)

@@ -3,7 +3,8 @@
 The order in which a row is summed depends on that row alone, so on the CPU a row's result is
 bit-identical whatever shares its step. Three things would break that and are avoided here:
 
-- A float32 matrix product picks its kernel by the number of rows: `linear` works on tiles of 16.
+- A float32 matrix product picks its kernel by the number of rows: `linear` works on tiles of 16,
+  or larger ones that were seen to agree with it.
 - `torch.sigmoid` and `silu` finish each thread's share with scalar code that rounds differently
   from the vector code: `silu_mul` is built on `torch.exp`, which does not.
 - Attention must not depend on how a prompt was cut: see `reference_attention`.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,7 @@ from pellucid.kernels import reference_attention
 from pellucid.kernels.interface import AttentionInputs, KVLayer
 
 LINEAR_TILE = 16  # rows; decoding one sequence costs a full tile, so not larger
+LARGE_TILES = (128, 32)  # cheaper per row; used where they turn out to give the same bits
 
 
 class ReferenceOps:
@@ -73,17 +76,17 @@ class ReferenceOps:
         total = residual + update
         return self.layer_norm(total, weight, bias, eps), total
 
-    def rope(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
-        """Rotate the heads `x` [T, heads, D] by their positions (Su et al. 2021).
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate the heads of `x` [T, heads, D] (Su et al. 2021).
 
-        `cos` and `sin` [max_position, rotated / 2] are float32. Component i of the rotated part
-        pairs with i + rotated / 2 ("split halves"); the rest of the head passes unchanged.
+        `cos` and `sin` [T, rotated / 2] are float32. Component i of the rotated part pairs with
+        i + rotated / 2 ("split halves"); the rest of the head passes unchanged.
         """
         half = cos.shape[1]
-        c, s = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
-        first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
-        a, b = first.float(), second.float()
-        return torch.cat(((a * c - b * s).to(x.dtype), (b * c + a * s).to(x.dtype), rest), dim=-1)
+        c, s = cos.unsqueeze(1), sin.unsqueeze(1)
+        a, b = x[..., :half].float(), x[..., half : 2 * half].float()
+        first, second = (a * c - b * s).to(x.dtype), (b * c + a * s).to(x.dtype)
+        return torch.cat((first, second, x[..., 2 * half :]), dim=-1)
 
     def rope_and_write_kv(
         self,
@@ -95,9 +98,13 @@ class ReferenceOps:
         inputs: AttentionInputs,
         kv: KVLayer,
     ) -> Tensor:
-        """Rotate `q` [T, H, D] and `k` [T, G, D]; store k and `v` in the pool; return rotated q."""
-        self.write_kv(self.rope(k, cos, sin, inputs.positions), v, inputs, kv)
-        return self.rope(q, cos, sin, inputs.positions)
+        """Rotate `q` [T, H, D] and `k` [T, G, D]; store k and `v` in the pool; return rotated q.
+
+        `cos` and `sin` are the tables of all positions, [max_position, rotated / 2].
+        """
+        here_cos, here_sin = cos[inputs.positions], sin[inputs.positions]
+        self.write_kv(self.rope(k, here_cos, here_sin), v, inputs, kv)
+        return self.rope(q, here_cos, here_sin)
 
     def write_kv(self, k: Tensor, v: Tensor, inputs: AttentionInputs, kv: KVLayer) -> None:
         """Store `k` and `v` [T, G, D] at `inputs.slot_mapping`."""
@@ -154,15 +161,32 @@ class ReferenceOps:
 
 def _linear_in_tiles(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.shape[0]
-    missing = -rows % LINEAR_TILE
-    if missing:
-        x = F.pad(x, (0, 0, 0, missing))
+    x = F.pad(x, (0, 0, 0, -rows % LINEAR_TILE))
     if x.shape[0] == LINEAR_TILE:
         return F.linear(x, weight, bias)[:rows]
     out = x.new_empty(x.shape[0], weight.shape[0])
-    for tile, result in zip(x.split(LINEAR_TILE), out.split(LINEAR_TILE), strict=True):
-        result.copy_(F.linear(tile, weight, bias))
+    start = 0
+    while start < rows:
+        tile = _largest_tile(x.shape[0] - start, weight.shape)
+        out[start : start + tile] = F.linear(x[start : start + tile], weight, bias)
+        start += tile
     return out[:rows]
+
+
+def _largest_tile(rows: int, shape: torch.Size) -> int:
+    """The largest tile that fits into `rows`, of those known to give the bits of a small one."""
+    fitting = (tile for tile in LARGE_TILES if tile <= rows and _same_bits(tile, *shape))
+    return next(fitting, LINEAR_TILE)
+
+
+@cache
+def _same_bits(tile: int, out_size: int, in_size: int) -> bool:
+    """Whether this machine multiplies `tile` rows with the same bits as LINEAR_TILE at a time."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tile, in_size, generator=generator)
+    weight = torch.randn(out_size, in_size, generator=generator)
+    small = [F.linear(part, weight) for part in x.split(LINEAR_TILE)]
+    return torch.equal(F.linear(x, weight), torch.cat(small))
 
 
 def _gelu(x: Tensor, approximate: bool) -> Tensor:

@@ -52,7 +52,7 @@ class Attention:
     def __call__(self, x: Tensor, inputs: AttentionInputs, kv: KVLayer) -> Tensor:
         """[T, hidden] -> [T, hidden]; stores this step's K and V in `kv` on the way."""
         q, k, v = (
-            part.view(len(x), -1, self.head_dim)
+            part.view(len(x), part.shape[1] // self.head_dim, self.head_dim)
             for part in torch.split(self.qkv(x), self.sizes, dim=-1)
         )
         if self.q_norm is not None and self.k_norm is not None:

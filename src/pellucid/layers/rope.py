@@ -69,7 +69,7 @@ def _frequencies(
         case "yarn":
             return _yarn(plain, rotated, theta, scaling), _yarn_amplitude(scaling)
         case "longrope":
-            return _longrope(plain, scaling, length), _longrope_amplitude(config, scaling)
+            return _longrope(plain, scaling, length), _longrope_amplitude(scaling)
     raise ModelError(f"unknown rope scaling {scaling.kind!r}")
 
 
@@ -131,9 +131,9 @@ def _longrope(plain: Tensor, scaling: RopeScaling, length: int) -> Tensor:
     return plain / factors
 
 
-def _longrope_amplitude(config: ModelConfig, scaling: RopeScaling) -> float:
+def _longrope_amplitude(scaling: RopeScaling) -> float:
     if scaling.attention_factor is not None:
         return scaling.attention_factor
-    original = scaling.original_max_position
-    factor = scaling.factor if scaling.factor != 1.0 else config.max_position / original
-    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    if scaling.factor <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_max_position))

@@ -68,7 +68,7 @@ def parse_gguf_config(file: GGUFFile) -> ModelConfig:
         tie_embeddings="output.weight" not in file.tensors,
         eos_token_ids=end_token_ids(file, vocab_size),
         bos_token_id=_token_id(Fields(file.metadata, where), "bos", vocab_size),
-        **_rope(file, fields, head_dim),
+        **_rope(file, architecture, fields, head_dim),
         **_biases(file),
         **_family(architecture, fields, hidden, heads),
     )
@@ -83,7 +83,7 @@ def end_token_ids(file: GGUFFile, vocab_size: int) -> tuple[int, ...]:
     ends = (
         i
         for i, (text, kind) in enumerate(zip(tokens, types, strict=False))
-        if kind == _CONTROL and text in _END_TEXTS and i < vocab_size
+        if kind == _CONTROL and isinstance(text, str) and text in _END_TEXTS and i < vocab_size
     )
     return tuple(sorted({i for i in named if i is not None}.union(ends)))
 
@@ -178,8 +178,11 @@ def _sliding_layers(architecture: str, fields: Fields, layers: int) -> tuple[boo
     return tuple(layer % period < period - 1 for layer in range(layers))
 
 
-def _rope(file: GGUFFile, fields: Fields, head_dim: int) -> dict[str, Any]:
+def _rope(file: GGUFFile, architecture: str, fields: Fields, head_dim: int) -> dict[str, Any]:
     rotated = fields.integer("rope.dimension_count", 2, head_dim, head_dim)
+    if architecture == "llama" and rotated != head_dim:
+        # Its interleaved rows could not be reordered into halves.
+        raise fields.wrong("rope.dimension_count", f"the size of a head, {head_dim}")
     return {
         "rope_theta": fields.number("rope.freq_base", 1.0, limits.ROPE_BASE, 10_000.0),
         "partial_rotary": rotated / head_dim,

@@ -32,7 +32,6 @@ _GEMMA = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh",
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
     "tie_word_embeddings": True,
@@ -162,8 +161,9 @@ def _merged(top: dict[str, Any], architecture: str) -> Fields:
 
 
 def _activation(fields: Fields, architecture: str) -> Activation:
-    key = "hidden_activation" if architecture in ("gemma2", "gemma3") else "hidden_act"
-    name = fields.text(key, "silu")
+    gemma = architecture in ("gemma2", "gemma3")
+    key, default = ("hidden_activation", "gelu_pytorch_tanh") if gemma else ("hidden_act", "silu")
+    name = fields.text(key, default)
     if name not in _ACTIVATIONS:
         raise fields.wrong(key, f"one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
@@ -201,7 +201,8 @@ def _window(architecture: str, fields: Fields) -> dict[str, Any]:
     types = fields.items("layer_types", limits.LAYERS)
     if types:
         sliding = tuple(kind == "sliding_attention" for kind in types)
-        if len(types) != layers or not {*types} <= {"sliding_attention", "full_attention"}:
+        known = all(kind in ("sliding_attention", "full_attention") for kind in types)
+        if len(types) != layers or not known:
             raise fields.wrong("layer_types", f"sliding_ or full_attention for {layers} layers")
     elif qwen:
         first = fields.integer("max_window_layers", 0, limits.LAYERS)

@@ -27,7 +27,8 @@ def compute_logprobs(logits: Tensor, token_ids: NDArray[np.int64], num_top: int)
     chosen_ids = torch.from_numpy(token_ids).to(logits.device)[:, None]
     logprobs = torch.log_softmax(logits, dim=-1)
     chosen = logprobs.gather(1, chosen_ids)
-    rank = 1 + (logits > logits.gather(1, chosen_ids)).sum(-1)
+    likelier = torch.gt(logits, logits.gather(1, chosen_ids), out=torch.empty_like(logits))
+    rank = 1 + likelier.sum(-1).long()  # exact: a vocabulary is smaller than 2^24
     top_ids = largest(logits, min(num_top, logits.shape[1]))
     top = logprobs.gather(1, top_ids)
     return Logprobs(

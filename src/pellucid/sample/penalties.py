@@ -33,7 +33,8 @@ class TokenCounts:
 
     def add(self, token: int) -> None:
         """Count one generated token."""
-        self._generated[self._place(token)] += 1.0
+        place = self._place(token)
+        self._generated[place] += 1.0
 
     @property
     def token_ids(self) -> NDArray[np.int64]:

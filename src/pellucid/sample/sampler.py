@@ -49,7 +49,7 @@ def sample(logits: Tensor, columns: SamplingColumns) -> tuple[NDArray[np.int64],
 
     Returns:
         token_ids [n], and failed [n]: rows that have no finite largest logit (NaN, infinity, or
-        every token banned); their token means nothing.
+        every token banned); their token is 0 and means nothing.
     """
     logits = pad_to_groups(logits)
     peaks = group_peaks(logits)
@@ -62,18 +62,20 @@ def sample(logits: Tensor, columns: SamplingColumns) -> tuple[NDArray[np.int64],
         rows = torch.from_numpy(drawn).to(logits.device)
         token_ids[rows] = _draw(logits[rows], peaks[rows], best[rows], columns.take(drawn))
     failed = ~best.isfinite()
+    token_ids.masked_fill_(failed, 0)
     return token_ids.cpu().numpy(), failed.cpu().numpy()
 
 
 def _draw(logits: Tensor, peaks: Tensor, best: Tensor, columns: SamplingColumns) -> Tensor:
     """Tokens [n] of rows that are not greedy."""
     temperature = _column(columns.temperature, logits)
-    probs = torch.div(logits, temperature[:, None])
-    torch.softmax(probs, dim=-1, out=probs)
+    # Relative to the best logit, so that no temperature can make them overflow.
+    scaled = (logits - best[:, None]).div_(temperature[:, None])
+    probs = torch.softmax(scaled, dim=-1)
     floor = _floor(logits, peaks, best, temperature, columns)
     if floor is not None:
         # Comparing into a float tensor is vectorised, unlike a boolean mask and where().
-        probs *= torch.ge(logits, floor[:, None], out=torch.empty_like(logits))
+        probs *= torch.ge(logits, floor[:, None], out=scaled)
     token_ids = _inverse_cdf(probs, columns, draw=0)
     if (columns.top_p < 1.0).any():
         _redraw_outside_nucleus(probs, token_ids, columns)

@@ -8,7 +8,7 @@ from msgspec import UNSET, UnsetType
 
 from pellucid.frontend.outputs import Delta
 from pellucid.server.job import Job, Tally
-from pellucid.server.protocol import SamplingFields, StreamOptions
+from pellucid.server.protocol import OpenAIFields, StreamOptions
 from pellucid.server.responses import (
     ChatChunk,
     ChatChunkChoice,
@@ -27,7 +27,7 @@ class Chunks:
         self,
         chunk_type: type[ChatChunk] | type[TextCompletion],
         service: Service,
-        body: SamplingFields,
+        body: OpenAIFields,
         job: Job,
     ) -> None:
         options = body.stream_options or StreamOptions()

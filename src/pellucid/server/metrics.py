@@ -9,8 +9,14 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from pellucid.config import EngineConfig
 from pellucid.frontend.stats import RequestReport, StepReport
@@ -27,6 +33,7 @@ STEP_TOKEN_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 1
 ANSWER_BUCKETS = (1, 2, 5, 10, 20)
 # fmt: on
 
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"  # media type of `Metrics.render`
 FINISH_REASONS = ("stop", "length", "abort", "timeout", "error")
 RATE_WINDOW = 10.0  # seconds over which tokens per second are averaged
 
@@ -93,10 +100,9 @@ class Metrics:
         self._forget(time.monotonic())
         return sum(tokens for _, tokens in self._recent) / RATE_WINDOW
 
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition in the format that `accept` prefers, and its media type."""
-        encode, media_type = choose_encoder(accept)
-        return encode(self._registry), media_type
+    def render(self) -> bytes:
+        """Prometheus' text format. Not OpenMetrics, whose encoder rewrites the colon in names."""
+        return generate_latest(self._registry)
 
     def _forget(self, now: float) -> None:
         while self._recent and self._recent[0][0] < now - RATE_WINDOW:
@@ -137,7 +143,7 @@ class Metrics:
         )
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._step_tokens = self._histogram(
-            "iteration_tokens_total", "Tokens computed in one step.", STEP_TOKEN_BUCKETS
+            "iteration_tokens_total", "Prompt and generated tokens of one step.", STEP_TOKEN_BUCKETS
         )
         self._ttft = self._histogram(
             "time_to_first_token_seconds", "From arrival to the first token.", TTFT_BUCKETS

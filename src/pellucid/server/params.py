@@ -7,7 +7,13 @@ from typing import Any
 from pellucid.config import SchedulerSettings, ServerConfig
 from pellucid.errors import BadRequest
 from pellucid.sampling_params import SamplingParams
-from pellucid.server.protocol import ChatRequest, CompletionRequest, GenerateRequest, SamplingFields
+from pellucid.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    GenerateRequest,
+    OpenAIFields,
+    SamplingFields,
+)
 
 _SHARED = tuple(
     name for name in SamplingParams.__struct_fields__ if name in SamplingFields.__struct_fields__
@@ -25,6 +31,7 @@ def chat_params(body: ChatRequest) -> SamplingParams:
         body,
         max_tokens=limit if limit is not None else body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
     )
 
 
@@ -36,10 +43,11 @@ def completion_params(body: CompletionRequest) -> SamplingParams:
     given: dict[str, Any] = {"logprobs": body.logprobs}
     if scores_only(body):
         given["max_tokens"] = 1  # the engine generates one token, which nobody is shown
-    if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
+    given["prompt_logprobs"] = body.prompt_logprobs
+    if body.echo and body.logprobs is not None:
         if body.stream and (body.n or 1) > 1:
             raise invalid("n", "must be 1 where echo and logprobs are streamed")
-        given["prompt_logprobs"] = body.logprobs
+        given["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     return _sampling(body, **given)
 
 
@@ -58,10 +66,11 @@ def check_fields(
     body: SamplingFields, config: ServerConfig, scheduler: SchedulerSettings, vocab_size: int
 ) -> None:
     """The server's limits, and what does not go together."""
-    if body.stream_options is not None and not body.stream:
-        raise invalid("stream_options", "needs stream to be true")
-    if body.prompt_logprobs is not None and body.stream:
-        raise invalid("prompt_logprobs", "cannot be streamed")
+    if isinstance(body, OpenAIFields):
+        if body.stream_options is not None and not body.stream:
+            raise invalid("stream_options", "needs stream to be true")
+        if body.prompt_logprobs is not None and body.stream:
+            raise invalid("prompt_logprobs", "cannot be streamed")
     if (body.n or 1) > config.max_n:
         raise invalid("n", f"must be at most {config.max_n}, got {body.n}")
     if body.priority and scheduler.policy != "priority":

@@ -52,16 +52,11 @@ class SamplingFields(Body):
     logit_bias: dict[Int32, float] | None = None
     allowed_token_ids: list[TokenId] | None = None
     bad_words: list[str] | None = None
-    prompt_logprobs: Int32 | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     truncate_prompt_tokens: Int32 | None = None
     add_special_tokens: bool | None = None
-    echo: bool | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    return_token_ids: bool | None = None
-    return_tokens_as_token_ids: bool | None = None
     priority: Annotated[
         Int64 | None, Meta(description="Smaller goes first; needs the priority policy.")
     ] = None
@@ -78,6 +73,16 @@ class SamplingFields(Body):
     ] = None
 
 
+class OpenAIFields(SamplingFields):
+    """What chat and completions share beyond that."""
+
+    echo: bool | None = None
+    prompt_logprobs: Int32 | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+
 class TextPart(Body, tag="text", tag_field="type"):
     text: str
 
@@ -88,7 +93,7 @@ class Message(Body, kw_only=True, omit_defaults=True):
     name: Name | None = None
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(OpenAIFields):
     """Body of POST /v1/chat/completions."""
 
     messages: list[Message] | None = None
@@ -103,7 +108,7 @@ class ChatRequest(SamplingFields):
     top_logprobs: Int32 | None = None
 
 
-class CompletionRequest(SamplingFields, kw_only=True):
+class CompletionRequest(OpenAIFields, kw_only=True):
     """Body of POST /v1/completions."""
 
     prompt: Prompt

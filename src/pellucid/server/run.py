@@ -22,7 +22,8 @@ from pellucid.server.http_protocol import http_protocol
 
 logger = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 5  # what open streams get to finish after SIGTERM
+DRAIN_SECONDS = 5  # what open answers get to finish after SIGTERM
+FAREWELL_SECONDS = 2  # for telling the others that they will not
 KEEP_ALIVE_SECONDS = 65  # above the 60 s after which common proxies drop an idle connection
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers
 
@@ -76,44 +77,52 @@ def url_of(listener: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with word of when it listens and without its own hold on signals."""
+    """uvicorn around a started `llm`, with word of when it listens and an end of our own."""
 
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
-        super().__init__(config)
+    def __init__(
+        self, llm: AsyncLLM, config: ServerConfig, on_listening: Callable[[], None]
+    ) -> None:
+        settings = uvicorn.Config(
+            build_app(llm, config),
+            http=http_protocol(MAX_HEAD_BYTES),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="debug" if config.log_level == "debug" else "warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=DRAIN_SECONDS + FAREWELL_SECONDS,
+        )
+        super().__init__(settings)
+        self._llm = llm
         self._on_listening = on_listening
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_listening()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """uvicorn raises a signal again when it ends: too early, the engine still runs then."""
-        yield
 
     def stop(self) -> None:
         """Let open answers finish, then end; called again, it does not wait for them."""
         self.force_exit = self.should_exit
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
 
-def make_server(llm: AsyncLLM, config: ServerConfig, on_listening: Callable[[], None]) -> Server:
-    """An HTTP server around `llm`, which must have been started."""
-    settings = uvicorn.Config(
-        build_app(llm, config),
-        http=http_protocol(MAX_HEAD_BYTES),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="debug" if config.log_level == "debug" else "warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
-    return Server(settings, on_listening)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        draining = asyncio.create_task(self._end_streams_later())
+        await super().shutdown(sockets)
+        draining.cancel()
+
+    async def _end_streams_later(self) -> None:
+        """What is open without an engine ends at once, with an error that says so."""
+        await asyncio.sleep(DRAIN_SECONDS)
+        await self._llm.close()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn raises a signal again when it ends: too early, the engine still runs then."""
+        yield
 
 
 async def _serve(
@@ -137,7 +146,7 @@ async def _serve(
             on_ready(url)
 
     try:
-        server = make_server(llm, server_config, announce)
+        server = Server(llm, server_config, announce)
         _on_signals(server.stop)
         gc.collect()
         gc.freeze()  # what lives until the end need not be visited by every collection

@@ -20,7 +20,7 @@ from pellucid.sampling_params import SamplingParams
 from pellucid.server.body import T, read
 from pellucid.server.job import Job
 from pellucid.server.metrics import Metrics
-from pellucid.server.params import check_fields, scores_only
+from pellucid.server.params import check_fields, invalid, scores_only
 from pellucid.server.protocol import SamplingFields
 from pellucid.server.responses import Load
 
@@ -58,6 +58,8 @@ class Service:
         """The checked body of `request`. Raises BadRequest and its kin."""
         body = await read(request, body_type, self.config.max_body_bytes)
         self.check_model(getattr(body, "model", None))
+        if isinstance(body, SamplingFields):
+            check_fields(body, self.config, self.engine.scheduler, self.llm.info.vocab_size)
         return body
 
     async def open(
@@ -74,7 +76,7 @@ class Service:
 
         Raises what `AsyncLLM.submit` raises; then nothing is left in the engine.
         """
-        check_fields(body, self.config, self.engine.scheduler, self.llm.info.vocab_size)
+        self._check_room(len(prompts) * params.n)
         generations: list[Generation] = []
         job = Job(
             id=f"{kind}-{body.request_id or request.state.request_id}",
@@ -86,8 +88,6 @@ class Service:
         self.num_open += 1
         try:
             for prompt in prompts:
-                if isinstance(prompt, str) and body.add_special_tokens is False:
-                    prompt = await self.tokenize(prompt, add_special_tokens=False)
                 generation = await self.llm.submit(
                     prompt,
                     params,
@@ -98,6 +98,7 @@ class Service:
                     cache_salt=body.cache_salt,
                     timeout=body.timeout,
                     truncate_prompt_tokens=body.truncate_prompt_tokens,
+                    add_special_tokens=body.add_special_tokens is not False,
                     prompt_field=prompt_field,
                 )
                 generations.append(generation)
@@ -121,6 +122,12 @@ class Service:
             cpu_percent=psutil.cpu_percent(),
             ram_percent=psutil.virtual_memory().percent,
         )
+
+    def _check_room(self, num_answers: int) -> None:
+        limits = self.engine.scheduler
+        room = limits.max_num_seqs + limits.max_waiting
+        if num_answers > room:  # it could wait for ever
+            raise invalid("prompt", f"asks for {num_answers} answers; the queue holds {room}")
 
     def _job_closed(self, job: Job) -> None:
         self.num_open -= 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -10,7 +9,6 @@ import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from pellucid.errors import EngineDead
 from pellucid.server.errors import body_of
 from pellucid.server.job import Job
 from pellucid.server.reply import unless_gone
@@ -58,10 +56,6 @@ class EventStream(StreamingResponse):
             try:
                 async for part in events:
                     await _send_part(send, part)
-            except asyncio.CancelledError:
-                # The client is gone, and this goes nowhere; or the server stops, and this says so.
-                await _send_error(send, scope, EngineDead("The server is shutting down."))
-                raise
             except Exception as error:
                 await _send_error(send, scope, error)
                 return

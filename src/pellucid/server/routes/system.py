@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from pellucid import __version__
 from pellucid.errors import EngineDead
+from pellucid.server.metrics import TEXT_FORMAT
 from pellucid.server.openapi import describe
 from pellucid.server.reply import json_response
 from pellucid.server.responses import Health, Index, Load, Version
@@ -38,8 +39,6 @@ async def version() -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus metrics under vLLM's names; a summary with `Accept: application/json`."""
     service = service_of(request)
-    accept = request.headers.get("accept", "")
-    if "application/json" in accept:
+    if "application/json" in request.headers.get("accept", ""):
         return json_response(service.load())
-    text, media_type = service.metrics.render(accept)
-    return Response(text, media_type=media_type)
+    return Response(service.metrics.render(), media_type=TEXT_FORMAT)

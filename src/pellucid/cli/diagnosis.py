@@ -1,0 +1,164 @@
+"""What `pellucid doctor` finds out. Whatever cannot be found out becomes a problem, not an error.
+
+The sizes are those that the engine would choose, by the same functions (`runner/device.py`,
+`runner/memory.py`); without torch, which they need, they are left out.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import asdict
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pellucid.config import MIB, EngineConfig, ModelSettings, ServerConfig
+from pellucid.errors import PellucidError
+
+if TYPE_CHECKING:
+    from pellucid.load.files import ModelFiles
+    from pellucid.models.config import ModelConfig
+
+
+class Diagnosis(msgspec.Struct, kw_only=True):
+    """Everything the doctor says; sizes in MiB."""
+
+    machine: dict[str, Any]
+    versions: dict[str, str | None]
+    compute: dict[str, Any] | None  # device, dtype, kernels, threads
+    kernels: list[dict[str, Any]]
+    model: dict[str, Any] | None
+    memory: dict[str, Any] | None
+    address: dict[str, Any]
+    problems: list[str]
+
+
+def diagnose(engine: EngineConfig, server: ServerConfig) -> Diagnosis:
+    """Look at everything; never raises for what is merely missing."""
+    from pellucid.bench.machine import describe_machine, describe_versions
+
+    problems: list[str] = []
+
+    def attempt(find: Callable[[], Any], otherwise: Any = None) -> Any:
+        try:
+            return find()
+        except (PellucidError, ValueError) as error:  # kernels raise ValueError
+            problems.append(str(error))
+        except ImportError as error:
+            problem = f"{error.name or error} cannot be imported: {error}"
+            if problem not in problems:
+                problems.append(problem)
+        return otherwise
+
+    files = attempt(lambda: _local_files(engine.model))
+    compute = attempt(lambda: _compute(engine))
+    return Diagnosis(
+        machine=describe_machine(),
+        versions=describe_versions(),
+        compute=compute,
+        kernels=attempt(lambda: _kernels(engine), []),
+        model=attempt(lambda: _model(files)) if files else None,
+        memory=attempt(lambda: _memory(engine, files)) if files and compute else None,
+        address=_address(server, problems),
+        problems=problems,
+    )
+
+
+def _local_files(settings: ModelSettings) -> ModelFiles:
+    """Never downloads: a doctor looks."""
+    from pellucid.load.hub import resolve
+
+    return resolve(msgspec.structs.replace(settings, offline=True))
+
+
+def _compute(engine: EngineConfig) -> dict[str, Any]:
+    from pellucid.kernels.dispatch import select_ops
+    from pellucid.runner.device import compute_threads, pick_device, pick_dtype
+
+    device = pick_device(engine.runner.device)
+    dtype = pick_dtype(engine.model.dtype, device)
+    return {
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "kernels": select_ops(engine.runner.kernels, device).name,
+        "threads": engine.runner.threads or compute_threads(),
+    }
+
+
+def _kernels(engine: EngineConfig) -> list[dict[str, Any]]:
+    from pellucid.kernels.dispatch import describe
+    from pellucid.runner.device import pick_device
+
+    return [asdict(kernel) for kernel in describe(pick_device(engine.runner.device))]
+
+
+def _model(files: ModelFiles) -> dict[str, Any]:
+    from pellucid.load.model_config import load_config
+
+    config = load_config(files)
+    return {
+        "name": files.name,
+        "path": str(files.path),
+        "format": files.kind,
+        "size_mib": _size_on_disk(files) // MIB,
+        "architecture": config.architecture,
+        "layers": config.num_layers,
+        "context": config.max_position,
+        "parameters": _num_parameters(config),
+    }
+
+
+def _memory(engine: EngineConfig, files: ModelFiles) -> dict[str, Any]:
+    from pellucid.load.model_config import load_config
+    from pellucid.runner.device import available_memory, pick_device, pick_dtype
+    from pellucid.runner.memory import kv_block_bytes, kv_pool_blocks, model_len_limit
+
+    config, cache = load_config(files), engine.cache
+    device = pick_device(engine.runner.device)
+    itemsize = pick_dtype(engine.model.dtype, device).itemsize
+    weights = _num_parameters(config) * itemsize
+    block_bytes = kv_block_bytes(config, cache.block_size, itemsize)
+    max_model_len = model_len_limit(config, engine.model.max_model_len)
+    available = available_memory(device)
+    blocks = kv_pool_blocks(
+        cache, block_bytes, available - weights, engine.scheduler.max_num_seqs, max_model_len
+    )
+    return {
+        "available_mib": available // MIB,
+        "weights_mib": weights // MIB,
+        "kv_pool_mib": blocks * block_bytes // MIB,
+        "kv_pool_tokens": blocks * cache.block_size,
+        "kv_bytes_per_token": block_bytes // cache.block_size,
+    }
+
+
+def _size_on_disk(files: ModelFiles) -> int:
+    if files.kind == "gguf":
+        return files.path.stat().st_size
+    return sum(path.stat().st_size for path in files.path.iterdir() if path.is_file())
+
+
+def _num_parameters(config: ModelConfig) -> int:
+    from pellucid.load.names import weight_shapes
+
+    return sum(map(prod, weight_shapes(config).values()))
+
+
+def _address(server: ServerConfig, problems: list[str]) -> dict[str, Any]:
+    free = _is_free(server.host, server.port)
+    if not free:
+        problems.append(f"{server.host}:{server.port} is taken or not this machine's: use --port")
+    return {"host": server.host, "port": server.port, "free": free}
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError:
+        return False
+    return True

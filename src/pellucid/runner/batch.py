@@ -1,0 +1,145 @@
+"""Permanent rows for the running requests, gathered into the inputs of each step.
+
+A request's tokens and blocks stay in its row from admission to the end, whatever happens around it;
+a step copies out what it computes, by numpy over all requests at once. Only block tables are copied
+whole, one number per block of context, because attention reads them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pellucid.kernels.interface import AttentionInputs
+from pellucid.runner.base import Chunk, NewRow
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class StepRows:
+    """The tokens of one step, flat: chunk i owns the elements query_start[i]:query_start[i + 1]."""
+
+    rows: Ints  # [S] row of each chunk's request
+    starts: Ints  # [S]
+    query_start: Ints  # [S + 1]
+    token_ids: Ints  # [T]
+    positions: Ints  # [T]
+    slot_mapping: Ints  # [T]
+    block_tables: NDArray[np.int32]  # [S, widest]
+
+    @property
+    def query_lens(self) -> Ints:
+        return np.diff(self.query_start)
+
+    def to_device(self, device: torch.device) -> tuple[Tensor, AttentionInputs]:
+        """`Model.forward`'s token_ids and inputs."""
+        query_lens = self.query_lens
+        seq_lens = self.starts + query_lens
+        inputs = AttentionInputs(
+            positions=torch.from_numpy(self.positions).to(device),
+            slot_mapping=torch.from_numpy(self.slot_mapping).to(device),
+            block_tables=torch.from_numpy(self.block_tables).to(device),
+            query_start=torch.from_numpy(self.query_start.astype(np.int32)).to(device),
+            seq_lens=torch.from_numpy(seq_lens.astype(np.int32)).to(device),
+            query_lens_list=query_lens.tolist(),
+            seq_lens_list=seq_lens.tolist(),
+        )
+        return torch.from_numpy(self.token_ids).to(device), inputs
+
+
+class Batch:
+    """Tokens and block tables, one row per running request."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
+        self.block_size = block_size
+        # A sampled token may stand right behind the longest context.
+        self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
+        self.num_tokens = np.zeros(max_num_seqs, np.int64)
+        self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
+        self._block_tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
+        self._num_blocks = np.zeros(max_num_seqs, np.int64)
+        self._row_of: dict[str, int] = {}
+        self._free = list(range(max_num_seqs - 1, -1, -1))
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    def drop(self, request_id: str) -> int | None:
+        """Free a request's row and return it; None if it has none."""
+        row = self._row_of.pop(request_id, None)
+        if row is not None:
+            self._block_tables[row, : self._num_blocks[row]] = 0
+            self._num_blocks[row] = 0
+            self._free.append(row)
+        return row
+
+    def add(self, new: NewRow) -> int:
+        """Make a row for a request and return it."""
+        row = self._free.pop()
+        self._row_of[new.request_id] = row
+        count = len(new.token_ids)
+        self.token_ids[row, :count] = new.token_ids
+        self.num_tokens[row] = count
+        self.num_prompt_tokens[row] = new.num_prompt_tokens
+        return row
+
+    def append(self, rows: Ints, token_ids: Ints) -> None:
+        """Append one token to each of the rows."""
+        self.token_ids[rows, self.num_tokens[rows]] = token_ids
+        self.num_tokens[rows] += 1
+
+    def known_tokens(self, row: int) -> NDArray[np.int32]:
+        """All tokens of a row, as a view."""
+        return self.token_ids[row, : self.num_tokens[row]]
+
+    def gather(self, chunks: list[Chunk]) -> StepRows:
+        """Take in the chunks' new blocks and collect their tokens.
+
+        Raises:
+            ValueError: a chunk reaches beyond its request's known tokens or its blocks, where it
+                would read or write what belongs to others.
+        """
+        num_chunks = len(chunks)
+        rows = np.fromiter((self._row_of[c.request_id] for c in chunks), np.int64, num_chunks)
+        starts = np.fromiter((c.start for c in chunks), np.int64, num_chunks)
+        counts = np.fromiter((c.num_tokens for c in chunks), np.int64, num_chunks)
+        for chunk, row in zip(chunks, rows, strict=True):
+            if chunk.new_block_ids:
+                self._extend_blocks(row, chunk.new_block_ids)
+        self._check(chunks, rows, starts + counts)
+
+        query_start = np.zeros(num_chunks + 1, np.int64)
+        np.cumsum(counts, out=query_start[1:])
+        row_of_token = np.repeat(rows, counts)
+        positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], counts)
+        blocks, offsets = np.divmod(positions, self.block_size)
+        slots = self._block_tables[row_of_token, blocks] * np.int64(self.block_size) + offsets
+        widest = -(-int((starts + counts).max(initial=0)) // self.block_size)
+        return StepRows(
+            rows=rows,
+            starts=starts,
+            query_start=query_start,
+            token_ids=self.token_ids[row_of_token, positions].astype(np.int64),
+            positions=positions,
+            slot_mapping=slots,
+            block_tables=self._block_tables[rows, :widest],
+        )
+
+    def _extend_blocks(self, row: int, block_ids: list[int]) -> None:
+        held = self._num_blocks[row]
+        self._block_tables[row, held : held + len(block_ids)] = block_ids
+        self._num_blocks[row] = held + len(block_ids)
+
+    def _check(self, chunks: list[Chunk], rows: Ints, ends: Ints) -> None:
+        limits = np.minimum(self.num_tokens[rows], self._num_blocks[rows] * self.block_size)
+        for index in np.flatnonzero(ends > limits):
+            chunk = chunks[index]
+            raise ValueError(
+                f"chunk {chunk} ends behind token {limits[index]}, the last that is known and has"
+                " a block"
+            )

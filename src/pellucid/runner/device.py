@@ -1,0 +1,127 @@
+"""Everything the runner asks a device or this machine: the only place that knows torch.cuda."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import torch
+
+from pellucid.errors import ConfigError
+from pellucid.kernels.dispatch import instruction_sets
+
+_BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CGROUP = Path("/sys/fs/cgroup")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the GPU if there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"device {name!r} is not here: torch sees {count} GPUs", param="device")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype called `name`; "auto" is bfloat16 where the hardware computes in it."""
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    native = not _BFLOAT16_INSTRUCTIONS.isdisjoint(instruction_sets())
+    return torch.bfloat16 if native else torch.float32
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that could be taken now: of the GPU, or of this process's share of the machine."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    return min([available, *(limit - used for limit, used in _cgroup_memory())])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all work given to `device` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compute_threads() -> int:
+    """Physical cores that this process may use, by its affinity and its cgroup's quota."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS, Windows
+        import psutil
+
+        return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    cpus = os.sched_getaffinity(0)
+    cores = {
+        _read(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list")) or str(cpu)
+        for cpu in cpus
+    }
+    return max(1, min([len(cores), *_cgroup_cpus()]))
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what torch frees on the CPU, instead of returning it to the system.
+
+    By default glibc gives large tensors back at once, and the next step pays for every page of
+    them again, which costs more than filling them. Elsewhere this does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+def _own_cgroups() -> list[Path]:
+    """This process's cgroup (version 2) and the ones it lies in."""
+    line = _read(Path("/proc/self/cgroup")) or ""
+    if not line.startswith("0::/"):
+        return [_CGROUP]
+    own = _CGROUP / line.removeprefix("0::/").splitlines()[0]
+    return [own, *(parent for parent in own.parents if parent.is_relative_to(_CGROUP))]
+
+
+def _cgroup_memory() -> list[tuple[int, int]]:
+    """(limit, used) in bytes of every memory limit over this process.
+
+    What the kernel would drop to make room, the file cache, does not count as used.
+    """
+    limits = []
+    for group in _own_cgroups():
+        limit, used = _read(group / "memory.max"), _read(group / "memory.current")
+        if limit and used and limit.isdigit():
+            stat = dict(line.split() for line in (_read(group / "memory.stat") or "").splitlines())
+            limits.append((int(limit), int(used) - int(stat.get("inactive_file", 0))))
+    return limits
+
+
+def _cgroup_cpus() -> list[int]:
+    """Whole CPUs that the quotas over this process amount to."""
+    quotas = []
+    for group in _own_cgroups():
+        quota, _, period = (_read(group / "cpu.max") or "max").partition(" ")
+        if quota.isdigit() and period.isdigit():
+            quotas.append(max(1, int(quota) // int(period)))
+    return quotas
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,187 @@
+"""Sampling parameters of the running requests, kept by row, and their use on a step's logits."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pellucid.messages import TokenLogprobs
+from pellucid.runner.base import NewRow
+from pellucid.runner.batch import Batch, Ints
+from pellucid.sample.constraints import Constraints, apply_bans, apply_bias
+from pellucid.sample.logprobs import compute_logprobs
+from pellucid.sample.penalties import TokenCounts, apply_penalties
+from pellucid.sample.sampler import SamplingColumns, sample
+from pellucid.sampling_params import SamplingParams
+
+
+@dataclass(slots=True)
+class Choice:
+    """The outcome for each row of logits, in their order."""
+
+    token_ids: Ints
+    logprobs: list[TokenLogprobs | None]  # for rows whose request asked
+    errors: dict[int, str]  # by place: why there is no token
+
+
+class RowSampling:
+    """How each row of a `Batch` samples. Row numbers are the batch's."""
+
+    def __init__(self, max_num_seqs: int, eos_token_ids: list[int]) -> None:
+        self._eos_token_ids = eos_token_ids
+        self._columns = SamplingColumns(
+            temperature=np.zeros(max_num_seqs, np.float32),
+            top_k=np.zeros(max_num_seqs, np.int64),
+            top_p=np.ones(max_num_seqs, np.float32),
+            min_p=np.zeros(max_num_seqs, np.float32),
+            seed=np.zeros(max_num_seqs, np.int64),
+            position=np.zeros(max_num_seqs, np.int64),
+        )
+        # Most requests need none of these.
+        self._penalties: dict[int, tuple[SamplingParams, TokenCounts]] = {}
+        self._constraints: dict[int, Constraints] = {}
+        self._num_logprobs: dict[int, int] = {}
+        self._num_prompt_logprobs: dict[int, int] = {}
+
+    def add(self, row: int, new: NewRow) -> None:
+        params, columns = new.sampling, self._columns
+        columns.temperature[row] = 0.0 if params.greedy else params.temperature
+        columns.top_k[row] = params.top_k
+        columns.top_p[row] = params.top_p
+        columns.min_p[row] = params.min_p
+        columns.seed[row] = _seed(new)
+        if params.logprobs is not None:
+            self._num_logprobs[row] = params.logprobs
+        if params.prompt_logprobs is not None:
+            self._num_prompt_logprobs[row] = params.prompt_logprobs
+        if _penalises(params):
+            # Without a repetition penalty the prompt's tokens do not count.
+            prompt = new.token_ids[: new.num_prompt_tokens]
+            generated = new.token_ids[new.num_prompt_tokens :]
+            counts = TokenCounts(prompt if params.repetition_penalty != 1.0 else [], generated)
+            self._penalties[row] = params, counts
+        constraints = self._constraints_of(params)
+        if constraints:
+            self._constraints[row] = constraints
+
+    def drop(self, row: int) -> None:
+        """Forget a row; one that was never added is fine."""
+        for table in (
+            self._penalties,
+            self._constraints,
+            self._num_logprobs,
+            self._num_prompt_logprobs,
+        ):
+            table.pop(row, None)
+
+    def num_prompt_logprobs(self, row: int) -> int | None:
+        """Alternatives per prompt token that the row's request asked for; None: no logprobs."""
+        return self._num_prompt_logprobs.get(row)
+
+    def choose(self, logits: Tensor, rows: Ints, batch: Batch) -> Choice:
+        """The next token of each row from its float32 logits [n, V], which are used up.
+
+        Logprobs are those of the model's own logits, before any of the request's parameters.
+        """
+        wanted = [i for i, row in enumerate(rows.tolist()) if row in self._num_logprobs]
+        raw = logits[wanted] if wanted else logits[:0]
+        self._edit(logits, rows, batch)
+        columns = self._columns.take(rows)
+        columns.position = batch.num_tokens[rows]
+        token_ids, failed = sample(logits, columns)
+        errors = {int(i): _why_failed(logits[i]) for i in np.flatnonzero(failed)}
+        self._count(rows, token_ids, failed)
+        logprobs: list[TokenLogprobs | None] = [None] * len(rows)
+        if wanted:
+            counts = [self._num_logprobs[int(rows[i])] for i in wanted]
+            found = describe_tokens(raw, token_ids[wanted], counts)
+            for i, entry in zip(wanted, found, strict=True):
+                logprobs[i] = entry
+        return Choice(token_ids, logprobs, errors)
+
+    def _edit(self, logits: Tensor, rows: Ints, batch: Batch) -> None:
+        """Bias, then penalties, then bans, so that a ban is final."""
+        constrained = [
+            (i, row, self._constraints[row])
+            for i, row in enumerate(rows.tolist())
+            if row in self._constraints
+        ]
+        for i, _, constraints in constrained:
+            apply_bias(logits, i, constraints)
+        self._penalise(logits, rows)
+        for i, row, constraints in constrained:
+            known = batch.known_tokens(row)
+            num_generated = len(known) - int(batch.num_prompt_tokens[row])
+            apply_bans(logits, i, constraints, known, num_generated)
+
+    def _penalise(self, logits: Tensor, rows: Ints) -> None:
+        places = [i for i, row in enumerate(rows.tolist()) if row in self._penalties]
+        if not places:
+            return
+        penalised = [self._penalties[int(rows[i])] for i in places]
+        apply_penalties(
+            logits,
+            places,
+            [counts for _, counts in penalised],
+            repetition=np.array([p.repetition_penalty for p, _ in penalised], np.float32),
+            frequency=np.array([p.frequency_penalty for p, _ in penalised], np.float32),
+            presence=np.array([p.presence_penalty for p, _ in penalised], np.float32),
+        )
+
+    def _count(self, rows: Ints, token_ids: Ints, failed: NDArray[np.bool_]) -> None:
+        if self._penalties:
+            for row, token, bad in zip(rows.tolist(), token_ids.tolist(), failed, strict=True):
+                if row in self._penalties and not bad:
+                    self._penalties[row][1].add(token)
+
+    def _constraints_of(self, params: SamplingParams) -> Constraints:
+        eos = [] if params.ignore_eos else self._eos_token_ids
+        return Constraints(
+            logit_bias=params.logit_bias,
+            allowed_token_ids=params.allowed_token_ids,
+            bad_words=params.bad_words_token_ids,
+            end_token_ids=[*eos, *params.stop_token_ids],
+            min_tokens=params.min_tokens,
+        )
+
+
+def describe_tokens(logits: Tensor, token_ids: Ints, num_top: list[int]) -> list[TokenLogprobs]:
+    """Logprobs of a token per row of raw logits [n, V], with `num_top` alternatives (-1: all)."""
+    vocab_size = logits.shape[1]
+    counts = [vocab_size if n < 0 else n for n in num_top]
+    found = compute_logprobs(logits, token_ids, max(counts))
+    return [
+        TokenLogprobs(
+            token_id=int(token_ids[i]),
+            logprob=float(found.chosen[i]),
+            rank=int(found.rank[i]),
+            top_ids=found.top_ids[i, :count].tolist(),
+            top_logprobs=found.top[i, :count].tolist(),
+        )
+        for i, count in enumerate(counts)
+    ]
+
+
+def _penalises(params: SamplingParams) -> bool:
+    return (
+        params.repetition_penalty != 1.0
+        or params.frequency_penalty != 0.0
+        or params.presence_penalty != 0.0
+    )
+
+
+def _seed(new: NewRow) -> int:
+    """The request's seed; without one, a number that survives its preemption."""
+    seed = new.sampling.seed
+    return zlib.crc32(new.request_id.encode()) if seed is None else seed
+
+
+def _why_failed(logits: Tensor) -> str:
+    if torch.isneginf(logits).all():
+        return "every token is ruled out by the request's constraints"
+    return "the model's logits are not finite"

@@ -1,0 +1,266 @@
+"""Runs a model with torch: loads it, takes the KV memory, executes step plans."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.config import EngineConfig
+from pellucid.errors import ConfigError
+from pellucid.kernels.dispatch import KernelsUnavailable, select_ops
+from pellucid.kernels.interface import allocate_kv
+from pellucid.kernels.reference import ReferenceOps
+from pellucid.load.files import ModelFiles
+from pellucid.load.names import weight_shapes
+from pellucid.messages import EngineInfo, TokenLogprobs
+from pellucid.models.base import Model
+from pellucid.models.registry import build_model
+from pellucid.runner import device as device_api
+from pellucid.runner.base import Chunk, KVCapacity, NewRow, StepPlan, StepResult
+from pellucid.runner.batch import Batch, StepRows
+from pellucid.runner.memory import fit_model_len, kv_block_bytes, kv_pool_blocks, model_len_limit
+from pellucid.runner.sampling import RowSampling, describe_tokens
+from pellucid.sampling_params import SamplingParams
+
+# Prompt logprobs are computed for so many tokens at a time: logits of a whole prompt over a large
+# vocabulary would take gigabytes.
+PROMPT_LOGPROB_ROWS = 64
+WARM_UP_TOKENS = 32
+
+
+class TorchRunner:
+    """Implements `Runner`.
+
+    Args:
+        config: settings of the engine.
+        files: where the model lies, if that is known already; resolved from the settings otherwise.
+        model: a model in memory, to be used instead of loading one (tests).
+
+    Raises:
+        ModelError: the model cannot be found, read or run.
+        ConfigError: a setting does not fit this machine or the model.
+    """
+
+    def __init__(
+        self, config: EngineConfig, files: ModelFiles | None = None, model: Model | None = None
+    ) -> None:
+        self.device = device_api.pick_device(config.runner.device)
+        self._dtype = device_api.pick_dtype(config.model.dtype, self.device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(config.runner.threads or device_api.compute_threads())
+            device_api.keep_freed_memory()
+        name = "model"
+        if model is None:
+            model, name = self._load(config, files)
+        self._model = model
+        self._take_memory(config)
+        self._info = self._describe(config, name)
+        self._batch = Batch(
+            config.scheduler.max_num_seqs, self._info.max_model_len, self._capacity.block_size
+        )
+        self._sampling = RowSampling(config.scheduler.max_num_seqs, self._info.eos_token_ids)
+        self._warm_up()
+
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def kv_capacity(self) -> KVCapacity:
+        return self._capacity
+
+    def close(self) -> None:
+        """Let go of the model and the KV pool."""
+        self._kv.clear()
+        del self._model
+
+    # ---- start
+
+    def _load(self, config: EngineConfig, files: ModelFiles | None) -> tuple[Model, str]:
+        from pellucid.load.hub import resolve
+        from pellucid.load.model_config import load_config
+        from pellucid.load.weights import open_weights
+
+        files = resolve(config.model) if files is None else files
+        model_config = load_config(files)
+        limit = model_len_limit(model_config, config.model.max_model_len)
+        ops = _select_ops(config.runner.kernels, self.device)
+        weights = open_weights(files, model_config)
+        try:
+            model = build_model(model_config, weights, ops, self._dtype, self.device, limit)
+        finally:
+            weights.close()
+        return model, files.name
+
+    def _take_memory(self, config: EngineConfig) -> None:
+        """Size and allocate the KV pool, and settle how long a context may be."""
+        shape, asked = self._model.config, config.model.max_model_len
+        block_size = config.cache.block_size
+        limit = model_len_limit(shape, asked)
+        block_bytes = kv_block_bytes(shape, block_size, self._dtype.itemsize)
+        num_blocks = kv_pool_blocks(
+            config.cache,
+            block_bytes,
+            device_api.available_memory(self.device),
+            config.scheduler.max_num_seqs,
+            limit,
+        )
+        self._max_model_len = fit_model_len(limit, asked, num_blocks, block_size)
+        self._capacity = KVCapacity(num_blocks, block_size, block_bytes)
+        self._kv = allocate_kv(
+            shape.num_layers,
+            num_blocks,
+            block_size,
+            shape.num_kv_heads,
+            shape.head_dim,
+            self._dtype,
+            self.device,
+        )
+
+    def _describe(self, config: EngineConfig, name: str) -> EngineInfo:
+        shape = self._model.config
+        num_parameters = sum(math.prod(s) for s in weight_shapes(shape).values())
+        return EngineInfo(
+            model=config.model.served_model_name or name,
+            architecture=shape.architecture,
+            dtype=str(self._dtype).removeprefix("torch."),
+            device=str(self.device),
+            kernels=self._model.ops.name,
+            vocab_size=shape.vocab_size,
+            max_model_len=self._max_model_len,
+            eos_token_ids=list(shape.eos_token_ids),
+            num_kv_blocks=self._capacity.num_blocks,
+            block_size=self._capacity.block_size,
+            kv_block_bytes=self._capacity.block_bytes,
+            weight_bytes=num_parameters * self._dtype.itemsize,
+            num_parameters=num_parameters,
+        )
+
+    def _warm_up(self) -> None:
+        """Run a prompt and one more token, so that the first request meets warm code and memory."""
+        capacity = self._capacity.num_blocks * self._capacity.block_size
+        length = min(WARM_UP_TOKENS, capacity - 1, self._max_model_len - 1)
+        if length < 1:
+            return
+        blocks = list(range(-(-(length + 1) // self._capacity.block_size)))
+        params = SamplingParams(top_p=0.9, top_k=50, seed=0)
+        self.execute(
+            StepPlan(
+                step=-2,
+                new_rows=[NewRow("warm-up", [0] * length, length, params)],
+                chunks=[Chunk("warm-up", 0, length, True, blocks)],
+            )
+        ).result()
+        self.execute(StepPlan(step=-1, chunks=[Chunk("warm-up", length, 1, True, [])])).result()
+        self._forget("warm-up")
+
+    # ---- a step
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> PendingTorchStep:
+        """Drop rows, make rows, launch the forward pass of the plan's chunks.
+
+        Raises:
+            ValueError: a chunk reaches beyond what its request knows or holds.
+        """
+        begin = time.monotonic()
+        for request_id in plan.dropped:
+            self._forget(request_id)
+        for new in plan.new_rows:
+            self._sampling.add(self._batch.add(new), new)
+        step = self._batch.gather(plan.chunks)
+        hidden = None
+        if plan.chunks:
+            token_ids, inputs = step.to_device(self.device)
+            hidden = self._model.forward(token_ids, inputs, self._kv)
+        return PendingTorchStep(self, plan, step, hidden, begin)
+
+    def _forget(self, request_id: str) -> None:
+        row = self._batch.drop(request_id)
+        if row is not None:
+            self._sampling.drop(row)
+
+    @torch.inference_mode()
+    def finish(
+        self, plan: StepPlan, step: StepRows, hidden: Tensor | None, begin: float
+    ) -> StepResult:
+        """Sample for the chunks that ask, and append the tokens to their rows."""
+        count = len(plan.chunks)
+        result = StepResult([[] for _ in range(count)], [None] * count, [None] * count)
+        if hidden is not None:
+            self._prompt_logprobs(plan, step, hidden, result)
+            self._sample(plan, step, hidden, result)
+        result.forward_seconds = time.monotonic() - begin - result.sample_seconds
+        return result
+
+    def _sample(self, plan: StepPlan, step: StepRows, hidden: Tensor, result: StepResult) -> None:
+        sampling = np.flatnonzero([chunk.samples for chunk in plan.chunks])
+        if not len(sampling):
+            return
+        rows = step.rows[sampling]
+        last = torch.from_numpy(step.query_start[sampling + 1] - 1).to(self.device)
+        logits = self._model.logits(hidden[last])
+        device_api.synchronize(self.device)
+        computed = time.monotonic()
+        choice = self._sampling.choose(logits, rows, self._batch)
+        good = [place for place in range(len(rows)) if place not in choice.errors]
+        self._batch.append(rows[good], choice.token_ids[good])
+        for place, index in enumerate(sampling.tolist()):
+            if place in choice.errors:
+                result.errors[plan.chunks[index].request_id] = choice.errors[place]
+                continue
+            result.token_ids[index] = [int(choice.token_ids[place])]
+            entry = choice.logprobs[place]
+            result.logprobs[index] = None if entry is None else [entry]
+        result.sample_seconds = time.monotonic() - computed
+
+    def _prompt_logprobs(
+        self, plan: StepPlan, step: StepRows, hidden: Tensor, result: StepResult
+    ) -> None:
+        for index, (chunk, row) in enumerate(zip(plan.chunks, step.rows.tolist(), strict=True)):
+            num_top = self._sampling.num_prompt_logprobs(row)
+            if num_top is None:
+                continue
+            # The hidden state at a position predicts the token at the next one.
+            end = min(chunk.start + chunk.num_tokens, int(self._batch.num_prompt_tokens[row]) - 1)
+            targets = self._batch.known_tokens(row)[chunk.start + 1 : end + 1].astype(np.int64)
+            first = int(step.query_start[index])
+            entries: list[TokenLogprobs] = []
+            for at in range(0, len(targets), PROMPT_LOGPROB_ROWS):
+                part = targets[at : at + PROMPT_LOGPROB_ROWS]
+                logits = self._model.logits(hidden[first + at : first + at + len(part)])
+                entries += describe_tokens(logits, part, [num_top] * len(part))
+            result.prompt_logprobs[index] = entries
+
+
+class PendingTorchStep:
+    """A step whose forward pass was launched. Implements `PendingStep`."""
+
+    def __init__(
+        self,
+        runner: TorchRunner,
+        plan: StepPlan,
+        step: StepRows,
+        hidden: Tensor | None,
+        begin: float,
+    ) -> None:
+        self._runner = runner
+        self._plan = plan
+        self._step = step
+        self._hidden = hidden
+        self._begin = begin
+
+    def result(self, mask: object | None = None) -> StepResult:
+        """Wait for the forward pass, sample, and report. `mask` must be None in this version."""
+        if mask is not None:
+            raise NotImplementedError("sampling masks are not part of this version")
+        return self._runner.finish(self._plan, self._step, self._hidden, self._begin)
+
+
+def _select_ops(kernels: str, device: torch.device) -> ReferenceOps:
+    try:
+        return select_ops(kernels, device)
+    except KernelsUnavailable as error:
+        raise ConfigError(str(error), param="kernels") from None

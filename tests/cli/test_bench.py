@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.bench.fake_server import Behaviour, fake_server
+from tests.cli.helpers import Pellucid
+
+
+def test_throughput_writes_what_was_measured_where(pellucid: Pellucid, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    outcome = pellucid(
+        *("bench", "throughput", "--runner", "fake", "--num-prompts", "4", "--batch-size", "2"),
+        *("--input-len", "32", "--output-len", "4", "--json", str(file)),
+    )
+    assert outcome.code == 0, outcome.err
+    report = json.loads(file.read_text())
+    assert report["prefill_tokens_per_s"] > 0
+    assert report["decode_tokens_per_s"] > 0
+    assert report["workload"]["input_len"] == 32
+    assert report["engine"]["architecture"] == "fake"
+    assert report["settings"]["runner"]["runner"] == "fake"
+    assert report["machine"]["cpu"]
+    assert report["versions"]["python"]
+    assert report["command"].startswith("pellucid ")
+    assert "prefill" in outcome.out
+
+
+def test_throughput_definition_is_in_the_help(pellucid: Pellucid) -> None:
+    help_text = " ".join(pellucid("bench", "throughput", "--help").out.split())
+    assert "Prefill rate: prompt tokens over the seconds of steps" in help_text
+
+
+def test_serve_shows_and_writes_a_report(pellucid: Pellucid, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    with fake_server(Behaviour(faults={2: "429"})) as server:
+        outcome = pellucid(
+            *("bench", "serve", "--base-url", server.url, "--num-prompts", "5"),
+            *("--output-len", "4", "--input-len", "4", "--json", str(file)),
+            *("--goodput", "ttft:9999", "--goodput", "tpot:9999"),
+        )
+    assert outcome.code == 0, outcome.err
+    assert "4 completed, 1 failed" in outcome.out
+    assert "1 failed: HTTP 429: the queue is full" in outcome.out
+    report = json.loads(file.read_text())
+    assert report["goodput"]["requests"] == 4
+    assert report["settings"]["request_rate"] == "inf"
+    assert report["ttft_ms"]["count"] == 4
+
+
+def test_serve_with_nothing_completed_is_exit_code_1(pellucid: Pellucid) -> None:
+    with fake_server(Behaviour(faults=dict.fromkeys(range(3), "429"))) as server:
+        outcome = pellucid(
+            *("bench", "serve", "--base-url", server.url, "--num-prompts", "3", "--warmup", "0")
+        )
+    assert outcome.code == 1
+    assert "0 completed, 3 failed" in outcome.out
+
+
+def test_api_key_is_not_written(pellucid: Pellucid, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    with fake_server(Behaviour()) as server:
+        pellucid(
+            *("bench", "serve", "--base-url", server.url, "--num-prompts", "1"),
+            *("--output-len", "2", "--json", str(file), "--api-key", "sk-secret"),
+        )
+    assert "sk-secret" not in file.read_text()
+
+
+def test_settings_of_a_benchmark_are_not_taken_from_the_environment(
+    pellucid: Pellucid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # PELLUCID_MODEL names a model of ours, not one of the server that is measured.
+    monkeypatch.setenv("PELLUCID_MODEL", "/models/mine.gguf")
+    behaviour = Behaviour()
+    with fake_server(behaviour):
+        pellucid(*("bench", "serve", "--base-url", behaviour.url, "--num-prompts", "1"))
+    assert {body["model"] for body in behaviour.bodies} == {"tiny"}
+
+
+def test_unwritable_report_is_told(pellucid: Pellucid, tmp_path: Path) -> None:
+    outcome = pellucid(
+        *("bench", "throughput", "--runner", "fake", "--num-prompts", "1", "--output-len", "2"),
+        *("--json", str(tmp_path / "no" / "report.json")),
+    )
+    assert outcome.code == 2
+    assert "--json: cannot write" in outcome.err
+
+
+@pytest.mark.model
+def test_throughput_of_the_real_model(
+    pellucid: Pellucid, smollm2_path: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.json"
+    outcome = pellucid(
+        *("bench", "throughput", str(smollm2_path), "--num-prompts", "2", "--batch-size", "2"),
+        *("--input-len", "16", "--output-len", "3", "--json", str(file)),
+        *("--num-kv-blocks", "64", "--max-num-seqs", "2"),
+    )
+    assert outcome.code == 0, outcome.err
+    report = json.loads(file.read_text())
+    assert (report["prompt_tokens"], report["output_tokens"]) == (32, 6)
+    assert report["weight_gb_per_s"] > 0

@@ -1,0 +1,73 @@
+"""What the machine offers, read from files that stand for a container's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pellucid.errors import ConfigError
+from pellucid.runner import device
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch) -> list[Path]:
+    """Two nested cgroups without limits."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    monkeypatch.setattr(device, "_own_cgroups", lambda: [inner, tmp_path])
+    return [inner, tmp_path]
+
+
+def test_memory_is_the_machines_without_a_limit(groups):
+    (groups[0] / "memory.max").write_text("max\n")
+    (groups[0] / "memory.current").write_text("12345\n")
+    found = device.available_memory(CPU)
+    assert abs(found - psutil.virtual_memory().available) < 1 << 30
+
+
+def test_the_tightest_memory_limit_counts_and_file_cache_does_not(groups):
+    for group, limit in zip(groups, (4_000_000, 3_000_000), strict=True):
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.current").write_text("2500000\n")
+        (group / "memory.stat").write_text("anon 1500000\ninactive_file 1000000\n")
+    assert device.available_memory(CPU) == 1_500_000
+
+
+@pytest.mark.parametrize(("quota", "cpus"), [("max 100000", None), ("150000 100000", 1)])
+def test_threads_follow_affinity_and_quota(groups, quota, cpus):
+    (groups[1] / "cpu.max").write_text(quota)
+    allowed = len(os.sched_getaffinity(0))
+    threads = device.compute_threads()
+    assert 1 <= threads <= allowed
+    assert cpus is None or threads == cpus
+
+
+def test_one_cpu_of_affinity_means_one_thread(groups):
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert device.compute_threads() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_auto_dtype_is_bfloat16_exactly_where_the_cpu_computes_in_it(monkeypatch):
+    monkeypatch.setattr(device, "instruction_sets", lambda: ["avx2", "avx512_bf16"])
+    assert device.pick_dtype("auto", CPU) is torch.bfloat16
+    monkeypatch.setattr(device, "instruction_sets", lambda: ["avx2", "avx512f"])
+    assert device.pick_dtype("auto", CPU) is torch.float32
+    assert device.pick_dtype("float16", CPU) is torch.float16
+
+
+def test_a_gpu_that_is_not_here_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device.pick_device("auto") == CPU
+    with pytest.raises(ConfigError, match="cuda:1") as caught:
+        device.pick_device("cuda:1")
+    assert caught.value.param == "device"

@@ -1,0 +1,131 @@
+"""/metrics as Prometheus reads it, and the summary for people."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from pellucid.server.metrics import one_two_five
+from tests.server.live import MODEL, Live, live
+
+TTFT = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
+TTFT += [20, 40, 80, 160, 640, 2560]
+ITL = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20]
+ITL += [40, 80]
+WHOLE = [0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960]
+WHOLE += [1920, 7680]
+TOKENS = [1, 2, 5, 10, 20, 50, 100, 200, 500]
+BUCKETS = {
+    "time_to_first_token_seconds": TTFT,
+    "inter_token_latency_seconds": ITL,
+    "request_time_per_output_token_seconds": ITL,
+    "e2e_request_latency_seconds": WHOLE,
+    "request_queue_time_seconds": WHOLE,
+    "request_inference_time_seconds": WHOLE,
+    "request_prefill_time_seconds": WHOLE,
+    "request_decode_time_seconds": WHOLE,
+    "request_prompt_tokens": TOKENS,
+    "request_generation_tokens": TOKENS,
+    "request_max_num_generation_tokens": TOKENS,
+    "request_params_max_tokens": TOKENS,
+    "request_prefill_kv_computed_tokens": TOKENS,
+    "iteration_tokens_total": [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384],
+    "request_params_n": [1, 2, 5, 10, 20],
+}
+COUNTERS = [
+    "prompt_tokens",
+    "prompt_tokens_cached",
+    "generation_tokens",
+    "num_preemptions",
+    "prefix_cache_queries",
+    "prefix_cache_hits",
+    "request_success",
+]
+GAUGES = [
+    "num_requests_running",
+    "num_requests_waiting",
+    "kv_cache_usage_perc",
+    "cache_config_info",
+]
+
+
+def families(site: Live) -> dict[str, Metric]:
+    response = site.http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    return {family.name: family for family in text_string_to_metric_families(response.text)}
+
+
+def test_names_types_labels_and_buckets_are_vllms(site: Live) -> None:
+    found = families(site)
+    for name in GAUGES:
+        assert found[f"vllm:{name}"].type == "gauge"
+    for name in COUNTERS:
+        assert found[f"vllm:{name}"].type == "counter"
+    for name, bounds in BUCKETS.items():
+        family = found[f"vllm:{name}"]
+        assert family.type == "histogram"
+        buckets = [float(s.labels["le"]) for s in family.samples if s.name.endswith("_bucket")]
+        assert buckets == [*bounds, math.inf], name
+    for name, family in found.items():
+        if name.startswith("vllm:"):
+            for sample in family.samples:
+                assert sample.labels["model_name"] == MODEL
+                assert sample.labels["engine"] == "0"
+
+
+def test_a_request_is_counted_once_everywhere() -> None:
+    with live() as site:
+        body: dict[str, Any] = {"prompt": [7] * 40, "max_tokens": 10, "seed": 1}
+        for _ in range(2):
+            assert site.post("/v1/completions", **body).status_code == 200
+        assert site.post("/v1/completions", **body, n=3).status_code == 200
+        expected = {
+            "prompt_tokens_total": 40 * 5,
+            "prompt_tokens_cached_total": 32 * 4,
+            "prefix_cache_hits_total": 32 * 4,
+            "generation_tokens_total": 10 * 5,
+            "request_prompt_tokens_count": 5,
+            "request_prompt_tokens_sum": 40 * 5,
+            "request_prefill_kv_computed_tokens_sum": 40 + 8 * 4,
+            "request_generation_tokens_sum": 10 * 5,
+            "request_params_max_tokens_sum": 10 * 5,
+            "request_params_n_sum": 1 + 1 + 3,
+            "request_params_n_count": 3,
+            "time_to_first_token_seconds_count": 5,
+            "inter_token_latency_seconds_count": 9 * 5,
+            "e2e_request_latency_seconds_count": 5,
+            "request_queue_time_seconds_count": 5,
+            "request_time_per_output_token_seconds_count": 5,
+            "iteration_tokens_total_sum": 40 + 8 * 4 + 10 * 5,
+            "kv_cache_usage_perc": 0,
+            "num_requests_running": 0,
+        }
+        assert {name: site.metric(f"vllm:{name}") for name in expected} == expected
+        reasons = {"length": 5.0, "stop": 0.0, "abort": 0.0, "error": 0.0, "timeout": 0.0}
+        for reason, count in reasons.items():
+            assert site.metric("vllm:request_success_total", finished_reason=reason) == count
+
+
+def test_a_scraper_that_prefers_another_format_still_gets_names_with_a_colon(site: Live) -> None:
+    accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3"
+    response = site.http.get("/metrics", headers={"Accept": accept})
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert "vllm:generation_tokens_total{" in response.text
+
+
+def test_the_summary_in_json(site: Live) -> None:
+    site.post("/v1/completions", prompt="x", max_tokens=50)
+    load = site.http.get("/metrics", headers={"Accept": "application/json"}).json()
+    assert set(load) == {"active_streams", "tokens_per_sec", "cpu_percent", "ram_percent"}
+    assert load["active_streams"] == 0
+    assert load["tokens_per_sec"] >= 5
+    assert 0 < load["ram_percent"] <= 100
+
+
+def test_buckets_end_at_the_longest_answer() -> None:
+    assert one_two_five(1) == [1]
+    assert one_two_five(49) == [1, 2, 5, 10, 20]
+    assert one_two_five(8192)[-3:] == [1000, 2000, 5000]

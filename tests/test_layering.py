@@ -1,0 +1,139 @@
+"""The arrows of docs/architecture.md: who may import whom, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pellucid
+
+ROOT = Path(pellucid.__file__).parent
+OURS = "pellucid"
+LEAVES = {"config", "errors", "messages", "sampling_params"}
+
+# What each part may import of pellucid, at module level or inside a function; itself always.
+# "engine.client" and the like name one module of a part.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "sampling_params": {"errors"},
+    "config": {"errors"},
+    "messages": {"sampling_params"},
+    "kernels": set(),
+    "sample": set(),
+    "quant": set(),
+    "models": {"errors", "kernels", "layers"},
+    "layers": {"errors", "kernels", "models.config"},
+    "load": {"config", "errors", "models.config", "quant"},
+    "runner": LEAVES | {"kernels", "load", "models", "sample"},
+    "engine": LEAVES | {"runner.base", "runner.factory"},
+    "frontend": LEAVES | {"engine.client", "load.files", "load.gguf", "load.hub"},
+    "server": LEAVES | {"__version__", "frontend"},
+    "bench": LEAVES | {"__version__"},
+}
+TOP = {"cli", "__init__", "__main__"}  # may import anything
+TORCH_PARTS = {"kernels", "layers", "models", "load", "quant", "sample", "runner"}
+
+
+def part_of(module: str) -> str:
+    """`pellucid.engine.core` -> `engine`."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        relative = path.relative_to(ROOT).with_suffix("")
+        name = ".".join((OURS, *relative.parts)).removesuffix(".__init__")
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every absolute import in `tree`, `from a import b` as `a.b`; not those for type checkers."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the arrows"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from imports(node)
+
+
+def is_allowed(imported: str, allowed: set[str]) -> bool:
+    path = imported.split(".", 1)[1]  # without "pellucid."
+    return any(path == target or path.startswith(target + ".") for target in allowed)
+
+
+def test_every_part_has_its_arrows() -> None:
+    assert {part_of(name) for name, _ in modules()} <= MAY_IMPORT.keys() | TOP
+
+
+@pytest.mark.parametrize("part", sorted(MAY_IMPORT))
+def test_arrows_point_downwards(part: str) -> None:
+    allowed = MAY_IMPORT[part] | {part}
+    wrong = [
+        f"{name} imports {imported}"
+        for name, tree in modules()
+        if part_of(name) == part
+        for imported in imports(tree)
+        if imported.split(".")[0] == OURS and not is_allowed(imported, allowed)
+    ]
+    assert wrong == []
+
+
+def test_torch_is_imported_only_where_tensors_are() -> None:
+    wrong = [
+        name
+        for name, tree in modules()
+        if part_of(name) not in TORCH_PARTS
+        for imported in imports(tree)
+        if imported.split(".")[0] == "torch" and name != "pellucid.bench.machine"  # asks, lazily
+    ]
+    assert wrong == []
+
+
+def test_pickle_and_eval_are_nowhere() -> None:
+    banned = {"pickle", "shelve", "marshal", "dill", "cloudpickle"}
+    wrong = []
+    for name, tree in modules():
+        wrong += [name for imported in imports(tree) if imported.split(".")[0] in banned]
+        calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+        names = {call.id for call in calls if isinstance(call, ast.Name)}
+        wrong += [name for call in ("eval", "exec") if call in names]
+    assert wrong == []
+
+
+def loaded_by(statement: str, candidates: set[str]) -> set[str]:
+    """Which of the packages a fresh interpreter has loaded after `statement`."""
+    check = f"{statement}\nimport sys\nprint(*({candidates!r} & sys.modules.keys()))"
+    answer = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    )
+    return set(answer.stdout.split())
+
+
+FRONT_END = (
+    "import pellucid",
+    "import pellucid.engine.client, pellucid.engine.core, pellucid.engine.process",
+    "from pellucid import AsyncLLM, LLM, SamplingParams, EngineConfig",
+    "import pellucid.server.app, pellucid.server.run",
+    "import pellucid.cli.app, pellucid.cli.local, pellucid.cli.remote, pellucid.cli.diagnosis",
+    "import pellucid.bench.serving, pellucid.bench.throughput, pellucid.bench.machine",
+    "import pellucid.runner.factory, pellucid.runner.fake",
+)
+
+
+@pytest.mark.parametrize("statement", FRONT_END)
+def test_front_end_never_loads_torch(statement: str) -> None:
+    assert loaded_by(statement, {"torch", "transformers"}) == set()
+
+
+def test_tensor_side_needs_no_front_end_packages() -> None:
+    statement = "import pellucid.models.registry, pellucid.load.weights, pellucid.load.model_config"
+    front = {"fastapi", "typer", "rich", "uvicorn", "jinja2", "zmq", "huggingface_hub", "gguf"}
+    assert loaded_by(statement, front | {"transformers"}) == set()
