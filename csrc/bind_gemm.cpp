@@ -31,7 +31,8 @@ void require_shape(const Array& array, const char* name, int64_t rows, int64_t c
 template <class T>
 T* dense_output(const Output<T, 2>& array, const char* name, int64_t rows, int64_t columns) {
     require_shape(array, name, rows, columns);
-    require(array.stride(1) == 1 && (array.stride(0) == columns || rows <= 1), std::string(name) + " must be contiguous");
+    const bool dense = array.stride(1) == 1 && (array.stride(0) == columns || rows == 1);
+    require(dense || array.size() == 0, std::string(name) + " must be contiguous");
     return array.data();
 }
 
@@ -162,7 +163,8 @@ struct Columns {
 Columns check_result(const PackedWeight& w, int64_t rows, const Output<float, 2>& y, const Optional<float, 1>& bias,
                      int64_t begin, std::optional<int64_t> end) {
     require_shape(y, "y", rows, w.n);
-    require(y.stride(1) == 1 && (y.stride(0) >= w.n || rows <= 1), "rows of y must be contiguous and not overlap");
+    const bool dense_rows = y.stride(1) == 1 && (y.stride(0) >= w.n || rows == 1);
+    require(dense_rows || rows == 0, "rows of y must be contiguous and not overlap");
     if (bias) require(size(*bias, 0) == w.n, "bias must have n values");
     const Columns columns{begin, end.value_or(w.n)};
     require(0 <= begin && begin <= columns.end && columns.end <= w.n && begin % kStripColumns == 0 &&
