@@ -3,4 +3,5 @@
 NB_MODULE(_native, m) {
     m.doc() = "CPU kernels of pellucid.";
     pellucid::bind_gemm(m);
+    pellucid::bind_program(m);
 }

@@ -26,14 +26,16 @@
 // writes to out [len(sampled), columns of output] float32 what the step's rows `sampled` (int64) have there. What follows
 // the last attention is computed for these rows only. Every number is checked; errors are ValueError, before anything runs.
 //
+// numpy arrays cross over faster than torch tensors. program.describe() lists the instructions, program.poison() is for tests.
+//
 // What happens to the list on the way: the input of a product with a quantised weight is quantised, by the op that makes it
 // if it can; an activation is applied by the product before it; norms of q and k are done by the rotation. What nobody
 // reads is neither computed nor stored. Results do not depend on any of this.
 
 #pragma once
 
-#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -67,12 +69,15 @@ public:
     int64_t arena_bytes() const { return arena_bytes_; }
     bool finalized() const { return arena_ != nullptr; }
     std::vector<std::string> describe() const;  // one line per instruction
+    // Fills all memory between ops with NaN, for tests: what is read without having been written shows.
+    void poison();
 
 private:
     struct Execution;
-    struct FreeArena {
+    struct Free {
         void operator()(std::byte* p) const;
     };
+    using Memory = std::unique_ptr<std::byte[], Free>;  // on whole cache lines
     using List = std::vector<std::unique_ptr<Instruction>>;
 
     // recording (record.cpp)
@@ -92,11 +97,14 @@ private:
 
     // running (program.cpp)
     void check(const StepInputs& inputs) const;
+    void check_sequences(const StepInputs& inputs) const;
+    void make_room(uint32_t num_threads);
+    static Memory allocate(int64_t bytes);
 
     List list_;
     std::vector<Buffer> buffers_;
     std::vector<Columns> written_;
-    std::map<std::pair<int, int64_t>, int> quantised_;  // (buffer, first column) -> quantised buffer
+    std::vector<std::pair<Columns, int>> quantised_;  // and the buffer that holds it in quantised form
     std::vector<AttentionPlan> plans_;
     Columns output_;
 
@@ -114,10 +122,11 @@ private:
     int64_t max_rows_ = 0;
     int64_t arena_bytes_ = 0;
     int64_t scratch_floats_ = 0;  // per thread
-    std::unique_ptr<std::byte[], FreeArena> arena_;
-    std::vector<float> partials_;
-    std::unique_ptr<float[], void (*)(float*)> scratch_{nullptr, [](float*) {}};
+    Memory arena_;
+    Memory scratch_;
     uint32_t scratch_threads_ = 0;
+    Memory partials_;
+    int64_t partials_size_ = 0;  // floats
     std::mutex one_run_;  // the arena belongs to one run
 };
 

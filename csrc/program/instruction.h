@@ -47,12 +47,9 @@ protected:
     virtual void run_row(const Step& step, int64_t row, float* scratch) const = 0;
 };
 
-constexpr int kNoBuffer = -1;
-
-// Leaves a row in quantised form where somebody asked for it.
-inline void quantise_row(const Step& step, int buffer, int64_t row, const float* x, int64_t n) {
-    if (buffer == kNoBuffer) return;
-    quantize_rows(x, n, 1, n, skip_rows(step.quantised(buffer), n, row));
+// Leaves a row in quantised form as well, if somebody asked for it.
+inline void quantise_row(const Step& step, const Columns& out, int64_t row, const float* x) {
+    if (out) quantize_rows(x, out.count, 1, out.count, skip_rows(step.quantised(out.buffer), out.count, row));
 }
 
 // ---- one row at a time ----
@@ -84,7 +81,7 @@ public:
     int64_t scratch_floats() const override { return 2 * out.count; }
     bool quantise(const Columns& columns, int buffer) override;
 
-    bool adds() const { return residual.buffer >= 0; }
+    bool adds() const { return static_cast<bool>(residual); }
     void normalise(const float* x, float* to) const;  // every head of a row, or the whole of it
 
     Columns out, total, update, residual;  // total and residual are optional
@@ -92,7 +89,7 @@ public:
     float eps = 0.0f;
 
 private:
-    int quantised_ = kNoBuffer;
+    Columns quantised_;
 };
 
 enum class ActivationKind : uint8_t { SiluMul, GeluMul, GeluTanhMul, Gelu, GeluTanh, Softcap };
@@ -121,7 +118,7 @@ public:
     Columns out, x;
 
 private:
-    int quantised_ = kNoBuffer;
+    Columns quantised_;
 };
 
 class Quantise final : public RowInstruction {
@@ -192,13 +189,21 @@ public:
     Columns out;  // of the activation
 
 private:
-    struct Cut;
-    struct Block;
+    // Rows and columns of one task. With a gate, columns of the activation's result.
+    struct Block {
+        int64_t row_begin, row_end, column_begin, column_end;
+        int64_t rows() const { return row_end - row_begin; }
+    };
+    struct Grid {
+        int64_t row_blocks, column_blocks;
+    };
     int64_t width() const { return activates && activation.gated() ? weight.n / 2 : weight.n; }
-    void multiply(const Step& step, const Block& block, int64_t column, float* to, int64_t stride) const;
-    void multiply_and_activate(const Step& step, const Block& block, float* scratch) const;
+    Grid grid(const Step& step) const;
+    Block block(const Step& step, uint32_t task) const;
+    FloatView multiply(const Step& step, const Block& rows, int64_t begin, int64_t end, float* scratch) const;
+    void activate(const Step& step, const Block& block, float* scratch) const;
 
-    int quantised_ = kNoBuffer;
+    Columns quantised_;
 };
 
 class Attention final : public Instruction {
@@ -221,13 +226,13 @@ public:
 
 private:
     int64_t heads_per_group() const { return q.count / pool.slot_columns(); }
-    AttentionTile tile_of(const Step& step, const AttentionPiece& piece, int64_t group) const;
+    AttentionTile queries(const Step& step, const QueryTile& tile, int64_t group) const;
     void attend(const Step& step, const AttentionPiece& piece, int64_t group, float* scratch) const;
-    void merge(const Step& step, const AttentionPiece& piece, int64_t group, float* scratch) const;
-    void store(const Step& step, const AttentionPiece& piece, int64_t group, const AttentionTile& tile,
-               PartialSoftmax total, float* scratch) const;
+    void merge(const Step& step, const QueryTile& tile, int64_t group, float* scratch) const;
+    void store(const Step& step, const QueryTile& tile, int64_t group, PartialSoftmax total, float* scratch) const;
+    PartialSoftmax partial(const Step& step, const QueryTile& tile, int64_t group, int64_t partition) const;
 
-    int quantised_ = kNoBuffer;
+    Columns quantised_;
 };
 
 }  // namespace pellucid

@@ -10,13 +10,14 @@
 
 namespace pellucid {
 
-// Columns [begin, begin + count) of every row of a buffer.
+// Columns [begin, begin + count) of every row of a buffer. Without a buffer it is an operand that is not there.
 struct Columns {
     int buffer = -1;
     int64_t begin = 0;
     int64_t count = 0;
 
     bool operator==(const Columns&) const = default;
+    explicit operator bool() const { return buffer >= 0; }
     bool contains(const Columns& other) const {
         return buffer == other.buffer && begin <= other.begin && other.begin + other.count <= begin + count;
     }

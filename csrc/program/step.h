@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "op_table.h"
 #include "program/operands.h"
 
 namespace pellucid {
@@ -24,40 +25,52 @@ struct StepInputs {
     const int64_t* sampled = nullptr;       // [num_sampled] rows that the output is wanted of
 };
 
-// A tile of queries of one sequence, with some of the partitions of keys that it sees.
-struct AttentionPiece {
-    int32_t sequence;
-    int32_t first_row;  // of the step
-    int32_t num_tokens;
-    int64_t first_position;
-    int64_t first_partition, last_partition;
-    int64_t partials;  // where this tile's partial softmaxes start (see AttentionPlan), kWhole if the piece is all of it
-    static constexpr int64_t kWhole = -1;
+// Consecutive query tokens of one sequence, and the partitions of its keys that they see.
+struct QueryTile {
+    int32_t sequence = 0;
+    int64_t first_row = 0;  // of the step
+    int64_t num_tokens = 0;
+    int64_t first_position = 0;
+    int64_t first_partition = 0;
+    int64_t last_partition = 0;
+    int64_t partials = 0;  // where its partial softmaxes start, if it is cut
 
     int64_t num_partitions() const { return last_partition - first_partition + 1; }
 };
 
-// How a kind of attention layer cuts up the step; the same for all layers of that kind.
-struct AttentionPlan {
-    int64_t window = 0;
-    int64_t heads_per_group = 0;
-    int64_t num_groups = 0;
-    int64_t head_dim = 0;
-
-    std::vector<AttentionPiece> pieces;  // the first stage has a task for each piece and group
-    std::vector<AttentionPiece> split;   // whole tiles that were cut by partitions; the second stage merges them
-    int64_t partial_floats = 0;
-
-    bool fits(int64_t window, int64_t heads_per_group, int64_t num_groups, int64_t head_dim) const {
-        return this->window == window && this->heads_per_group == heads_per_group && this->num_groups == num_groups &&
-               this->head_dim == head_dim;
-    }
-    // Floats of one partial softmax of `rows` rows, in whole cache lines.
-    int64_t partial_size(int64_t rows) const;
-    void cut(const StepInputs& inputs, uint32_t num_threads);
+// Some partitions of a tile: a task for each key/value head.
+struct AttentionPiece {
+    int32_t tile;
+    int64_t first_partition;
+    int64_t last_partition;
 };
 
-class Instruction;
+struct AttentionShape {
+    int64_t window = INT64_MAX;  // positions that a token sees, itself included
+    int64_t heads_per_group = 1;
+    int64_t num_groups = 1;      // key/value heads
+    int64_t head_dim = 0;
+
+    bool operator==(const AttentionShape&) const = default;
+};
+
+// How the layers of one shape cut up the step. No result depends on it.
+struct AttentionPlan {
+    AttentionShape shape;
+    std::vector<QueryTile> tiles;
+    std::vector<AttentionPiece> pieces;
+    std::vector<int32_t> cut_tiles;  // whose partial softmaxes are merged in a second stage
+    int64_t partial_floats = 0;
+
+    void cut(const StepInputs& inputs, uint32_t num_threads);
+
+private:
+    void add_tiles(const StepInputs& inputs, int32_t sequence);
+};
+
+// Room for the softmaxes of `rows` rows over one partition each, in whole cache lines.
+int64_t softmax_floats(int64_t rows, int64_t head_dim);
+PartialSoftmax softmax_at(float* place, int64_t rows);
 
 struct Step {
     StepInputs inputs;

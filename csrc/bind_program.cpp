@@ -1,0 +1,179 @@
+// ThreadTeam, Program and its operands. The API is described in program.h, which also checks what is recorded and run;
+// here arrays are checked for their shape and kept alive.
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+
+#include "bindings.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace pellucid {
+namespace {
+
+using Operand = std::optional<Columns>;
+using PoolTensor = nb::ndarray<nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+
+int64_t size(const auto& array, size_t axis) { return static_cast<int64_t>(array.shape(axis)); }
+
+template <class Array>
+FloatTensor tensor(const Array& array) {
+    const bool is_vector = array.ndim() == 1;
+    return {.data = array.data(),
+            .rows = is_vector ? 1 : size(array, 0),
+            .columns = size(array, is_vector ? 0 : 1),
+            .owner = std::make_shared<Array>(array)};
+}
+
+FloatTensor vector(const Input<float, 1>& array, const char* name) {
+    require(size(array, 0) > 0, std::string(name) + " is empty");
+    return tensor(array);
+}
+
+KVPool make_pool(PoolTensor k, PoolTensor v) {
+    for (size_t axis = 0; axis < 4; ++axis) require(k.shape(axis) == v.shape(axis), "k and v differ in shape");
+    require(k.dtype() == v.dtype(), "k and v differ in dtype");
+    const bool bfloat16 = k.dtype() == nb::dlpack::dtype{static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat), 16, 1};
+    require(bfloat16 || k.dtype() == nb::dtype<float>(), "the pool is neither float32 nor bfloat16");
+    for (size_t axis = 0; axis < 4; ++axis) require(k.shape(axis) > 0, "the pool is empty");
+    return {.k = k.data(),
+            .v = v.data(),
+            .bfloat16 = bfloat16,
+            .num_blocks = size(k, 0),
+            .block_size = size(k, 1),
+            .num_kv_heads = size(k, 2),
+            .head_dim = size(k, 3),
+            .owner = std::make_shared<std::pair<PoolTensor, PoolTensor>>(k, v)};
+}
+
+Embedding::Index parse_index(const std::string& index) {
+    require(index == "tokens" || index == "positions", "index is '" + index + "', expected tokens or positions");
+    return index == "tokens" ? Embedding::Index::Tokens : Embedding::Index::Positions;
+}
+
+void run(Program& program, ThreadTeam& team, Input<int64_t, 1> token_ids, Input<int64_t, 1> positions,
+         Input<int64_t, 1> slot_mapping, Input<int32_t, 2> block_tables, Input<int32_t, 1> query_start,
+         Input<int32_t, 1> seq_lens, Input<int64_t, 1> sampled, Output<float, 2> out) {
+    require(program.finalized(), "the program is not finalized");
+    const int64_t rows = size(token_ids, 0), sequences = size(seq_lens, 0);
+    require(size(positions, 0) == rows, "positions and token_ids differ in length");
+    require(size(slot_mapping, 0) == rows, "slot_mapping and token_ids differ in length");
+    require(size(block_tables, 0) == sequences, "block_tables and seq_lens differ in length");
+    require(size(query_start, 0) == sequences + 1, "query_start is not one longer than seq_lens");
+    require(size(out, 0) == size(sampled, 0) && size(out, 1) == program.output_columns(),
+            "out is not [sampled, " + std::to_string(program.output_columns()) + "]");
+    require(out.stride(1) == 1 && (size(out, 0) <= 1 || out.stride(0) == size(out, 1)), "out is not contiguous");
+    const StepInputs inputs{.rows = rows,
+                            .num_sequences = sequences,
+                            .table_width = size(block_tables, 1),
+                            .num_sampled = size(sampled, 0),
+                            .token_ids = token_ids.data(),
+                            .positions = positions.data(),
+                            .slots = slot_mapping.data(),
+                            .block_tables = block_tables.data(),
+                            .query_start = query_start.data(),
+                            .seq_lens = seq_lens.data(),
+                            .sampled = sampled.data()};
+    float* const to = out.data();
+    const nb::gil_scoped_release release;
+    program.run(team, inputs, to);
+}
+
+void argmax(Input<float, 2> logits, nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> out) {
+    const int64_t rows = size(logits, 0), columns = size(logits, 1);
+    require(columns > 0, "logits have no columns");
+    require(size(out, 0) == rows, "out and logits differ in length");
+    for (int64_t row = 0; row < rows; ++row) out.data()[row] = ops().argmax(logits.data() + row * columns, columns);
+}
+
+void bind_operands(nb::module_& m) {
+    nb::class_<ThreadTeam>(m, "ThreadTeam", "Threads that run programs; the calling thread is one of them.")
+        .def(nb::init<uint32_t>(), "num_threads"_a)
+        .def_prop_ro("num_threads", &ThreadTeam::size);
+    nb::class_<Columns>(m, "Columns", "Columns [begin, begin + count) of every row of a program's buffer.")
+        .def("__init__", [](Columns* self, int buffer, int64_t begin, int64_t count) {
+            require(buffer >= 0, "there is no buffer " + std::to_string(buffer));
+            new (self) Columns{buffer, begin, count};
+        }, "buffer"_a, "begin"_a, "count"_a)
+        .def_ro("buffer", &Columns::buffer)
+        .def_ro("begin", &Columns::begin)
+        .def_ro("count", &Columns::count);
+    nb::class_<KVPool>(m, "KVPool", "One layer's keys and values: [num_blocks, block_size, G, D], float32 or bfloat16.")
+        .def("__init__", [](KVPool* self, PoolTensor k, PoolTensor v) { new (self) KVPool(make_pool(k, v)); },
+             "k"_a.noconvert(), "v"_a.noconvert());
+}
+
+void bind_row_ops(nb::class_<Program>& program) {
+    program
+        .def("embedding", [](Program& p, Columns out, const PackedWeight& table, float scale, const std::string& index) {
+            p.embedding(out, table, scale, parse_index(index));
+        }, "out"_a, "table"_a, "scale"_a = 1.0f, "index"_a = "tokens")
+        .def("linear", [](Program& p, Columns out, Columns x, const PackedWeight& weight,
+                          std::optional<Input<float, 1>> bias) {
+            p.linear(out, x, weight, bias ? vector(*bias, "bias") : FloatTensor{});
+        }, "out"_a, "x"_a, "weight"_a, "bias"_a = nb::none())
+        .def("rms_norm", [](Program& p, Columns out, Columns x, Input<float, 1> weight, float eps) {
+            p.norm(out, {}, x, {}, vector(weight, "weight"), {}, eps);
+        }, "out"_a, "x"_a, "weight"_a, "eps"_a)
+        .def("add_rms_norm", [](Program& p, Columns out, Columns total, Columns update, Operand residual,
+                                Input<float, 1> weight, float eps) {
+            p.norm(out, total, update, residual.value_or(Columns{}), vector(weight, "weight"), {}, eps);
+        }, "out"_a, "total"_a, "update"_a, "residual"_a.none(), "weight"_a, "eps"_a)
+        .def("layer_norm", [](Program& p, Columns out, Columns x, Input<float, 1> weight, Input<float, 1> bias,
+                              float eps) {
+            p.norm(out, {}, x, {}, vector(weight, "weight"), vector(bias, "bias"), eps);
+        }, "out"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a)
+        .def("add_layer_norm", [](Program& p, Columns out, Columns total, Columns update, Operand residual,
+                                  Input<float, 1> weight, Input<float, 1> bias, float eps) {
+            p.norm(out, total, update, residual.value_or(Columns{}), vector(weight, "weight"), vector(bias, "bias"), eps);
+        }, "out"_a, "total"_a, "update"_a, "residual"_a.none(), "weight"_a, "bias"_a, "eps"_a)
+        .def("silu_mul", [](Program& p, Columns out, Columns gate_up) {
+            p.activate(out, gate_up, {.kind = ActivationKind::SiluMul});
+        }, "out"_a, "gate_up"_a)
+        .def("gelu_mul", [](Program& p, Columns out, Columns gate_up, bool approximate) {
+            p.activate(out, gate_up, {.kind = approximate ? ActivationKind::GeluTanhMul : ActivationKind::GeluMul});
+        }, "out"_a, "gate_up"_a, "approximate"_a)
+        .def("gelu", [](Program& p, Columns out, Columns x, bool approximate) {
+            p.activate(out, x, {.kind = approximate ? ActivationKind::GeluTanh : ActivationKind::Gelu});
+        }, "out"_a, "x"_a, "approximate"_a)
+        .def("softcap", [](Program& p, Columns out, Columns x, float cap) {
+            p.activate(out, x, {.kind = ActivationKind::Softcap, .cap = cap});
+        }, "out"_a, "x"_a, "cap"_a);
+}
+
+void bind_attention_ops(nb::class_<Program>& program) {
+    program
+        .def("rope_and_write_kv", [](Program& p, Columns out, Columns q, Columns k, Columns v, Input<float, 2> cos,
+                                     Input<float, 2> sin, const KVPool& pool) {
+            require(size(cos, 0) > 0 && size(cos, 1) > 0, "cos is empty");
+            p.rope_and_write_kv(out, q, k, v, tensor(cos), tensor(sin), pool);
+        }, "out"_a, "q"_a, "k"_a, "v"_a, "cos"_a, "sin"_a, "pool"_a)
+        .def("write_kv", &Program::write_kv, "k"_a, "v"_a, "pool"_a)
+        .def("paged_attention", &Program::paged_attention, "out"_a, "q"_a, "pool"_a, "scale"_a,
+             "window"_a = nb::none(), "softcap"_a = nb::none());
+}
+
+}  // namespace
+
+void bind_program(nb::module_& m) {
+    bind_operands(m);
+    nb::class_<Program> program(m, "Program", "A model's step, recorded once and replayed; see csrc/program.h.");
+    program.def(nb::init<>()).def("add_buffer", &Program::add_buffer, "columns"_a);
+    bind_row_ops(program);
+    bind_attention_ops(program);
+    program.def("finalize", &Program::finalize, "output"_a, "max_rows"_a)
+        .def("run", &run, "team"_a, "token_ids"_a, "positions"_a, "slot_mapping"_a, "block_tables"_a, "query_start"_a,
+             "seq_lens"_a, "sampled"_a, "out"_a.noconvert())
+        .def("describe", &Program::describe, "One line per instruction; unread buffers stand in parentheses.")
+        .def("poison", &Program::poison)
+        .def_prop_ro("arena_bytes", &Program::arena_bytes);
+    m.def("argmax", &argmax, "logits"_a, "out"_a.noconvert(),
+          "The first of the largest of each row [n, vocab] -> out [n] int64. NaN never wins.");
+}
+
+}  // namespace pellucid

@@ -1,0 +1,179 @@
+// Attention of a step's tokens over the paged pool: how it is cut up, and what a task does.
+
+#include <algorithm>
+
+#include "program/instruction.h"
+
+namespace pellucid {
+
+namespace {
+
+constexpr int64_t kTasksPerThread = 4;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t whole_lines(int64_t floats) { return divide_up(floats, 16) * 16; }
+
+}  // namespace
+
+int64_t softmax_floats(int64_t rows, int64_t head_dim) { return 2 * whole_lines(rows) + whole_lines(rows * head_dim); }
+
+PartialSoftmax softmax_at(float* place, int64_t rows) {
+    const int64_t line = whole_lines(rows);
+    return {place, place + line, place + 2 * line};
+}
+
+// ---- the plan ----
+
+void AttentionPlan::add_tiles(const StepInputs& inputs, int32_t sequence) {
+    const int64_t begin = inputs.query_start[sequence], end = inputs.query_start[sequence + 1];
+    const int64_t tokens_per_tile = std::max<int64_t>(1, kMaxTileRows / shape.heads_per_group);
+    const int64_t position_of_row_0 = inputs.seq_lens[sequence] - end;
+    for (int64_t row = begin; row < end; row += tokens_per_tile) {
+        const int64_t tokens = std::min(tokens_per_tile, end - row), position = position_of_row_0 + row;
+        const int64_t first_key = shape.window > position ? 0 : position - shape.window + 1;
+        tiles.push_back({.sequence = sequence,
+                         .first_row = row,
+                         .num_tokens = tokens,
+                         .first_position = position,
+                         .first_partition = first_key / kPartition,
+                         .last_partition = (position + tokens - 1) / kPartition});
+    }
+}
+
+// Tiles with more than their share of all partitions are cut, so that every thread gets something to do.
+void AttentionPlan::cut(const StepInputs& inputs, uint32_t num_threads) {
+    tiles.clear();
+    pieces.clear();
+    cut_tiles.clear();
+    partial_floats = 0;
+    for (int32_t s = 0; s < inputs.num_sequences; ++s) add_tiles(inputs, s);
+
+    int64_t partitions = 0;
+    for (const QueryTile& tile : tiles) partitions += tile.num_partitions();
+    const int64_t share = num_threads == 1 ? partitions : divide_up(partitions * shape.num_groups, kTasksPerThread * num_threads);
+    for (size_t i = 0; i < tiles.size(); ++i) {
+        QueryTile& tile = tiles[i];
+        const auto index = static_cast<int32_t>(i);
+        for (int64_t p = tile.first_partition; p <= tile.last_partition; p += share)
+            pieces.push_back({index, p, std::min(p + share - 1, tile.last_partition)});
+        if (tile.num_partitions() > share) {
+            tile.partials = partial_floats;
+            const int64_t rows = tile.num_tokens * shape.heads_per_group;
+            partial_floats += shape.num_groups * tile.num_partitions() * softmax_floats(rows, shape.head_dim);
+            cut_tiles.push_back(index);
+        }
+    }
+    // Tasks are claimed from the last to the first: long ones early leave short ones to even out the end.
+    const auto work = [&](const AttentionPiece& p) {
+        return (p.last_partition - p.first_partition + 1) * (1 + tiles[p.tile].num_tokens);
+    };
+    std::stable_sort(pieces.begin(), pieces.end(), [&](const auto& a, const auto& b) { return work(a) < work(b); });
+}
+
+// ---- the instruction ----
+
+void Attention::visit_writes(const Visitor& visit) {
+    visit(out);
+    if (quantised_) visit(quantised_);
+}
+
+// A task has the heads of one group; they can be quantised alone if no group of 32 columns straddles their border.
+bool Attention::quantise(const Columns& columns, int buffer) {
+    if (columns != out || heads_per_group() * pool.head_dim % kActivationGroup != 0) return false;
+    quantised_ = {buffer, 0, out.count};
+    return true;
+}
+
+uint32_t Attention::num_tasks(const Step& step, uint32_t stage) const {
+    const AttentionPlan& all = (*step.plans)[plan];
+    return static_cast<uint32_t>((stage == 0 ? all.pieces.size() : all.cut_tiles.size()) * pool.num_kv_heads);
+}
+
+int64_t Attention::scratch_floats() const {
+    const int64_t rows = std::max(kMaxTileRows, heads_per_group());
+    return 2 * softmax_floats(rows, pool.head_dim) + attention_scratch_floats(rows, pool.head_dim);
+}
+
+void Attention::run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const {
+    const AttentionPlan& all = (*step.plans)[plan];
+    const auto index = static_cast<int64_t>(task) / pool.num_kv_heads, group = static_cast<int64_t>(task) % pool.num_kv_heads;
+    if (stage == 0) {
+        attend(step, all.pieces[index], group, scratch);
+    } else {
+        merge(step, all.tiles[all.cut_tiles[index]], group, scratch);
+    }
+}
+
+AttentionTile Attention::queries(const Step& step, const QueryTile& tile, int64_t group) const {
+    const FloatView all = step.floats(q);
+    const int64_t head_dim = pool.head_dim, size = pool.bfloat16 ? 2 : 4;
+    const auto head = [&](const void* data) {
+        return HeadPool{static_cast<const std::byte*>(data) + group * head_dim * size, pool.slot_columns(), pool.bfloat16};
+    };
+    return {.q = all.row(tile.first_row) + group * heads_per_group() * head_dim,
+            .q_stride = all.stride,
+            .num_tokens = tile.num_tokens,
+            .heads = heads_per_group(),
+            .head_dim = head_dim,
+            .first_position = tile.first_position,
+            .k = head(pool.k),
+            .v = head(pool.v),
+            .block_table = step.inputs.block_tables + tile.sequence * step.inputs.table_width,
+            .block_size = pool.block_size,
+            .scale = scale,
+            .window = (*step.plans)[plan].shape.window,
+            .softcap = softcap};
+}
+
+PartialSoftmax Attention::partial(const Step& step, const QueryTile& tile, int64_t group, int64_t partition) const {
+    const int64_t rows = tile.num_tokens * heads_per_group();
+    const int64_t index = group * tile.num_partitions() + partition - tile.first_partition;
+    return softmax_at(step.partials + tile.partials + index * softmax_floats(rows, pool.head_dim), rows);
+}
+
+void Attention::attend(const Step& step, const AttentionPiece& piece, int64_t group, float* scratch) const {
+    const QueryTile& tile = (*step.plans)[plan].tiles[piece.tile];
+    const AttentionTile call = queries(step, tile, group);
+    const int64_t rows = call.rows(), size = softmax_floats(rows, pool.head_dim);
+    const PartialSoftmax total = softmax_at(scratch, rows), part = softmax_at(scratch + size, rows);
+    float* const room = scratch + 2 * size;
+
+    const bool is_whole = piece.first_partition == tile.first_partition && piece.last_partition == tile.last_partition;
+    for (int64_t p = piece.first_partition; p <= piece.last_partition; ++p) {
+        if (!is_whole) {
+            ops().attend_partition(call, p, partial(step, tile, group, p), room);
+        } else if (p == piece.first_partition) {
+            ops().attend_partition(call, p, total, room);
+        } else {
+            ops().attend_partition(call, p, part, room);
+            ops().merge(total, part, rows, pool.head_dim);
+        }
+    }
+    if (is_whole) store(step, tile, group, total, room);
+}
+
+// The same merges in the same order as if the tile had not been cut.
+void Attention::merge(const Step& step, const QueryTile& tile, int64_t group, float* scratch) const {
+    const PartialSoftmax total = partial(step, tile, group, tile.first_partition);
+    for (int64_t p = tile.first_partition + 1; p <= tile.last_partition; ++p)
+        ops().merge(total, partial(step, tile, group, p), tile.num_tokens * heads_per_group(), pool.head_dim);
+    store(step, tile, group, total, scratch);
+}
+
+void Attention::store(const Step& step, const QueryTile& tile, int64_t group, PartialSoftmax total,
+                      float* scratch) const {
+    const int64_t width = heads_per_group() * pool.head_dim;
+    FloatView to{scratch, width};
+    if (!step.is_unread(out.buffer)) {
+        const FloatView all = step.floats(out);
+        to = {all.row(tile.first_row) + group * width, all.stride};
+    }
+    ops().finish(total, queries(step, tile, group), to.data, to.stride);
+    if (!quantised_) return;
+    for (int64_t token = 0; token < tile.num_tokens; ++token) {
+        const QuantRows row = skip_rows(step.quantised(quantised_.buffer), out.count, tile.first_row + token);
+        quantize_rows(to.row(token), width, 1, width, skip_columns(row, group * width));
+    }
+}
+
+}  // namespace pellucid

@@ -1,0 +1,104 @@
+// A product with a weight, cut into blocks of rows and columns.
+
+#include <algorithm>
+
+#include "program/instruction.h"
+
+namespace pellucid {
+
+namespace {
+
+constexpr int64_t kBlockRows = 96;        // their activations stay in the L2 cache while columns pass by
+constexpr int64_t kBlockColumns = 32;     // a block of columns is a multiple, for these share what they load of the rows
+constexpr int64_t kActivatedColumns = 256;  // at a time, between product and activation
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+void Linear::visit_writes(const Visitor& visit) {
+    visit(y);
+    if (activates) visit(out);
+    if (quantised_) visit(quantised_);
+}
+
+// Without an activation the next op is seldom a product.
+bool Linear::quantise(const Columns& columns, int buffer) {
+    if (!activates || columns != out) return false;
+    quantised_ = {buffer, 0, out.count};
+    return true;
+}
+
+// A few tasks per thread even out their speeds; more would cost more than that. Where a block of columns is much work,
+// smaller ones let the others help a thread that was interrupted.
+Linear::Grid Linear::grid(const Step& step) const {
+    const int64_t n = rows(step), threads = step.num_threads;
+    if (n == 0) return {0, 0};
+    const int64_t row_blocks = divide_up(n, kBlockRows), columns = divide_up(width(), kBlockColumns);
+    const int64_t per_thread = threads == 1 ? 1 : columns >= 64 * threads ? 8 : 3;
+    return {row_blocks, std::min(columns, divide_up(per_thread * threads, row_blocks))};
+}
+
+Linear::Block Linear::block(const Step& step, uint32_t task) const {
+    const auto [row_blocks, column_blocks] = grid(step);
+    const int64_t n = rows(step), columns = divide_up(width(), kBlockColumns);
+    const int64_t row = task / column_blocks, column = task % column_blocks;
+    return {n * row / row_blocks, n * (row + 1) / row_blocks, columns * column / column_blocks * kBlockColumns,
+            std::min(width(), columns * (column + 1) / column_blocks * kBlockColumns)};
+}
+
+uint32_t Linear::num_tasks(const Step& step, uint32_t) const {
+    const Grid blocks = grid(step);
+    return static_cast<uint32_t>(blocks.row_blocks * blocks.column_blocks);
+}
+
+int64_t Linear::scratch_floats() const { return activates ? 3 * kBlockRows * kActivatedColumns : 0; }
+
+void Linear::run(const Step& step, uint32_t, uint32_t task, float* scratch) const {
+    const Block here = block(step, task);
+    if (activates) {
+        activate(step, here, scratch);
+    } else {
+        multiply(step, here, here.column_begin, here.column_end, nullptr);
+    }
+}
+
+// Columns [begin, end) of the product, for the block's rows. They go where y is, or to `scratch` if nobody reads y.
+// Returns the view of row 0 of the block, column `begin`.
+FloatView Linear::multiply(const Step& step, const Block& rows, int64_t begin, int64_t end, float* scratch) const {
+    const bool to_scratch = step.is_unread(y.buffer);
+    const FloatView all = to_scratch ? FloatView{scratch, kActivatedColumns} : step.floats(y);
+    float* const first = to_scratch ? scratch : all.row(rows.row_begin) + begin;
+    // The kernels count columns from 0: they are given the address that column 0 would have.
+    float* const column_0 = first - begin;
+    const float* const b = bias ? bias.data : nullptr;
+    if (weight.format.quantised()) {
+        const QuantRows input = skip_rows(step.quantised(x.buffer), weight.k, rows.row_begin);
+        gemm(weight, input, rows.rows(), column_0, all.stride, b, begin, end);
+    } else {
+        const FloatView input = step.floats(x);
+        gemm_float(weight, input.row(rows.row_begin), input.stride, rows.rows(), column_0, all.stride, b, begin, end);
+    }
+    return {first, all.stride};
+}
+
+void Linear::activate(const Step& step, const Block& block, float* scratch) const {
+    constexpr int64_t kRoom = kBlockRows * kActivatedColumns;
+    for (int64_t begin = block.column_begin; begin < block.column_end; begin += kActivatedColumns) {
+        const int64_t end = std::min(begin + kActivatedColumns, block.column_end), count = end - begin;
+        const FloatView product = multiply(step, block, begin, end, scratch);
+        FloatView up = product;
+        if (activation.gated()) up = multiply(step, block, width() + begin, width() + end, scratch + kRoom);
+        for (int64_t r = 0; r < block.rows(); ++r) {
+            const int64_t row = block.row_begin + r;
+            float* to = scratch + 2 * kRoom;
+            if (!step.is_unread(out.buffer)) to = step.floats(out).row(row) + begin;
+            activation.apply(product.row(r), up.row(r), to, count);
+            if (!quantised_) continue;
+            const QuantRows all = skip_rows(step.quantised(quantised_.buffer), width(), row);
+            quantize_rows(to, count, 1, count, skip_columns(all, begin));
+        }
+    }
+}
+
+}  // namespace pellucid
