@@ -67,7 +67,8 @@ void run(Program& program, ThreadTeam& team, Input<int64_t, 1> token_ids, Input<
     require(size(query_start, 0) == sequences + 1, "query_start is not one longer than seq_lens");
     require(size(out, 0) == size(sampled, 0) && size(out, 1) == program.output_columns(),
             "out is not [sampled, " + std::to_string(program.output_columns()) + "]");
-    require(out.stride(1) == 1 && (size(out, 0) <= 1 || out.stride(0) == size(out, 1)), "out is not contiguous");
+    require(out.size() == 0 || (out.stride(1) == 1 && (size(out, 0) == 1 || out.stride(0) == size(out, 1))),
+            "out is not contiguous");
     const StepInputs inputs{.rows = rows,
                             .num_sequences = sequences,
                             .table_width = size(block_tables, 1),

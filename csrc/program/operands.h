@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -18,11 +19,11 @@ struct Columns {
 
     bool operator==(const Columns&) const = default;
     explicit operator bool() const { return buffer >= 0; }
-    bool contains(const Columns& other) const {
-        return buffer == other.buffer && begin <= other.begin && other.begin + other.count <= begin + count;
-    }
-    bool overlaps(const Columns& other) const {
-        return buffer == other.buffer && begin < other.begin + other.count && other.begin < begin + count;
+    // How many columns both have.
+    int64_t common(const Columns& other) const {
+        if (buffer != other.buffer) return 0;
+        const int64_t first = std::max(begin, other.begin), end = std::min(begin + count, other.begin + other.count);
+        return std::max<int64_t>(0, end - first);
     }
 };
 

@@ -37,10 +37,12 @@ int Program::add_buffer(int64_t columns) {
     return static_cast<int>(buffers_.size()) - 1;
 }
 
+// Written columns never overlap, so they cover a range if enough of them lie in it.
 void Program::check_read(const Columns& columns, const char* name) const {
-    const auto holds = [&](const Columns& written) { return written.contains(columns); };
-    require(columns.count >= 1 && std::any_of(written_.begin(), written_.end(), holds),
-            std::string(name) + ", " + text(columns) + ", was written by no one op");
+    int64_t covered = 0;
+    for (const Columns& written : written_) covered += written.common(columns);
+    require(columns.count >= 1 && covered == columns.count,
+            std::string(name) + ", " + text(columns) + ", is not written yet");
 }
 
 void Program::check_write(const Columns& columns, const char* name) const {
@@ -50,7 +52,7 @@ void Program::check_write(const Columns& columns, const char* name) const {
     const int64_t width = buffers_[columns.buffer].columns;
     require(columns.begin >= 0 && columns.count >= 1 && columns.begin <= width && columns.count <= width - columns.begin,
             std::string(name) + ", " + text(columns) + ", does not lie in it");
-    const auto taken = [&](const Columns& written) { return written.overlaps(columns); };
+    const auto taken = [&](const Columns& written) { return written.common(columns) > 0; };
     require(std::none_of(written_.begin(), written_.end(), taken),
             std::string(name) + ", " + text(columns) + ", was written before");
 }
@@ -127,7 +129,7 @@ void Program::norm(const Columns& out, const Columns& total, const Columns& upda
                    const FloatTensor& weight, const FloatTensor& bias, float eps) {
     check_read(update, "update");
     check_write(out, "out");
-    require(out.buffer != total.buffer || !out.overlaps(total), "out and total overlap");
+    require(out.common(total) == 0, "out and total overlap");
     require_count(out, update.count, "out");
     if (total) {
         check_write(total, "total");
