@@ -9,13 +9,6 @@
 
 namespace pellucid {
 
-// Keys and values of one key/value head, [num_blocks, block_size, G, D] seen from one g.
-struct HeadPool {
-    const void* data;   // of slot 0
-    int64_t slot_stride;  // elements between two slots: G * D
-    bool bfloat16;        // else fp32
-};
-
 // Attention of the heads that share one key/value head, for consecutive tokens of one sequence.
 // Row r of the tile is head r % heads of token r / heads.
 struct AttentionTile {
@@ -25,7 +18,10 @@ struct AttentionTile {
     int64_t heads;
     int64_t head_dim;
     int64_t first_position;  // of the first token
-    HeadPool k, v;
+    const void* k;           // of this key/value head in slot 0; fp32 or bf16
+    const void* v;
+    bool bfloat16;
+    int64_t slot_stride;     // elements between two slots: G * D
     const int32_t* block_table;
     int64_t block_size;
     float scale;

@@ -51,18 +51,24 @@ inline void find_slots(const AttentionTile& tile, int64_t partition, Range range
 }
 
 // The rows of a head's pool, as floats.
-struct FloatRows {
-    const float* data;
+template <class T>
+struct PoolRows {
+    const T* data;
     int64_t stride;
     const int64_t* slots;
-    Float operator()(int64_t key, int64_t d) const { return load(data + slots[key] * stride + d); }
-    void prefetch(int64_t key, int64_t d) const { __builtin_prefetch(data + slots[key] * stride + d); }
-};
-struct BFloat16Rows {
-    const uint16_t* data;
-    int64_t stride;
-    const int64_t* slots;
-    Float operator()(int64_t key, int64_t d) const { return load_bfloat16(data + slots[key] * stride + d); }
+
+    const T* row(int64_t key) const { return data + slots[key] * stride; }
+    Float operator()(int64_t key, int64_t d) const {
+        if constexpr (sizeof(T) == 2) {
+            return load_bfloat16(row(key) + d);
+        } else {
+            return load(row(key) + d);
+        }
+    }
+    void fetch(int64_t key, int64_t head_dim) const {
+        constexpr int64_t kPerLine = 64 / sizeof(T);
+        for (int64_t d = 0; d < head_dim; d += kPerLine) __builtin_prefetch(row(key) + d, 0, 2);
+    }
 };
 struct DenseRows {
     const float* data;
@@ -71,17 +77,30 @@ struct DenseRows {
 };
 
 template <class F>
-inline void with_rows(const HeadPool& pool, const int64_t* slots, F f) {
-    if (pool.bfloat16) {
-        f(BFloat16Rows{static_cast<const uint16_t*>(pool.data), pool.slot_stride, slots});
+inline void with_pool_rows(const AttentionTile& tile, const int64_t* slots, F f) {
+    const auto call = [&](auto type) {
+        using T = decltype(type);
+        const auto rows = [&](const void* data) { return PoolRows<T>{static_cast<const T*>(data), tile.slot_stride, slots}; };
+        f(rows(tile.k), rows(tile.v));
+    };
+    if (tile.bfloat16) {
+        call(uint16_t{});
     } else {
-        f(FloatRows{static_cast<const float*>(pool.data), pool.slot_stride, slots});
+        call(float{});
     }
 }
 
+// Blocks lie anywhere in memory, where no hardware foresees them: keys some way ahead are fetched here, and the values,
+// which are next, as well.
 template <class Rows>
-void pack_keys(const Rows& rows, Range range, int64_t head_dim, float* panels) {
+void pack_keys(const Rows& rows, const Rows& values, Range range, int64_t head_dim, float* panels) {
+    constexpr int64_t kAhead = 32;
+    for (int64_t key = range.begin; key < smaller(range.begin + kAhead, range.end); ++key) rows.fetch(key, head_dim);
     for (int64_t key = range.begin / kLanes * kLanes; key < range.end; key += kLanes) {
+        for (int64_t i = larger(key, range.begin); i < smaller(key + kLanes, range.end); ++i) {
+            if (i + kAhead < range.end) rows.fetch(i + kAhead, head_dim);
+            values.fetch(i, head_dim);
+        }
         float* panel = panels + key / kPanelKeys * kPanelKeys * head_dim + key % kPanelKeys;
         for (int64_t d = 0; d < head_dim; d += kLanes) {
             Float m[kLanes];
@@ -239,12 +258,12 @@ void attend_partition_impl(const AttentionTile& tile, int64_t partition, Partial
     int64_t slots[kPartition];
     find_slots(tile, partition, range, slots);
     pack_queries(tile, q);
-    with_rows(tile.k, slots, [&](const auto& rows) { pack_keys(rows, range, head_dim, panels); });
-    with_rows(tile.v, slots, [&](const auto& rows) {
+    with_pool_rows(tile, slots, [&](const auto& keys, const auto& values) {
+        pack_keys(keys, values, range, head_dim, panels);
         if (tile.rows() <= kRowBlock) {  // values are used once: read them where they are
-            attend_all_rows(tile, partition, q, panels, rows, scores, out);
+            attend_all_rows(tile, partition, q, panels, values, scores, out);
         } else {
-            pack_values(rows, range, head_dim, dense);
+            pack_values(values, range, head_dim, dense);
             attend_all_rows(tile, partition, q, panels, DenseRows{dense, head_dim}, scores, out);
         }
     });

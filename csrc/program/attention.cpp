@@ -107,9 +107,7 @@ void Attention::run(const Step& step, uint32_t stage, uint32_t task, float* scra
 AttentionTile Attention::queries(const Step& step, const QueryTile& tile, int64_t group) const {
     const FloatView all = step.floats(q);
     const int64_t head_dim = pool.head_dim, size = pool.bfloat16 ? 2 : 4;
-    const auto head = [&](const void* data) {
-        return HeadPool{static_cast<const std::byte*>(data) + group * head_dim * size, pool.slot_columns(), pool.bfloat16};
-    };
+    const auto head = [&](const void* data) { return static_cast<const std::byte*>(data) + group * head_dim * size; };
     return {.q = all.row(tile.first_row) + group * heads_per_group() * head_dim,
             .q_stride = all.stride,
             .num_tokens = tile.num_tokens,
@@ -118,6 +116,8 @@ AttentionTile Attention::queries(const Step& step, const QueryTile& tile, int64_
             .first_position = tile.first_position,
             .k = head(pool.k),
             .v = head(pool.v),
+            .bfloat16 = pool.bfloat16,
+            .slot_stride = pool.slot_columns(),
             .block_table = step.inputs.block_tables + tile.sequence * step.inputs.table_width,
             .block_size = pool.block_size,
             .scale = scale,
