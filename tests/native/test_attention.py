@@ -77,7 +77,13 @@ class Case:
         width = self.heads * self.head_dim
         pool = native.KVPool(*self.pool)
         out = recorder.op(
-            "paged_attention", width, recorder.rows(rows), pool, self.scale, self.window, self.softcap
+            "paged_attention",
+            width,
+            recorder.rows(rows),
+            pool,
+            self.scale,
+            self.window,
+            self.softcap,
         )
         sizes = [end - begin for _, begin, end in chunks]
         query_start = torch.tensor([0, *sizes]).cumsum(0).int()
@@ -150,7 +156,9 @@ def test_the_same_bits_with_any_company_on_any_number_of_threads(threads: int) -
 def test_steps_that_cannot_be() -> None:
     case = Case([40])
     recorder = Recorder()
-    out = recorder.op("paged_attention", 256, recorder.rows(case.q[0]), native.KVPool(*case.pool), 1.0)
+    out = recorder.op(
+        "paged_attention", 256, recorder.rows(case.q[0]), native.KVPool(*case.pool), 1.0
+    )
     program = recorder.finish(out)
 
     def attempt(blocks: list[int], query_start: list[int], length: int, rows: int = 40) -> None:

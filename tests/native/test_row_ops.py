@@ -98,7 +98,9 @@ def test_gelu(approximate: bool) -> None:
 
 def test_exp_is_accurate_to_the_last_bits() -> None:
     """silu(-x) e^x (1 + e^-x) / -x is 1; so silu's error is that of exp."""
-    values = torch.cat((torch.linspace(-80, 80, 9999), torch.linspace(-1e-3, 1e-3, 101))).view(1, -1)
+    values = torch.cat((torch.linspace(-80, 80, 9999), torch.linspace(-1e-3, 1e-3, 101))).view(
+        1, -1
+    )
     count = values.shape[1]
     recorder = Recorder()
     stacked = recorder.rows(torch.cat((values, torch.ones_like(values)), dim=1))
@@ -151,9 +153,7 @@ def test_rope_and_write_kv(head_dim: int, rotated: int, dtype: torch.dtype) -> N
     result = run(program, range(rows), sizes[0], positions=positions, slots=slots)
 
     cos, sin = tables[0][positions], tables[1][positions]
-    want_q, want_k, want_v = (
-        part.view(rows, -1, head_dim) for part in values.split(sizes, dim=1)
-    )
+    want_q, want_k, want_v = (part.view(rows, -1, head_dim) for part in values.split(sizes, dim=1))
     assert_close(result, REFERENCE.rope(want_q, cos, sin).flatten(1))
     k_pool, v_pool = (part.view(-1, groups, head_dim) for part in pool)
     tolerance = 2e-6 if dtype == torch.float32 else 5e-3
