@@ -42,8 +42,12 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        _about("Type of weights, activations and KV cache; auto: bfloat16 where it is fast."),
+        _about("Type of float weights and of activations; auto: bfloat16 where it is fast."),
     ] = "auto"
+    quantization: Annotated[
+        Literal["none", "int8", "int4"],
+        _about("Round float weights while loading; weights that are quantised already stay so."),
+    ] = "none"
     max_model_len: Annotated[
         Count | None,
         _about("Longest prompt plus answer, in tokens; the model's own limit by default."),
@@ -61,6 +65,10 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The paged KV cache."""
 
     block_size: Annotated[int, _about("Tokens per KV block.", ge=1, le=1024)] = 16
+    kv_cache_dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        _about("Type of cached keys and values; auto: float32 with native kernels, else --dtype."),
+    ] = "auto"
     num_kv_blocks: Annotated[
         Count | None, _about("Size of the KV pool in blocks; overrides the two memory flags.")
     ] = None

@@ -44,6 +44,9 @@ class Recorder:
         found = self.replaced.get(name)
         return self.inner.get(name, dtype) if found is None else found
 
+    def integers(self, name: str) -> None:
+        self.inner.integers(name)
+
 
 def build(config: ModelConfig, source: Recorder) -> Decoder:
     model = build_model(config, source, ReferenceOps(), torch.float32, CPU)

@@ -6,6 +6,7 @@ cannot run, if it cannot. `auto` takes the first of the list that can.
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ from pathlib import Path
 
 import torch
 
+from pellucid.kernels import native
 from pellucid.kernels.reference import ReferenceOps
+
+logger = logging.getLogger(__name__)
 
 CPU_FLAGS = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
@@ -31,8 +35,10 @@ class Backend:
     """`obstacle` returns why the backend cannot run on a device, or None."""
 
     name: str
-    make: Callable[[torch.device], ReferenceOps]
-    obstacle: Callable[[torch.device], str | None]
+    make: Callable[[], ReferenceOps]
+    obstacle: Callable[[torch.device], str | None] = lambda device: None
+    head_dim_obstacle: Callable[[int], str | None] = lambda head_dim: None
+    about: Callable[[], str] = lambda: "ready"  # once it is known to run
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +51,23 @@ class KernelInfo:
 
 
 BACKENDS: tuple[Backend, ...] = (
-    Backend("reference", lambda device: ReferenceOps(), lambda device: None),
+    Backend(
+        "native",
+        native.NativeOps,
+        native.obstacle,
+        native.head_dim_obstacle,
+        native.about,
+    ),
+    Backend("reference", ReferenceOps),
 )
-NOT_YET = {"native": "C++ kernels for CPUs", "triton": "Triton kernels for GPUs"}
+NOT_YET = {"triton": "Triton kernels for GPUs"}
 
 
-def select_ops(kernels: str, device: torch.device) -> ReferenceOps:
+def select_ops(kernels: str, device: torch.device, head_dim: int | None = None) -> ReferenceOps:
     """The ops named `kernels`, or with "auto" the fastest that run on `device`.
+
+    Args:
+        head_dim: size of the heads of the model that is to run, if that is known.
 
     Raises:
         KernelsUnavailable: unknown kernels, or kernels that do not run here.
@@ -59,8 +75,12 @@ def select_ops(kernels: str, device: torch.device) -> ReferenceOps:
     for backend in BACKENDS:
         if kernels in ("auto", backend.name):
             obstacle = backend.obstacle(device)
+            if obstacle is None and head_dim is not None:
+                obstacle = backend.head_dim_obstacle(head_dim)
+                if obstacle is not None and kernels == "auto":
+                    logger.warning("%s kernels cannot run this model: %s", backend.name, obstacle)
             if obstacle is None:
-                return backend.make(device)
+                return backend.make()
             if kernels != "auto":
                 raise KernelsUnavailable(f"kernels {kernels!r} cannot run here: {obstacle}")
     if kernels in NOT_YET:
@@ -77,7 +97,8 @@ def describe(device: torch.device | None = None) -> list[KernelInfo]:
     lines = []
     for backend in BACKENDS:
         obstacle = backend.obstacle(where)
-        lines.append(KernelInfo(backend.name, obstacle is None, obstacle or "ready"))
+        reason = backend.about() if obstacle is None else obstacle
+        lines.append(KernelInfo(backend.name, obstacle is None, reason))
     lines += [
         KernelInfo(name, False, f"{what} are not part of this version")
         for name, what in NOT_YET.items()

@@ -10,13 +10,73 @@ Shapes: T tokens of the step over S sequences, H query heads, G key/value heads,
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 CACHE_LINE = 64  # bytes
+
+Weight = Any
+"""A matrix in the form that a backend's `pack` gave it: only that backend's ops look inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerMatrix:
+    """Rows of a quantised matrix, [n, k] as integers with a scale per group of columns.
+
+        w = scale * (q - zero) + minimum
+
+    Scales and minima are float32 [n, k / group]; or int8, to be multiplied by `super_scales` and
+    `super_minima` float32 [n, k / 256], as GGUF's K-quants keep them.
+    """
+
+    q: NDArray[np.uint8]
+    scales: NDArray[Any]
+    minima: NDArray[Any] | None = None
+    super_scales: NDArray[np.float32] | None = None
+    super_minima: NDArray[np.float32] | None = None
+    bits: int = 8  # 4 if every q is below 16
+    group: int = 32  # 16 or 32
+    zero: int = 0  # 0 if there are minima
+
+    def dense(self) -> NDArray[np.float32]:
+        """The values themselves, [n, k]."""
+        n, k = self.q.shape
+        scales = _multiplied(self.scales, self.super_scales)[..., None]
+        w = (self.q.reshape(n, -1, self.group).astype(np.float32) - self.zero) * scales
+        if self.minima is not None:
+            w += _multiplied(self.minima, self.super_minima)[..., None]
+        return w.reshape(n, k)
+
+
+def _multiplied(fine: NDArray[Any], coarse: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    if coarse is None:
+        return fine
+    n, supers = coarse.shape
+    return (fine.reshape(n, supers, -1) * coarse[..., None]).reshape(fine.shape)
+
+
+class Matrix(Protocol):
+    """A matrix [n, k] that is still where it came from."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """All of it, in memory of its own."""
+        ...
+
+    def integers(self) -> Iterator[IntegerMatrix] | None:
+        """Its rows in chunks, all of one format; None if it is not quantised.
+
+        All chunks but the last have a multiple of 16 rows.
+        """
+        ...
 
 
 @dataclass(slots=True)

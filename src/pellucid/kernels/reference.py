@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.kernels import reference_attention
-from pellucid.kernels.interface import AttentionInputs, KVLayer
+from pellucid.kernels.interface import AttentionInputs, KVLayer, Matrix, Weight
 
 LINEAR_TILE = 16  # rows; decoding one sequence costs a full tile, so not larger
 LARGE_TILES = (128, 32)  # cheaper per row; used where they turn out to give the same bits
@@ -37,13 +37,26 @@ class ReferenceOps:
     """
 
     name = "reference"
+    weight_bytes = 0  # of packed matrices, where a backend holds them in a form of its own
 
-    def embedding(self, token_ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
+    def pack(self, parts: Sequence[Matrix], dtype: torch.dtype, device: torch.device) -> Weight:
+        """`parts`, one above the other, in the form that `linear` and `embedding` work on.
+
+        Here that is a dense tensor. Parts are copied into place one at a time, so that none but the
+        one at hand is held twice.
+        """
+        rows = [part.shape[0] for part in parts]
+        whole = torch.empty(sum(rows), parts[0].shape[1], dtype=dtype, device=device)
+        for part, place in zip(parts, torch.split(whole, rows), strict=True):
+            place.copy_(part.dense(dtype))
+        return whole
+
+    def embedding(self, token_ids: Tensor, table: Weight, scale: float = 1.0) -> Tensor:
         """Rows of `table` [vocab, hidden] at `token_ids` [T] int64, times `scale`."""
         rows = F.embedding(token_ids, table)
         return rows if scale == 1.0 else rows * scale
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         """`x` [T, in] times `weight` [out, in] transposed, plus `bias` [out] -> [T, out]."""
         if x.dtype == torch.float32 and x.device.type == "cpu":
             return _linear_in_tiles(x, weight, bias)
@@ -59,10 +72,10 @@ class ReferenceOps:
         return (wide * inverse * weight).to(x.dtype)
 
     def add_rms_norm(
-        self, update: Tensor, residual: Tensor, weight: Tensor, eps: float
+        self, update: Tensor, residual: Tensor | None, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """The norm of `residual + update`, and that sum: both [T, hidden]."""
-        total = residual + update
+        """The norm of `residual + update`, and that sum: both [T, hidden]. No residual is zero."""
+        total = update if residual is None else residual + update
         return self.rms_norm(total, weight, eps), total
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -70,10 +83,15 @@ class ReferenceOps:
         return F.layer_norm(x.float(), (x.shape[-1],), weight, bias, eps).to(x.dtype)
 
     def add_layer_norm(
-        self, update: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+        self,
+        update: Tensor,
+        residual: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
     ) -> tuple[Tensor, Tensor]:
         """The layer norm of `residual + update`, and that sum: both [T, hidden]."""
-        total = residual + update
+        total = update if residual is None else residual + update
         return self.layer_norm(total, weight, bias, eps), total
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pellucid.kernels.interface import Weight
 from pellucid.layers.loading import Loader
 from pellucid.models.config import ModelConfig
 
@@ -16,7 +17,7 @@ class Embedding:
         self, loader: Loader, name: str, rows: int, hidden_size: int, scale: float | None = None
     ) -> None:
         self.ops = loader.ops
-        self.weight = loader.tensor(f"{name}.weight", (rows, hidden_size))
+        self.weight = loader.matrix([f"{name}.weight"], [rows], hidden_size)
         # Gemma was trained with the factor rounded to the dtype of the activations.
         self.scale = 1.0 if scale is None else torch.tensor(scale, dtype=loader.dtype).item()
 
@@ -28,7 +29,7 @@ class Embedding:
 class LMHead:
     """Scores of every token as the next one. `weight` [vocab, hidden] may be the embedding's."""
 
-    def __init__(self, loader: Loader, weight: Tensor, softcap: float | None) -> None:
+    def __init__(self, loader: Loader, weight: Weight, softcap: float | None) -> None:
         self.ops = loader.ops
         self.weight = weight
         self.softcap = softcap
@@ -39,7 +40,7 @@ class LMHead:
         if config.tie_embeddings:
             weight = embedding.weight
         else:
-            weight = loader.tensor("lm_head.weight", (config.vocab_size, config.hidden_size))
+            weight = loader.matrix(["lm_head.weight"], [config.vocab_size], config.hidden_size)
         return cls(loader, weight, config.logits_softcap)
 
     def __call__(self, rows: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ checkpoints, every projection as [out, in] and unfused.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import ModelError
+from pellucid.kernels.interface import IntegerMatrix, Weight
 from pellucid.kernels.reference import ReferenceOps
 
 
@@ -22,6 +24,25 @@ class WeightSource(Protocol):
     def names(self) -> list[str]: ...
 
     def get(self, name: str, dtype: torch.dtype) -> Tensor: ...
+
+    def integers(self, name: str) -> Iterator[IntegerMatrix] | None:
+        """See `kernels.interface.Matrix`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """A matrix in its source. Implements `kernels.interface.Matrix`."""
+
+    loader: Loader
+    name: str
+    shape: tuple[int, int]
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        return self.loader.tensor(self.name, self.shape, dtype)
+
+    def integers(self) -> Iterator[IntegerMatrix] | None:
+        return self.loader.source.integers(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +65,15 @@ class Loader:
         if tuple(found.shape) != shape:
             raise ModelError(f"{name} has shape {tuple(found.shape)}, the model needs {shape}")
         return found.to(device=self.device, dtype=wanted)
+
+    def matrix(self, names: Sequence[str], sizes: Sequence[int], in_size: int) -> Weight:
+        """The matrices `names` [size, in_size], one above the other, as the ops want them.
+
+        Raises:
+            ModelError: see `tensor`.
+        """
+        parts = [
+            StoredMatrix(self, name, (size, in_size))
+            for name, size in zip(names, sizes, strict=True)
+        ]
+        return self.ops.pack(parts, self.dtype, self.device)

@@ -19,8 +19,8 @@ class RMSNorm:
     def __call__(self, x: Tensor) -> Tensor:
         return self.ops.rms_norm(x, self.weight, self.eps)
 
-    def add(self, update: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of `residual + update`, and that sum."""
+    def add(self, update: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The norm of `residual + update`, and that sum; without a residual, of `update`."""
         return self.ops.add_rms_norm(update, residual, self.weight, self.eps)
 
 
@@ -33,6 +33,6 @@ class LayerNorm:
         self.bias = loader.tensor(f"{name}.bias", (size,), torch.float32)
         self.eps = eps
 
-    def add(self, update: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of `residual + update`, and that sum."""
+    def add(self, update: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The norm of `residual + update`, and that sum; without a residual, of `update`."""
         return self.ops.add_layer_norm(update, residual, self.weight, self.bias, self.eps)

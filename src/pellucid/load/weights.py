@@ -7,9 +7,10 @@ classes here undo it.
 
 from __future__ import annotations
 
+import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.errors import ModelError
+from pellucid.kernels.interface import IntegerMatrix
 from pellucid.load.files import ModelFiles
 from pellucid.load.gguf import GGUFFile, GGUFTensor
 from pellucid.load.names import (
@@ -30,7 +32,11 @@ from pellucid.load.names import (
 from pellucid.load.safetensors import SafetensorsFolder
 from pellucid.models.config import ModelConfig
 from pellucid.quant.gguf_blocks import dequantize
+from pellucid.quant.gguf_integers import unpack
+from pellucid.quant.rounding import can_round, round_matrix
 from pellucid.quant.types import DENSE_TYPES, GGML_TYPES_BY_NAME, RawQuant
+
+logger = logging.getLogger(__name__)
 
 
 class Weights(ABC):
@@ -57,6 +63,14 @@ class Weights(ABC):
 
     def raw(self, name: str) -> RawQuant | None:
         """The weight in its file's quantised blocks; None if it is not a quantised matrix."""
+        return None
+
+    def integers(self, name: str) -> Iterator[IntegerMatrix] | None:
+        """The weight as integers with scales, in chunks of rows (see `kernels.interface.Matrix`).
+
+        None if it is not a quantised matrix. Exact where the format is one of integers; the few
+        formats of vector tables are rounded to 8 bits.
+        """
         return None
 
     @abstractmethod
@@ -91,6 +105,7 @@ class GGUFWeights(Weights):
             self._stored[ROPE_FREQS] = Stored(ROPE_FREQS)
         super().__init__(shapes)
         self._tensors = file.tensors
+        self._rounded_types: set[str] = set()
         present = {t.name: t.shape for t in file.tensors.values() if t.name not in self._IN_CONFIG}
         _check(self._stored, shapes, present, file.path.name)
         for tensor in file.tensors.values():
@@ -113,6 +128,24 @@ class GGUFWeights(Weights):
             return None
         out, inner = self._shapes[name]
         return RawQuant(tensor.ggml_type, (out, inner), _canonical_rows(tensor, stored))
+
+    def integers(self, name: str) -> Iterator[IntegerMatrix] | None:
+        raw = self.raw(name)
+        if raw is None:
+            return None
+        return unpack(raw) or self._rounded(raw)
+
+    def _rounded(self, raw: RawQuant) -> Iterator[IntegerMatrix] | None:
+        if not can_round(raw.shape):
+            return None
+        if raw.ggml_type not in self._rounded_types:
+            self._rounded_types.add(raw.ggml_type)
+            logger.info("%s has no integer form; rounded to 8 bits for the kernels", raw.ggml_type)
+        return round_matrix(
+            lambda rows: dequantize(raw.data[rows], raw.ggml_type, torch.float32).numpy(),
+            raw.shape,
+            bits=8,
+        )
 
     def close(self) -> None:
         # The mapping goes with the last view of it.

@@ -28,7 +28,7 @@ from pellucid.models.config import ModelConfig
 class Norm(Protocol):
     """A norm that first adds what is to be added; see `layers.norm`."""
 
-    def add(self, update: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+    def add(self, update: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]: ...
 
 
 class Layer(Protocol):
@@ -37,9 +37,12 @@ class Layer(Protocol):
     window: int | None
 
     def __call__(
-        self, update: Tensor, x: Tensor, inputs: AttentionInputs, kv: KVLayer
+        self, update: Tensor, x: Tensor | None, inputs: AttentionInputs, kv: KVLayer
     ) -> tuple[Tensor, Tensor]:
-        """[T, hidden] each: the stream `x`, and the `update` that it still lacks; in and out."""
+        """[T, hidden] each: the stream `x`, and the `update` that it still lacks; in and out.
+
+        None is the empty stream, before anything was added to it.
+        """
         ...
 
 
@@ -56,8 +59,8 @@ class Model:
     final_norm: Norm
     lm_head: LMHead
 
-    def embed(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The first update and the stream before it, [T, hidden] each."""
+    def embed(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The first update and the stream before it, [T, hidden] each; None if that is empty."""
         raise NotImplementedError
 
     def plan(self, inputs: AttentionInputs, kv: list[KVLayer]) -> None:

@@ -49,7 +49,7 @@ class DecoderLayer:
             self.mlp_norm = norm("post_attention_layernorm")  # after attention, before the MLP
 
     def __call__(
-        self, update: Tensor, x: Tensor, inputs: AttentionInputs, kv: KVLayer
+        self, update: Tensor, x: Tensor | None, inputs: AttentionInputs, kv: KVLayer
     ) -> tuple[Tensor, Tensor]:
         """See `base.Layer`."""
         normed, x = self.attention_norm.add(update, x)
@@ -91,10 +91,9 @@ class Decoder(Model):
         self.final_norm = RMSNorm(loader, "model.norm", hidden, config.norm_eps)
         self.lm_head = LMHead.load(loader, config, self.embedding)
 
-    def embed(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, None]:
         """The embedding is the first update to an empty stream."""
-        update = self.embedding(token_ids)
-        return update, torch.zeros_like(update)
+        return self.embedding(token_ids), None
 
 
 def _rope_tables(

@@ -32,7 +32,7 @@ class GPT2Layer:
         self.down = Linear.load(loader, [f"{name}.mlp.down_proj"], [hidden], inner, config.mlp_bias)
 
     def __call__(
-        self, update: Tensor, x: Tensor, inputs: AttentionInputs, kv: KVLayer
+        self, update: Tensor, x: Tensor | None, inputs: AttentionInputs, kv: KVLayer
     ) -> tuple[Tensor, Tensor]:
         """See `base.Layer`."""
         normed, x = self.attention_norm.add(update, x)

@@ -65,6 +65,9 @@ class RandomWeights:
         around = 0.0 if name.endswith(".bias") else 1.0  # else it is a norm's weight
         return noise.mul(0.1).add(around).to(dtype)
 
+    def integers(self, name: str) -> None:
+        """Nothing here is quantised."""
+
 
 def random_weights(config: ModelConfig, seed: int = 0) -> RandomWeights:
     """A source of weights for tests and benchmarks; the same seed gives the same model."""

@@ -42,6 +42,16 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def pick_kv_dtype(name: str, dtype: torch.dtype, kernels: str) -> torch.dtype:
+    """The dtype of the KV pool; "auto" is that of the activations, which native kernels keep wide.
+
+    Native attention costs about the same with either; the pool is twice as large in float32.
+    """
+    if name != "auto":
+        return _DTYPES[name]
+    return torch.float32 if kernels == "native" else dtype
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that could be taken now: of the GPU, or of this process's share of the machine."""
     if device.type == "cuda":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pellucid.config import EngineConfig
 from pellucid.errors import ConfigError
@@ -21,7 +21,8 @@ from pellucid.models.base import Model
 from pellucid.models.registry import build_model
 from pellucid.runner import device as device_api
 from pellucid.runner.base import Chunk, KVCapacity, NewRow, StepPlan, StepResult
-from pellucid.runner.batch import Batch, StepRows
+from pellucid.runner.batch import Batch, Ints, StepRows
+from pellucid.runner.executor import Forward, make_executor
 from pellucid.runner.memory import fit_model_len, kv_block_bytes, kv_pool_blocks, model_len_limit
 from pellucid.runner.sampling import RowSampling, describe_tokens
 from pellucid.sampling_params import SamplingParams
@@ -50,14 +51,17 @@ class TorchRunner:
     ) -> None:
         self.device = device_api.pick_device(config.runner.device)
         self._dtype = device_api.pick_dtype(config.model.dtype, self.device)
+        threads = config.runner.threads or device_api.compute_threads()
         if self.device.type == "cpu":
-            torch.set_num_threads(config.runner.threads or device_api.compute_threads())
+            torch.set_num_threads(threads)
             device_api.keep_freed_memory()
         name = "model"
         if model is None:
             model, name = self._load(config, files)
         self._model = model
         self._take_memory(config)
+        max_rows = max(config.scheduler.max_num_batched_tokens, WARM_UP_TOKENS)
+        self._executor = make_executor(model, self._kv, self.device, max_rows, threads)
         self._info = self._describe(config, name)
         self._batch = Batch(
             config.scheduler.max_num_seqs, self._info.max_model_len, self._capacity.block_size
@@ -74,20 +78,21 @@ class TorchRunner:
     def close(self) -> None:
         """Let go of the model and the KV pool."""
         self._kv.clear()
-        del self._model
+        del self._executor, self._model
 
     # ---- start
 
     def _load(self, config: EngineConfig, files: ModelFiles | None) -> tuple[Model, str]:
         from pellucid.load.hub import resolve
         from pellucid.load.model_config import load_config
+        from pellucid.load.quantized import quantized
         from pellucid.load.weights import open_weights
 
         files = resolve(config.model) if files is None else files
         model_config = load_config(files)
         limit = model_len_limit(model_config, config.model.max_model_len)
-        ops = _select_ops(config.runner.kernels, self.device)
-        weights = open_weights(files, model_config)
+        ops = _select_ops(config.runner.kernels, self.device, model_config.head_dim)
+        weights = quantized(open_weights(files, model_config), config.model.quantization)
         try:
             model = build_model(model_config, weights, ops, self._dtype, self.device, limit)
         finally:
@@ -99,7 +104,10 @@ class TorchRunner:
         shape, asked = self._model.config, config.model.max_model_len
         block_size = config.cache.block_size
         limit = model_len_limit(shape, asked)
-        block_bytes = kv_block_bytes(shape, block_size, self._dtype.itemsize)
+        dtype = device_api.pick_kv_dtype(
+            config.cache.kv_cache_dtype, self._dtype, self._model.ops.name
+        )
+        block_bytes = kv_block_bytes(shape, block_size, dtype.itemsize)
         num_blocks = kv_pool_blocks(
             config.cache,
             block_bytes,
@@ -115,26 +123,27 @@ class TorchRunner:
             block_size,
             shape.num_kv_heads,
             shape.head_dim,
-            self._dtype,
+            dtype,
             self.device,
         )
 
     def _describe(self, config: EngineConfig, name: str) -> EngineInfo:
         shape = self._model.config
+        ops = self._model.ops
         num_parameters = sum(math.prod(s) for s in weight_shapes(shape).values())
         return EngineInfo(
             model=config.model.served_model_name or name,
             architecture=shape.architecture,
             dtype=str(self._dtype).removeprefix("torch."),
             device=str(self.device),
-            kernels=self._model.ops.name,
+            kernels=ops.name,
             vocab_size=shape.vocab_size,
             max_model_len=self._max_model_len,
             eos_token_ids=list(shape.eos_token_ids),
             num_kv_blocks=self._capacity.num_blocks,
             block_size=self._capacity.block_size,
             kv_block_bytes=self._capacity.block_bytes,
-            weight_bytes=num_parameters * self._dtype.itemsize,
+            weight_bytes=ops.weight_bytes or num_parameters * self._dtype.itemsize,
             num_parameters=num_parameters,
         )
 
@@ -171,43 +180,55 @@ class TorchRunner:
         for new in plan.new_rows:
             self._sampling.add(self._batch.add(new), new)
         step = self._batch.gather(plan.chunks)
-        hidden = None
-        if plan.chunks:
-            token_ids, inputs = step.to_device(self.device)
-            hidden = self._model.forward(token_ids, inputs, self._kv)
-        return PendingTorchStep(self, plan, step, hidden, begin)
+        work = self._work(plan, step)
+        forward = self._executor.launch(step, work.wanted) if plan.chunks else None
+        return PendingTorchStep(self, plan, work, forward, begin)
 
     def _forget(self, request_id: str) -> None:
         row = self._batch.drop(request_id)
         if row is not None:
             self._sampling.drop(row)
 
+    def _work(self, plan: StepPlan, step: StepRows) -> StepWork:
+        """What is to be done with the logits of a step."""
+        sampling = np.flatnonzero([chunk.samples for chunk in plan.chunks])
+        wanted = [step.query_start[sampling + 1] - 1]
+        prompts = []
+        for index, (chunk, row) in enumerate(zip(plan.chunks, step.rows.tolist(), strict=True)):
+            num_top = self._sampling.num_prompt_logprobs(row)
+            if num_top is None:
+                continue
+            # The logits at a position are of the token at the next one.
+            end = min(chunk.start + chunk.num_tokens, int(self._batch.num_prompt_tokens[row]) - 1)
+            targets = self._batch.known_tokens(row)[chunk.start + 1 : end + 1].astype(np.int64)
+            prompts.append(PromptLogprobs(index, sum(map(len, wanted)), targets, num_top))
+            wanted.append(step.query_start[index] + np.arange(len(targets)))
+        return StepWork(sampling, step.rows[sampling], prompts, np.concatenate(wanted))
+
     @torch.inference_mode()
     def finish(
-        self, plan: StepPlan, step: StepRows, hidden: Tensor | None, begin: float
+        self, plan: StepPlan, work: StepWork, forward: Forward | None, begin: float
     ) -> StepResult:
         """Sample for the chunks that ask, and append the tokens to their rows."""
         count = len(plan.chunks)
         result = StepResult([[] for _ in range(count)], [None] * count, [None] * count)
-        if hidden is not None:
-            self._prompt_logprobs(plan, step, hidden, result)
-            self._sample(plan, step, hidden, result)
+        if forward is not None:
+            self._sample(plan, work, forward, result)
+            self._prompt_logprobs(work, forward, result)
         result.forward_seconds = time.monotonic() - begin - result.sample_seconds
         return result
 
-    def _sample(self, plan: StepPlan, step: StepRows, hidden: Tensor, result: StepResult) -> None:
-        sampling = np.flatnonzero([chunk.samples for chunk in plan.chunks])
-        if not len(sampling):
+    def _sample(self, plan: StepPlan, work: StepWork, forward: Forward, result: StepResult) -> None:
+        rows = work.rows
+        if not len(rows):
             return
-        rows = step.rows[sampling]
-        last = torch.from_numpy(step.query_start[sampling + 1] - 1).to(self.device)
-        logits = self._model.logits(hidden[last])
+        logits = forward.logits(0, len(rows))
         device_api.synchronize(self.device)
         computed = time.monotonic()
         choice = self._sampling.choose(logits, rows, self._batch)
         good = [place for place in range(len(rows)) if place not in choice.errors]
         self._batch.append(rows[good], choice.token_ids[good])
-        for place, index in enumerate(sampling.tolist()):
+        for place, index in enumerate(work.sampling.tolist()):
             if place in choice.errors:
                 result.errors[plan.chunks[index].request_id] = choice.errors[place]
                 continue
@@ -216,23 +237,34 @@ class TorchRunner:
             result.logprobs[index] = None if entry is None else [entry]
         result.sample_seconds = time.monotonic() - computed
 
-    def _prompt_logprobs(
-        self, plan: StepPlan, step: StepRows, hidden: Tensor, result: StepResult
-    ) -> None:
-        for index, (chunk, row) in enumerate(zip(plan.chunks, step.rows.tolist(), strict=True)):
-            num_top = self._sampling.num_prompt_logprobs(row)
-            if num_top is None:
-                continue
-            # The hidden state at a position predicts the token at the next one.
-            end = min(chunk.start + chunk.num_tokens, int(self._batch.num_prompt_tokens[row]) - 1)
-            targets = self._batch.known_tokens(row)[chunk.start + 1 : end + 1].astype(np.int64)
-            first = int(step.query_start[index])
+    def _prompt_logprobs(self, work: StepWork, forward: Forward, result: StepResult) -> None:
+        for prompt in work.prompts:
             entries: list[TokenLogprobs] = []
-            for at in range(0, len(targets), PROMPT_LOGPROB_ROWS):
-                part = targets[at : at + PROMPT_LOGPROB_ROWS]
-                logits = self._model.logits(hidden[first + at : first + at + len(part)])
-                entries += describe_tokens(logits, part, [num_top] * len(part))
-            result.prompt_logprobs[index] = entries
+            for at in range(0, len(prompt.targets), PROMPT_LOGPROB_ROWS):
+                part = prompt.targets[at : at + PROMPT_LOGPROB_ROWS]
+                logits = forward.logits(prompt.first + at, prompt.first + at + len(part))
+                entries += describe_tokens(logits, part, [prompt.num_top] * len(part))
+            result.prompt_logprobs[prompt.index] = entries
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """A chunk whose prompt tokens are to be scored."""
+
+    index: int  # of the chunk
+    first: int  # of its rows among the wanted ones
+    targets: Ints  # the token behind each of them
+    num_top: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """Which logits a step is computed for: first those to sample from, then those of prompts."""
+
+    sampling: Ints  # indices of the chunks that sample
+    rows: Ints  # of their requests
+    prompts: list[PromptLogprobs]
+    wanted: Ints  # rows of the step
 
 
 class PendingTorchStep:
@@ -242,25 +274,25 @@ class PendingTorchStep:
         self,
         runner: TorchRunner,
         plan: StepPlan,
-        step: StepRows,
-        hidden: Tensor | None,
+        work: StepWork,
+        forward: Forward | None,
         begin: float,
     ) -> None:
         self._runner = runner
         self._plan = plan
-        self._step = step
-        self._hidden = hidden
+        self._work = work
+        self._forward = forward
         self._begin = begin
 
     def result(self, mask: object | None = None) -> StepResult:
         """Wait for the forward pass, sample, and report. `mask` must be None in this version."""
         if mask is not None:
             raise NotImplementedError("sampling masks are not part of this version")
-        return self._runner.finish(self._plan, self._step, self._hidden, self._begin)
+        return self._runner.finish(self._plan, self._work, self._forward, self._begin)
 
 
-def _select_ops(kernels: str, device: torch.device) -> ReferenceOps:
+def _select_ops(kernels: str, device: torch.device, head_dim: int) -> ReferenceOps:
     try:
-        return select_ops(kernels, device)
+        return select_ops(kernels, device, head_dim)
     except KernelsUnavailable as error:
         raise ConfigError(str(error), param="kernels") from None

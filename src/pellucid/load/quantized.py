@@ -1,0 +1,60 @@
+"""Weight-only quantisation while loading: matrices that a file keeps as floats become integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pellucid.kernels.interface import IntegerMatrix
+from pellucid.load.weights import Weights
+from pellucid.quant.rounding import can_round, join, round_matrix
+
+# Rows of these are looked up, or scored against each other: an error here meets no later layer
+# that could average it out.
+_AT_LEAST_8_BITS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
+_POSITIONS = "wpe.weight"
+
+
+Scheme = Literal["none", "int8", "int4"]
+
+
+def quantized(weights: Weights, scheme: Scheme) -> Weights:
+    """`weights`, rounded to `scheme` as they are asked for."""
+    return weights if scheme == "none" else QuantizedWeights(weights, scheme)
+
+
+class QuantizedWeights(Weights):
+    """`inner` with its float matrices rounded to `scheme`; quantised ones stay as they are.
+
+    With int4 the embedding and the head take 8 bits. Whatever kernels run see the same numbers:
+    `get` gives the rounded values.
+    """
+
+    def __init__(self, inner: Weights, scheme: Literal["int8", "int4"]) -> None:
+        super().__init__({name: inner.shape(name) for name in inner.names()})
+        self._inner = inner
+        self._bits = 8 if scheme == "int8" else 4
+
+    def get(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        if not self._is_rounded(name):
+            return self._inner.get(name, dtype)
+        return torch.from_numpy(join(self._round(name))).to(dtype)
+
+    def integers(self, name: str) -> Iterator[IntegerMatrix] | None:
+        return self._round(name) if self._is_rounded(name) else self._inner.integers(name)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _is_rounded(self, name: str) -> bool:
+        is_matrix = can_round(self.shape(name)) and not name.endswith(_POSITIONS)
+        return is_matrix and self._inner.integers(name) is None
+
+    def _round(self, name: str) -> Iterator[IntegerMatrix]:
+        rows, columns = self.shape(name)
+        dense = self._inner.get(name).numpy()
+        bits = 8 if name.endswith(_AT_LEAST_8_BITS) else self._bits
+        return round_matrix(lambda chunk: dense[chunk], (rows, columns), bits)

@@ -1,0 +1,133 @@
+"""How a step's forward pass is run: op by op by torch, or as one recorded program.
+
+The runner says which rows of the step it wants logits of; how and when they are computed is the
+executor's affair. (A recorded CUDA graph would be a third executor.)
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.kernels.interface import KVLayer
+from pellucid.kernels.native import NativeOps, thread_team
+from pellucid.models.base import Model
+from pellucid.runner.batch import Ints, StepRows
+
+# Logits held at once: those of a whole prompt over a large vocabulary would take gigabytes.
+MAX_LOGITS_BYTES = 256 << 20
+
+
+class Forward(Protocol):
+    """A step under way."""
+
+    def logits(self, begin: int, end: int) -> Tensor:
+        """Float32 [end - begin, vocab] of the wanted rows begin .. end - 1."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs a model over steps, and fills the KV pool that it was made with."""
+
+    def launch(self, step: StepRows, wanted: Ints) -> Forward:
+        """Start on all rows of `step`, of which `wanted` will be asked for logits."""
+        ...
+
+
+def make_executor(
+    model: Model, kv: list[KVLayer], device: torch.device, max_rows: int, threads: int
+) -> Executor:
+    """The executor that fits the model's ops; `max_rows` is the largest step."""
+    if isinstance(model.ops, NativeOps):
+        return NativeExecutor(model, model.ops, kv, max_rows, threads)
+    return TorchExecutor(model, kv, device)
+
+
+class TorchExecutor:
+    """Op by op, on any device. Logits are computed when they are asked for."""
+
+    def __init__(self, model: Model, kv: list[KVLayer], device: torch.device) -> None:
+        self._model = model
+        self._kv = kv
+        self._device = device
+
+    def launch(self, step: StepRows, wanted: Ints) -> TorchForward:
+        token_ids, inputs = step.to_device(self._device)
+        hidden = self._model.forward(token_ids, inputs, self._kv)
+        return TorchForward(self._model, hidden[torch.from_numpy(wanted).to(self._device)])
+
+
+class TorchForward:
+    """Hidden states of the wanted rows. Implements `Forward`."""
+
+    def __init__(self, model: Model, hidden: Tensor) -> None:
+        self._model = model
+        self._hidden = hidden
+
+    def logits(self, begin: int, end: int) -> Tensor:
+        return self._model.logits(self._hidden[begin:end])
+
+
+class NativeExecutor:
+    """The whole step as one call of a recorded program."""
+
+    def __init__(
+        self, model: Model, ops: NativeOps, kv: list[KVLayer], max_rows: int, threads: int
+    ) -> None:
+        self._team = thread_team(threads)
+        self._program = ops.record(
+            lambda token_ids, inputs: model.logits(model.forward(token_ids, inputs, kv)), max_rows
+        )
+        self._vocab_size = model.config.vocab_size
+
+    def launch(self, step: StepRows, wanted: Ints) -> NativeForward:
+        return NativeForward(self, step, wanted)
+
+    @property
+    def max_logits(self) -> int:
+        """Rows whose logits are computed at once."""
+        return max(1, MAX_LOGITS_BYTES // (4 * self._vocab_size))
+
+    def run(self, step: StepRows, rows: Ints) -> Tensor:
+        """Compute the step and the logits of `rows`: [len(rows), vocab]."""
+        out = torch.empty(len(rows), self._vocab_size)
+        self._program.run(
+            self._team,
+            step.token_ids,
+            step.positions,
+            step.slot_mapping,
+            step.block_tables,
+            step.query_start.astype(np.int32),
+            (step.starts + step.query_lens).astype(np.int32),
+            rows,
+            out.numpy(),
+        )
+        return out
+
+
+class NativeForward:
+    """Logits of as many wanted rows as are held at once. Implements `Forward`.
+
+    A program computes logits together with all that leads to them. Where more are wanted than are
+    held (prompt logprobs of long prompts), the step is computed again for the next ones, which
+    writes the same keys and values once more.
+    """
+
+    def __init__(self, executor: NativeExecutor, step: StepRows, wanted: Ints) -> None:
+        self._executor = executor
+        self._step = step
+        self._wanted = wanted
+        self._compute(0)
+
+    def logits(self, begin: int, end: int) -> Tensor:
+        if not self._first <= begin <= end <= self._first + len(self._held):
+            self._compute(begin)
+        return self._held[begin - self._first : end - self._first]
+
+    def _compute(self, first: int) -> None:
+        self._first = first
+        rows = self._wanted[first : first + self._executor.max_logits]
+        self._held = self._executor.run(self._step, rows)
