@@ -5,7 +5,7 @@ namespace {
 
 // 32 registers: 6 x 2 dot products, 6 x 2 sums, the weights of two strips and what is left for x.
 constexpr int kQuantTileRows = 6, kQuantTileStrips = 2;
-constexpr int kFloatTileRows = 6, kFloatTileStrips = 4;
+constexpr int kFloatTileRows = 12, kFloatTileStrips = 2;
 
 }  // namespace
 }  // namespace pellucid

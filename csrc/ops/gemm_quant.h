@@ -10,6 +10,7 @@
 #pragma once
 
 #include "../kernel_table.h"
+#include "ahead.h"
 #include "store.h"
 
 namespace pellucid {
@@ -23,16 +24,6 @@ struct Format {
     static constexpr bool kMinima = kMinima_;
     static constexpr int kDepth = kBits == 4 ? 8 : 4;  // of k in one line
     static constexpr int kScaleFloats = (kMinima ? 2 : 1) * static_cast<int>(kStripColumns);
-};
-
-// Weights still to come, fetched into the L2 cache bit by bit while the present ones are used.
-struct Ahead {
-    const char* next;
-    int64_t lines_per_block;
-
-    void fetch() {
-        for (int64_t i = 0; i < lines_per_block; ++i, next += kLine) __builtin_prefetch(next, 0, 2);
-    }
 };
 
 // The strips of one tile: where their quants are, and their scales as fp32, [group][scale, minimum][16 columns].
@@ -173,16 +164,14 @@ void strips_times_rows(const QuantGemm& call, int64_t strip) {
 
     const int64_t blocks = call.k / kActivationGroup;
     const RowTiles tiles(call.rows, kQuantTileRows);
-    const int64_t lines = kStrips * call.layout.bytes / kLine;
-    Ahead ahead{reinterpret_cast<const char*>(call.strips + (strip + kStrips) * call.layout.bytes),
-                (lines + tiles.count * blocks - 1) / (tiles.count * blocks)};
+    Ahead ahead(call.strips + (strip + kStrips) * call.layout.bytes, kStrips * call.layout.bytes, tiles.count * blocks);
     const std::byte* panel = call.panels;
     int64_t row = 0;
     for (int64_t t = 0; t < tiles.count; ++t) {
         const int64_t rows = tiles.size(t);
         dispatch_tile<F, kQuantTileRows, kStrips>(rows, call, strips, panel, ahead, row, strip);
         panel += rows * blocks * panel_bytes_per_row_block(F::kGroup);
-        ahead.next += blocks * ahead.lines_per_block * kLine;
+        ahead.skip(blocks);
         row += rows;
     }
 }

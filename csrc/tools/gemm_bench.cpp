@@ -1,5 +1,5 @@
-// Speed of the products alone: gemm_bench [threads]. Per shape GB/s of weights and GOP/s, then all products of a model
-// of SmolLM2-135M's shape as tokens per second. 
+// Speed of the products alone: gemm_bench [threads] [model | quantised | float | all].
+// All products of a model of SmolLM2-135M's shape as tokens per second, then GB/s of weights and GOP/s per shape.
 
 #include <algorithm>
 #include <atomic>
@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <functional>
 #include <numeric>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -52,10 +53,14 @@ private:
 };
 
 PackedWeight random_weight(int64_t n, int64_t k, WeightFormat format) {
+    if (format.scale_kind == ScaleKind::Super && k % kSuperGroup != 0) format.scale_kind = ScaleKind::Float;
     std::vector<uint8_t> q(static_cast<size_t>(n * k));
     for (auto& v : q) v = static_cast<uint8_t>(std::rand() & (format.kind == WeightKind::Int4 ? 15 : 255));
     const std::vector<float> scales(static_cast<size_t>(n * k / format.group), 0.0078125f);
-    return pack_quantised(n, k, format, {.q = q.data(), .scales = scales.data(), .minima = scales.data()});
+    const std::vector<int8_t> subs(scales.size(), 3);
+    return pack_quantised(n, k, format,
+                          {.q = q.data(), .scales = scales.data(), .minima = scales.data(), .sub_scales = subs.data(),
+                           .sub_minima = subs.data(), .super_scales = scales.data(), .super_minima = scales.data()});
 }
 
 PackedWeight random_bfloat16(int64_t n, int64_t k, bool round_activations) {
@@ -109,11 +114,14 @@ double time_pass(Team& team, const std::vector<PackedWeight>& weights, Activatio
     return std::accumulate(best.begin(), best.end(), 0.0);
 }
 
-void bench_shapes(Team& team, const char* name, const std::function<PackedWeight(int64_t, int64_t)>& make) {
-    struct Shape {
-        int64_t k, n;
-    };
-    constexpr Shape shapes[] = {{576, 960}, {576, 576}, {576, 3072}, {1536, 576}, {576, 49152}};
+struct Shape {
+    int64_t k, n;
+};
+const std::vector<Shape> kSmolLm2Shapes = {{576, 960}, {576, 576}, {576, 3072}, {1536, 576}, {576, 49152}};
+const std::vector<Shape> kQwenShapes = {{896, 1152}, {896, 9728}, {4864, 896}, {1536, 17920}, {8960, 1536}};
+
+void bench_shapes(Team& team, const char* name, const std::vector<Shape>& shapes,
+                  const std::function<PackedWeight(int64_t, int64_t)>& make) {
     std::printf("%s\n%14s", name, "k x n");
     constexpr int64_t row_counts[] = {1, 2, 4, 8, 16, 32, 128};
     for (int64_t rows : row_counts) std::printf("  M=%-4ld GB/s GOP/s", rows);
@@ -160,16 +168,28 @@ void bench_model(Team& team) {
 
 int main(int argc, char** argv) {
     Team team(argc > 1 ? std::max(1, std::atoi(argv[1])) : 1);
+    const std::string what = argc > 2 ? argv[2] : "all";
     std::printf("%s, %d threads\n", isa_name(active_isa()), team.size());
-    bench_model(team);
-    if (argc > 2) return 0;
-    constexpr WeightFormat q41{.kind = WeightKind::Int4, .has_minima = true};
-    constexpr WeightFormat q80{.kind = WeightKind::Int8, .zero = 128};
-    constexpr WeightFormat q6k{.kind = WeightKind::Int8, .group = 16, .zero = 32};
-    bench_shapes(team, "int4, minima", [&](int64_t n, int64_t k) { return random_weight(n, k, q41); });
-    bench_shapes(team, "int8, zero", [&](int64_t n, int64_t k) { return random_weight(n, k, q80); });
-    bench_shapes(team, "int8, group 16", [&](int64_t n, int64_t k) { return random_weight(n, k, q6k); });
-    bench_shapes(team, "bfloat16, fp32 arithmetic", [](int64_t n, int64_t k) { return random_bfloat16(n, k, false); });
-    bench_shapes(team, "bfloat16, bf16 arithmetic", [](int64_t n, int64_t k) { return random_bfloat16(n, k, true); });
+    if (what == "model" || what == "all") bench_model(team);
+    if (what == "model") return 0;
+    auto bench = [&](const char* name, const std::vector<Shape>& shapes, const WeightFormat& f) {
+        bench_shapes(team, name, shapes, [&](int64_t n, int64_t k) { return random_weight(n, k, f); });
+    };
+    constexpr WeightFormat q4_1{.kind = WeightKind::Int4, .has_minima = true};
+    constexpr WeightFormat q8_0{.kind = WeightKind::Int8, .zero = 128};
+    constexpr WeightFormat q4_k{.kind = WeightKind::Int4, .scale_kind = ScaleKind::Super, .has_minima = true};
+    constexpr WeightFormat q6_k{.kind = WeightKind::Int8, .scale_kind = ScaleKind::Super, .group = 16, .zero = 32};
+    if (what == "quantised" || what == "all") {
+        bench("Q4_1", kSmolLm2Shapes, q4_1);
+        bench("Q8_0", kSmolLm2Shapes, q8_0);
+        bench("Q4_K", kQwenShapes, q4_k);
+        bench("Q6_K", kQwenShapes, q6_k);
+    }
+    if (what == "float" || what == "all") {
+        bench_shapes(team, "BF16, fp32 arithmetic", kSmolLm2Shapes,
+                     [](int64_t n, int64_t k) { return random_bfloat16(n, k, false); });
+        bench_shapes(team, "BF16, bf16 arithmetic", kSmolLm2Shapes,
+                     [](int64_t n, int64_t k) { return random_bfloat16(n, k, true); });
+    }
     return 0;
 }
