@@ -39,14 +39,14 @@ bench: $(VENV)/.dev ## measure this machine; results go to benchmarks/results/
 	$(BIN)/python -m benchmarks
 
 clean: ## remove what was built and installed
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist src/pellucid/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	sys.exit(0 if (3, 11) <= v <= (3, 13) else f"pellucid needs Python 3.11 to 3.13; $(PYTHON) is {v[0]}.{v[1]}. Try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml constraints.txt $(shell find csrc -type f) | $(VENV)/bin/python
 	@echo "Installing pellucid into $(VENV) (once; PyTorch is the large part) ..."
 	@$(PIP) -e ".[fast]"
 	@touch $@

@@ -1,5 +1,5 @@
 // 256-bit vectors: AVX2, FMA and F16C, with AVX-VNNI's dot product where the compiler is told that it is there.
-// See simd/README for the names all three files share.
+// The three simd headers define the same names.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// 512-bit vectors: AVX-512 F, BW, VL, DQ and VNNI. See simd/README for the names all three files share.
+// 512-bit vectors: AVX-512 F, BW, VL, DQ and VNNI. The three simd headers define the same names.
 
 #pragma once
 
