@@ -171,6 +171,8 @@ void bind_program(nb::module_& m) {
         .def("run", &run, "team"_a, "token_ids"_a, "positions"_a, "slot_mapping"_a, "block_tables"_a, "query_start"_a,
              "seq_lens"_a, "sampled"_a, "out"_a.noconvert())
         .def("describe", &Program::describe, "One line per instruction; unread buffers stand in parentheses.")
+        .def_prop_rw("timed", &Program::timed, &Program::set_timed, "Whether runs note what each instruction takes.")
+        .def("times", &Program::times, "Nanoseconds of each instruction in the last timed run.")
         .def("poison", &Program::poison)
         .def_prop_ro("arena_bytes", &Program::arena_bytes);
     m.def("argmax", &argmax, "logits"_a, "out"_a.noconvert(),

@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -24,15 +25,21 @@ void check_all(const char* name, const int64_t* values, int64_t count, int64_t l
                                                          std::to_string(limit - 1));
 }
 
+int64_t now() {
+    using std::chrono::nanoseconds;
+    return std::chrono::duration_cast<nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 int64_t whole_lines(int64_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; }
 
 }  // namespace
 
 struct Program::Execution final : Job {
-    Execution(const Program& program, Step step) : program(program), step(step) {}
+    Execution(Program& program, Step step) : program(program), step(step) {}
 
     uint32_t num_stages() const override { return static_cast<uint32_t>(program.stages_.size()); }
     uint32_t num_tasks(uint32_t stage) override {
+        if (program.timed_) program.opened_[stage] = now();
         const Stage& s = program.stages_[stage];
         return s.instruction->num_tasks(step, s.index);
     }
@@ -42,7 +49,7 @@ struct Program::Execution final : Job {
         s.instruction->run(step, s.index, task, reinterpret_cast<float*>(scratch));
     }
 
-    const Program& program;
+    Program& program;
     const Step step;
 };
 
@@ -71,8 +78,10 @@ void Program::run(ThreadTeam& team, const StepInputs& inputs, float* out) {
     step.output = out;
     step.plans = &plans_;
     step.partials = reinterpret_cast<float*>(partials_.get());
+    opened_.resize(stages_.size() + 1);
     Execution execution(*this, step);
     team.run(execution);
+    if (timed_) opened_.back() = now();
 }
 
 void Program::make_room(uint32_t num_threads) {
@@ -127,6 +136,17 @@ void Program::poison() {
     std::memset(arena_.get(), 0xff, static_cast<size_t>(arena_bytes_));
     if (scratch_) std::memset(scratch_.get(), 0xff, scratch_threads_ * static_cast<size_t>(whole_lines(scratch_floats_ * 4)));
     if (partials_) std::memset(partials_.get(), 0xff, static_cast<size_t>(partials_size_) * 4);
+}
+
+std::vector<int64_t> Program::times() const {
+    std::vector<int64_t> times;
+    const Instruction* last = nullptr;
+    for (size_t i = 0; i + 1 < opened_.size(); ++i) {
+        if (stages_[i].instruction != last) times.push_back(0);
+        last = stages_[i].instruction;
+        times.back() += opened_[i + 1] - opened_[i];
+    }
+    return times;
 }
 
 std::vector<std::string> Program::describe() const {

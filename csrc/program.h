@@ -26,7 +26,8 @@
 // writes to out [len(sampled), columns of output] float32 what the step's rows `sampled` (int64) have there. What follows
 // the last attention is computed for these rows only. Every number is checked; errors are ValueError, before anything runs.
 //
-// numpy arrays cross over faster than torch tensors. program.describe() lists the instructions, program.poison() is for tests.
+// numpy arrays cross over faster than torch tensors. To look inside: program.describe() has a line for each instruction;
+// program.times() has the nanoseconds that each took in the last run after program.timed = True. program.poison() is for tests.
 //
 // What happens to the list on the way: the input of a product with a quantised weight is quantised, by the op that makes it
 // if it can; an activation is applied by the product before it; norms of q and k are done by the rotation. What nobody
@@ -69,6 +70,9 @@ public:
     int64_t arena_bytes() const { return arena_bytes_; }
     bool finalized() const { return arena_ != nullptr; }
     std::vector<std::string> describe() const;  // one line per instruction
+    std::vector<int64_t> times() const;          // nanoseconds per instruction, of the last run that was timed
+    void set_timed(bool timed) { timed_ = timed; }
+    bool timed() const { return timed_; }
     // Fills all memory between ops with NaN, for tests: what is read without having been written shows.
     void poison();
 
@@ -127,7 +131,9 @@ private:
     uint32_t scratch_threads_ = 0;
     Memory partials_;
     int64_t partials_size_ = 0;  // floats
-    std::mutex one_run_;  // the arena belongs to one run
+    bool timed_ = false;
+    std::vector<int64_t> opened_;  // when each stage began, and when the last one ended
+    std::mutex one_run_;           // the arena belongs to one run
 };
 
 }  // namespace pellucid

@@ -16,14 +16,15 @@ inline Float polynomial(Float x, const float (&c)[kCount]) {
     return sum;
 }
 
-// 0 below -87, so that the weight of a masked score (-inf) is exactly 0; at most exp(88).
+// 0 below -87, so that the weight of a masked score (-inf) is exactly 0; at most exp(88). NaN stays NaN, because max and
+// min return their second argument where they cannot compare.
 inline Float exp(Float x) {
     static constexpr float kPowers[] = {1.0f, 1.0f, 0.499999911f, 0.166664198f, 0.0416682325f, 0.00837489869f,
                                         0.00138367375f};
     const Float lowest = spread(-87.0f);
-    const Float within = min(max(x, lowest), spread(88.0f));
+    const Float within = min(spread(88.0f), max(lowest, x));
     // x = whole * ln 2 + rest, with ln 2 in two parts: whole times the first one is exact.
-    const Float whole = min(round(mul(within, spread(1.44269504f))), spread(126.0f));
+    const Float whole = min(spread(126.0f), round(mul(within, spread(1.44269504f))));
     const Float rest = fma(whole, spread(2.12194440e-4f), fma(whole, spread(-0.693359375f), within));
     return if_less(x, lowest, spread(0.0f), times_power_of_2(polynomial(rest, kPowers), whole));
 }
@@ -33,7 +34,7 @@ inline Float tanh(Float x) {
                                         -0.0058521647f};
     const Float size = abs(x);
     const Float near_zero = mul(x, polynomial(mul(x, x), kPowers));
-    const Float e = exp(mul(min(size, spread(10.0f)), spread(-2.0f)));
+    const Float e = exp(mul(min(spread(10.0f), size), spread(-2.0f)));
     const Float far = div(sub(spread(1.0f), e), add(spread(1.0f), e));
     return if_less(size, spread(0.6f), near_zero, with_sign_of(far, x));
 }
@@ -44,7 +45,7 @@ inline Float erf(Float x) {
     // erfc(x) * exp(x^2) for 1 <= x <= 4, in powers of 1 / (x + 2)
     static constexpr float kTail[] = {0.00047091709f, 0.550678968f,  1.28733945f, 1.00886106f,
                                       5.85182619f,    -0.848585606f, -4.08428764f};
-    const Float size = min(abs(x), spread(4.0f));
+    const Float size = min(spread(4.0f), abs(x));
     const Float near_zero = mul(x, polynomial(mul(size, size), kNearZero));
     const Float tail = polynomial(div(spread(1.0f), add(size, spread(2.0f))), kTail);
     const Float far = sub(spread(1.0f), mul(tail, exp(mul(size, sub(spread(0.0f), size)))));

@@ -339,3 +339,14 @@ def test_positions_and_slots_are_checked() -> None:
             query_start=torch.tensor([0, 1]).int(),
             seq_lens=torch.tensor([1]).int(),
         )
+
+
+def test_each_instruction_is_timed() -> None:
+    model = TinyModel()
+    assert model.program.times() == []
+    model.program.timed = True
+    model.step([(PROMPT, 0, 12)])
+    times = model.program.times()
+    assert len(times) == len(model.program.describe())
+    assert all(time >= 0 for time in times)
+    assert sum(times) > 0
