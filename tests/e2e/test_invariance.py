@@ -1,4 +1,4 @@
-"""The answer does not depend on the company: the real model, float32, compared bit for bit."""
+"""The answer does not depend on the company: the real model, compared bit for bit."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
+from pellucid.kernels import native
 from pellucid.messages import AddRequest, TokenLogprobs, pack_tokens
 from pellucid.runner.base import KVCapacity, Runner, StepPlan
 from pellucid.runner.factory import create_runner
@@ -27,11 +29,20 @@ PROMPTS = {f"p{n}": [(1_009 * n + 7_919 * k * k) % 40_000 + 100 for k in range(n
 Answers = dict[str, list[TokenLogprobs]]
 
 
-@pytest.fixture(scope="module")
-def runner(smollm2_path: Path) -> Iterator[Runner]:
+@pytest.fixture(scope="module", params=["reference", "native", "native bfloat16"])
+def runner(smollm2_path: Path, request: pytest.FixtureRequest) -> Iterator[Runner]:
+    kernels, _, kv_dtype = request.param.partition(" ")
+    if kernels == "native" and native.obstacle(torch.device("cpu")) is not None:
+        pytest.skip("the C++ part is not built")
     made = create_runner(
         EngineConfig.of(
-            model=str(smollm2_path), dtype="float32", num_kv_blocks=BLOCKS, max_model_len=1024
+            model=str(smollm2_path),
+            kernels=kernels,
+            dtype="float32",
+            kv_cache_dtype=kv_dtype or "float32",
+            num_kv_blocks=BLOCKS,
+            max_model_len=1024,
+            device="cpu",
         )
     )
     yield made

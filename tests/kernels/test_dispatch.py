@@ -52,7 +52,9 @@ def test_a_missing_extension_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_kernels_are_refused() -> None:
-    with pytest.raises(KernelsUnavailable, match="'abacus'; there are auto, native, reference, triton"):
+    with pytest.raises(
+        KernelsUnavailable, match="'abacus'; there are auto, native, reference, triton"
+    ):
         select_ops("abacus", CPU)
 
 
