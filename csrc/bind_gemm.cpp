@@ -130,8 +130,9 @@ WeightFormat make_format(const std::string& kind, const std::string& scale_kind,
 PackedWeight from_bytes(int64_t n, int64_t k, const WeightFormat& format, Input<uint8_t, 1> data) {
     check_shape(n, k, format);
     PackedWeight weight{n, k, format, nullptr};
-    require(data.size() == weight.bytes(), "data has " + std::to_string(data.size()) + " bytes, this shape and format " +
-                                               "need " + std::to_string(weight.bytes()));
+    require(data.size() == weight.bytes(), "data has " + std::to_string(data.size()) +
+                                               " bytes, this shape and format " + "need " +
+                                               std::to_string(weight.bytes()));
     const nb::gil_scoped_release release;
     const std::shared_ptr<std::byte> bytes = allocate_packed(weight.bytes());
     std::memcpy(bytes.get(), data.data(), weight.bytes());
@@ -141,7 +142,8 @@ PackedWeight from_bytes(int64_t n, int64_t k, const WeightFormat& format, Input<
 
 nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>> to_bytes(const PackedWeight& w) {
     auto* owner = new std::shared_ptr<const std::byte>(w.data);
-    const nb::capsule capsule(owner, [](void* p) noexcept { delete static_cast<std::shared_ptr<const std::byte>*>(p); });
+    const nb::capsule capsule(owner,
+                              [](void* p) noexcept { delete static_cast<std::shared_ptr<const std::byte>*>(p); });
     return {reinterpret_cast<const uint8_t*>(w.data.get()), {w.bytes()}, capsule};
 }
 
@@ -223,8 +225,8 @@ void bind_weights(nb::module_& m) {
         .def_ro("k", &PackedWeight::k)
         .def_ro("format", &PackedWeight::format)
         .def_prop_ro("nbytes", &PackedWeight::bytes);
-    m.def("pack_quantised", pack_scaled, "q"_a, "scales"_a, "minima"_a = nb::none(), nb::kw_only(), "bits"_a,
-          "group"_a, "zero"_a = 0,
+    m.def("pack_quantised", pack_scaled, "q"_a, "scales"_a, "minima"_a = nb::none(), nb::kw_only(), "bits"_a, "group"_a,
+          "zero"_a = 0,
           "w = scale * (q - zero) + minimum, with q uint8 [n, k], scales and minima float32 [n, k / group].\n\n"
           "Scales are stored as fp16 if that loses nothing, else as fp32.");
     m.def("pack_super", pack_super, "q"_a, "sub_scales"_a, "super_scales"_a, "sub_minima"_a = nb::none(),
@@ -238,7 +240,8 @@ void bind_weights(nb::module_& m) {
 }  // namespace
 
 void bind_gemm(nb::module_& m) {
-    m.def("isa", [] { return isa_name(active_isa()); }, "The instruction set in use: PELLUCID_ISA or the best there is.");
+    m.def(
+        "isa", [] { return isa_name(active_isa()); }, "The instruction set in use: PELLUCID_ISA or the best there is.");
     m.def("features", features, "What this CPU offers.");
     bind_weights(m);
     m.def("quantize_rows", quantize_array, "x"_a, "q"_a.noconvert(), "scale"_a.noconvert(), "sum16"_a.noconvert(),

@@ -51,7 +51,9 @@ struct FloatGemm {
 
 // At most this many strips share a tile, on any instruction set.
 constexpr int64_t kMaxTileStrips = 4;
-constexpr int64_t quant_scratch_floats(int64_t k, int64_t group) { return kMaxTileStrips * (k / group) * 2 * kStripColumns; }
+constexpr int64_t quant_scratch_floats(int64_t k, int64_t group) {
+    return kMaxTileStrips * (k / group) * 2 * kStripColumns;
+}
 
 // Rows of tile `index` when `rows` are shared out as evenly as possible over tiles of at most `max_rows`.
 // A tile's shape never changes a bit of the result.

@@ -94,7 +94,8 @@ void quantize_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, Qu
 // ---- products ---------------------------------------------------------------------------------------------
 
 // y[i, c] for i in [0, rows) and c in [col_begin, col_end): col_begin is a multiple of 16, col_end too or n.
-// Multiples of 32 are a little faster. `y` is row 0, column 0 of the result, strides are in floats, `bias` is [n] or null.
+// Multiples of 32 are a little faster. `y` is row 0, column 0 of the result, strides are in floats, `bias` is [n] or
+// null.
 void gemm(const PackedWeight& w, const QuantRows& x, int64_t rows, float* y, int64_t y_stride, const float* bias,
           int64_t col_begin, int64_t col_end);
 

@@ -19,7 +19,8 @@ struct BFloat16Pairs {
     static constexpr int kDepth = 2, kSteps = 1;
     static __m512bh weights(const std::byte* line, int) { return reinterpret_cast<__m512bh>(load_bytes(line)); }
     static __m512bh activations(const FloatGemm& call, int64_t row, int64_t line, int) {
-        return reinterpret_cast<__m512bh>(spread4(reinterpret_cast<const int8_t*>(call.scratch + row * call.k + line * 2)));
+        return reinterpret_cast<__m512bh>(
+            spread4(reinterpret_cast<const int8_t*>(call.scratch + row * call.k + line * 2)));
     }
     static Float multiply_add(__m512bh w, __m512bh x, Float sum) { return _mm512_dpbf16_ps(sum, w, x); }
 };

@@ -131,8 +131,7 @@ PackedWeight pack_float(int64_t n, int64_t k, const float* w) {
 
 PackedWeight pack_bfloat16(int64_t n, int64_t k, const uint16_t* w, bool round_activations) {
     PackedWeight weight;
-    const Packer packer =
-        start(n, k, {.kind = WeightKind::BFloat16, .round_activations = round_activations}, weight);
+    const Packer packer = start(n, k, {.kind = WeightKind::BFloat16, .round_activations = round_activations}, weight);
     for (int64_t row = 0; row < n; ++row)
         for (int64_t i = 0; i < k; ++i)
             put<uint16_t>(packer.strip_of(row), i / 2 * 32 + row % kStripColumns * 2 + i % 2, w[row * k + i]);

@@ -29,9 +29,7 @@ struct StripLayout {
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-constexpr int64_t scale_bytes(ScaleKind kind) {
-    return kind == ScaleKind::Float ? 4 : kind == ScaleKind::Half ? 2 : 1;
-}
+constexpr int64_t scale_bytes(ScaleKind kind) { return kind == ScaleKind::Float ? 4 : kind == ScaleKind::Half ? 2 : 1; }
 
 constexpr int64_t value_bits(WeightKind kind) {
     switch (kind) {

@@ -47,9 +47,7 @@ inline Int dot4bit(Int sum, Int w, Int x) { return _mm512_dpbusd_epi32(sum, w, x
 inline Int dot8bit(Int sum, Int w, Int x) { return _mm512_dpbusd_epi32(sum, w, x); }
 
 inline Int round_to_int(Float v) { return _mm512_cvtps_epi32(v); }
-inline void store_int8(int8_t* p, Int v) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v));
-}
+inline void store_int8(int8_t* p, Int v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v)); }
 inline Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
 inline int32_t sum_of_lanes(Int v) { return _mm512_reduce_add_epi32(v); }
 

@@ -59,8 +59,13 @@ PackedWeight random_weight(int64_t n, int64_t k, WeightFormat format) {
     const std::vector<float> scales(static_cast<size_t>(n * k / format.group), 0.0078125f);
     const std::vector<int8_t> subs(scales.size(), 3);
     return pack_quantised(n, k, format,
-                          {.q = q.data(), .scales = scales.data(), .minima = scales.data(), .sub_scales = subs.data(),
-                           .sub_minima = subs.data(), .super_scales = scales.data(), .super_minima = scales.data()});
+                          {.q = q.data(),
+                           .scales = scales.data(),
+                           .minima = scales.data(),
+                           .sub_scales = subs.data(),
+                           .sub_minima = subs.data(),
+                           .super_scales = scales.data(),
+                           .super_minima = scales.data()});
 }
 
 PackedWeight random_bfloat16(int64_t n, int64_t k, bool round_activations) {
@@ -76,7 +81,10 @@ struct Activations {
     std::vector<float> y;
 
     Activations(int64_t rows, int64_t max_k, int64_t max_n)
-        : x(static_cast<size_t>(rows * max_k), 0.5f), q(x.size()), scale(x.size() / 32), sum16(x.size() / 16),
+        : x(static_cast<size_t>(rows * max_k), 0.5f),
+          q(x.size()),
+          scale(x.size() / 32),
+          sum16(x.size() / 16),
           y(static_cast<size_t>(rows * max_n)) {
         for (auto& v : x) v = static_cast<float>(std::rand()) / static_cast<float>(RAND_MAX) - 0.5f;
         quantize_rows(x.data(), max_k, rows, max_k, quantised());
@@ -157,7 +165,8 @@ void bench_model(Team& team) {
     weights.push_back(random_weight(49152, 576, w8));
     for (int64_t rows : {1, 2, 4, 8, 16, 32, 64}) {
         Activations a(rows, 1536, 49152);
-        std::printf("model, batch %3ld: %6.0f tok/s\n", rows, static_cast<double>(rows) / time_pass(team, weights, a, rows, 1.0));
+        std::printf("model, batch %3ld: %6.0f tok/s\n", rows,
+                    static_cast<double>(rows) / time_pass(team, weights, a, rows, 1.0));
         std::fflush(stdout);
     }
     Activations a(512, 1536, 3072);

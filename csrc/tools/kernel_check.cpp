@@ -52,10 +52,15 @@ PackedWeight random_weight(int64_t n, int64_t k, const WeightFormat& f) {
     const auto q = random_ints<uint8_t>(n * k, 0, f.kind == WeightKind::Int4 ? 15 : 255);
     const int64_t groups = k / f.group;
     if (f.scale_kind == ScaleKind::Super) {
-        const auto subs = random_ints<int8_t>(n * groups, -128, 127), minima = random_ints<int8_t>(n * groups, -128, 127);
+        const auto subs = random_ints<int8_t>(n * groups, -128, 127),
+                   minima = random_ints<int8_t>(n * groups, -128, 127);
         const std::vector<float> supers(static_cast<size_t>(n * k / kSuperGroup), 0.0078125f);
-        return isolate(pack_quantised(n, k, f, {.q = q.data(), .sub_scales = subs.data(), .sub_minima = minima.data(),
-                                                .super_scales = supers.data(), .super_minima = supers.data()}));
+        return isolate(pack_quantised(n, k, f,
+                                      {.q = q.data(),
+                                       .sub_scales = subs.data(),
+                                       .sub_minima = minima.data(),
+                                       .super_scales = supers.data(),
+                                       .super_minima = supers.data()}));
     }
     auto scales = random_floats(n * groups), minima = random_floats(n * groups);
     if (f.scale_kind == ScaleKind::Half)
@@ -77,8 +82,8 @@ void compare(const char* what, const PackedWeight& w, const std::vector<float>& 
                 magnitude += std::fabs(term);
             }
             if (std::fabs(y[r * w.n + c] - sum) <= tolerance * magnitude) continue;
-            std::printf("%s [%ld, %ld] x %ld: y[%ld, %ld] is %g, expected %g\n", what, long(w.n), long(w.k),
-                        long(rows), long(r), long(c), y[r * w.n + c], sum);
+            std::printf("%s [%ld, %ld] x %ld: y[%ld, %ld] is %g, expected %g\n", what, long(w.n), long(w.k), long(rows),
+                        long(r), long(c), y[r * w.n + c], sum);
             ++failures;
             return;
         }

@@ -43,6 +43,29 @@ def test_all_gemm_tests_on(isa: str) -> None:
     assert result.returncode == 0, result.stdout[-3000:]
 
 
+DIGEST = """
+import hashlib, numpy as np
+from tests.native.formats import QUANT_FORMATS, make_case
+from tests.native.test_gemm import product
+rng = np.random.default_rng(1)
+digest = hashlib.sha256()
+for name in [*QUANT_FORMATS, "float32", "bfloat16"]:
+    case = make_case(name, 40, 512, rng)
+    digest.update(product(case, rng.standard_normal((5, 512), dtype=np.float32)).tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_all_with_fused_multiply_add_agree_to_the_bit() -> None:
+    features = native.features()
+    isas = [isa for isa, need in NEEDS.items() if need is not None and features[need]]
+    if len(isas) < 2:
+        pytest.skip("this CPU has fewer than two such instruction sets")
+    results = [run(isa, "-c", DIGEST) for isa in isas]
+    assert all(r.returncode == 0 for r in results), results[0].stderr
+    assert len({r.stdout for r in results}) == 1
+
+
 def test_an_unknown_name_is_refused() -> None:
     result = run("sse9", "-c", "from pellucid import _native; _native.isa()")
     assert result.returncode != 0
