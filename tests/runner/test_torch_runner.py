@@ -137,6 +137,18 @@ def test_a_shared_prefix_equals_a_computed_one(runner, alone):
     assert result.prompt_logprobs == [job.prompt_logprobs[32:]]
 
 
+def test_prompt_logprobs_end_with_the_prompt(runner, alone):
+    """Also when a preempted request computes its own answer again."""
+    job = alone["r70"]
+    row = NewRow("a", job.known[:78], 70, job.params)
+    chunks = [Chunk("a", 0, 75, False, [1, 2, 3, 4, 5]), Chunk("a", 75, 3, True, [])]
+    first = runner.execute(StepPlan(0, new_rows=[row], chunks=chunks[:1])).result()
+    second = runner.execute(StepPlan(1, chunks=chunks[1:])).result()
+    assert first.prompt_logprobs == [job.prompt_logprobs]
+    assert second.prompt_logprobs == [[]]
+    assert second.token_ids == [job.tokens[8:9]]
+
+
 def direct_logprobs(model: Model, tokens: list[int]) -> torch.Tensor:
     """log_softmax at every position, from one pass over a cache of its own."""
     count = len(tokens)
