@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pellucid.config import EngineConfig
-from pellucid.errors import ConfigError
+from pellucid.errors import ConfigError, ModelError
 from pellucid.kernels.interface import AttentionInputs, allocate_kv
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.models.base import Model
@@ -238,6 +238,12 @@ def test_broken_logits_end_their_request_alone(model, runner, alone, monkeypatch
     job = Job(prompt(3), impossible, num_tokens=1)
     Driver(runner).run({"a": job})
     assert "ruled out" in job.error
+
+
+def test_a_model_that_is_broken_from_the_start_is_refused(model, monkeypatch):
+    monkeypatch.setattr(model, "logits", lambda rows: torch.full((len(rows), 1000), torch.nan))
+    with pytest.raises(ModelError, match="not finite in float32"):
+        make_runner(model)
 
 
 def test_a_step_may_drop_and_replace_every_row(model):
