@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quant": set(),
     "models": {"errors", "kernels", "layers"},
     "layers": {"errors", "kernels", "models.config"},
-    "load": {"config", "errors", "models.config", "quant"},
+    "load": {"config", "errors", "models.config", "models.shapes", "quant"},
     "runner": LEAVES | {"kernels", "load", "models", "sample"},
     "engine": LEAVES | {"runner.base", "runner.factory"},
     "frontend": LEAVES | {"engine.client", "load.files", "load.gguf", "load.hub"},

@@ -19,16 +19,10 @@ from torch import Tensor
 from pellucid.errors import ModelError
 from pellucid.load.files import ModelFiles
 from pellucid.load.gguf import GGUFFile, GGUFTensor
-from pellucid.load.names import (
-    ROPE_FREQS,
-    Shape,
-    Stored,
-    gguf_location,
-    hf_location,
-    weight_shapes,
-)
+from pellucid.load.names import ROPE_FREQS, Stored, gguf_location, hf_location
 from pellucid.load.safetensors import SafetensorsFolder
 from pellucid.models.config import ModelConfig
+from pellucid.models.shapes import Shape, weight_shapes
 from pellucid.quant.gguf_blocks import dequantize
 from pellucid.quant.types import DENSE_TYPES, GGML_TYPES_BY_NAME, RawQuant
 

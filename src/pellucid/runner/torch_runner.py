@@ -15,10 +15,10 @@ from pellucid.kernels.dispatch import KernelsUnavailable, select_ops
 from pellucid.kernels.interface import allocate_kv
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.load.files import ModelFiles
-from pellucid.load.names import weight_shapes
 from pellucid.messages import EngineInfo, TokenLogprobs
 from pellucid.models.base import Model
 from pellucid.models.registry import build_model
+from pellucid.models.shapes import weight_shapes
 from pellucid.runner import device as device_api
 from pellucid.runner.base import Chunk, KVCapacity, NewRow, StepPlan, StepResult
 from pellucid.runner.batch import Batch, StepRows
