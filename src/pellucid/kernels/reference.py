@@ -24,6 +24,7 @@ from torch import Tensor
 from pellucid.kernels import reference_attention
 from pellucid.kernels.interface import AttentionInputs, KVLayer
 
+LOGIT_ROWS = 4096  # of the head, widened at a time: they should stay in the cache
 LINEAR_TILE = 16  # rows of a float32 product on the CPU
 # Others that are used wherever they turn out to give the same bits: to decode a few sequences
 # without computing a full tile, and because larger ones cost less per row.
@@ -50,6 +51,16 @@ class ReferenceOps:
         if x.dtype == torch.float32 and x.device.type == "cpu":
             return _linear_in_tiles(x, weight, bias)
         return F.linear(x, weight, bias)
+
+    def logits(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`x` [n, hidden] times `weight` [vocab, hidden] transposed -> [n, vocab] float32.
+
+        Summed and kept in float32 whatever the dtype: the 8 bits of a bfloat16 logit of 20 cannot
+        tell apart candidates that differ by 0.1, and the greedy choice would fall on either.
+        """
+        wide = x.float()
+        parts = [self.linear(wide, part.float()) for part in weight.split(LOGIT_ROWS)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Scale the last dimension to unit root mean square, times `weight` (float32).
