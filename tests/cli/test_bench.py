@@ -9,8 +9,11 @@ from tests.bench.fake_server import Behaviour, fake_server
 from tests.cli.helpers import Pellucid
 
 
-def test_throughput_writes_what_was_measured_where(pellucid: Pellucid, tmp_path: Path) -> None:
+def test_throughput_writes_what_was_measured_where(
+    pellucid: Pellucid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "report.json"
+    monkeypatch.setattr("sys.argv", ["/somewhere/pellucid", "bench", "two words"])
     outcome = pellucid(
         *("bench", "throughput", "--runner", "fake", "--num-prompts", "4", "--batch-size", "2"),
         *("--input-len", "32", "--output-len", "4", "--json", str(file)),
@@ -24,7 +27,7 @@ def test_throughput_writes_what_was_measured_where(pellucid: Pellucid, tmp_path:
     assert report["settings"]["runner"]["runner"] == "fake"
     assert report["machine"]["cpu"]
     assert report["versions"]["python"]
-    assert report["command"].startswith("pellucid ")
+    assert report["command"] == "pellucid bench 'two words'"
     assert "prefill" in outcome.out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from pellucid.kernels import reference
 from pellucid.kernels.interface import AttentionInputs, KVLayer
 from pellucid.kernels.reference import ReferenceOps
 
@@ -185,3 +187,22 @@ def inputs_at(positions: list[int], slots: list[int]) -> AttentionInputs:
     return AttentionInputs(
         torch.tensor(positions), torch.tensor(slots), nothing, nothing, nothing, [], []
     )
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40, 200])
+def test_linear_keeps_to_its_tile_where_others_round_differently(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heights = []
+
+    def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        heights.append(len(x))
+        return F.linear(x, weight, bias) + (len(x) != reference.LINEAR_TILE)
+
+    x, weight = random(rows, 24), random(12, 24, seed=1)
+    monkeypatch.setattr(reference, "_seen", {})
+    monkeypatch.setattr(reference, "F", SimpleNamespace(linear=multiply, pad=F.pad))
+    reference.ReferenceOps().linear(x, weight)  # tries the other sizes out
+    heights.clear()
+    assert_near(OPS.linear(x, weight), x.double() @ weight.double().T, scale=8)
+    assert set(heights) == {reference.LINEAR_TILE}

@@ -49,6 +49,7 @@ def serving(site: Site) -> Iterator[Site]:
 def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        timeout = 5  # a client's idle connection must not keep its thread
 
         def do_GET(self) -> None:
             self._answer(with_body=True)

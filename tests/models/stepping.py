@@ -15,14 +15,18 @@ BLOCK_SIZE = 4
 class Stepper:
     """A model with a pool; sequences grow by the chunks they are given."""
 
-    def __init__(self, model: Model, sequences: list[list[int]], dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: Model, sequences: list[list[int]], dtype: torch.dtype, room: int = 0
+    ) -> None:
+        """`room` is how many tokens may be appended to each of `sequences` later."""
         config = model.config
-        blocks = 1 + sum(-(-len(tokens) // BLOCK_SIZE) for tokens in sequences)
+        lengths = [len(tokens) + room for tokens in sequences]
+        blocks = 1 + sum(-(-length // BLOCK_SIZE) for length in lengths)
         self.model = model
         self.sequences = sequences
         self.pool = Pool(BLOCK_SIZE, blocks)
-        for tokens in sequences:
-            self.pool.add_sequence(len(tokens))
+        for length in lengths:
+            self.pool.add_sequence(length)
         self.done = [0] * len(sequences)
         self.kv = allocate_kv(
             config.num_layers,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pellucid.config import EngineConfig
-from pellucid.errors import ConfigError
+from pellucid.errors import ConfigError, ModelError
 from pellucid.kernels.interface import AttentionInputs, allocate_kv
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.models.base import Model
@@ -137,6 +137,18 @@ def test_a_shared_prefix_equals_a_computed_one(runner, alone):
     assert result.prompt_logprobs == [job.prompt_logprobs[32:]]
 
 
+def test_prompt_logprobs_end_with_the_prompt(runner, alone):
+    """Also when a preempted request computes its own answer again."""
+    job = alone["r70"]
+    row = NewRow("a", job.known[:78], 70, job.params)
+    chunks = [Chunk("a", 0, 75, False, [1, 2, 3, 4, 5]), Chunk("a", 75, 3, True, [])]
+    first = runner.execute(StepPlan(0, new_rows=[row], chunks=chunks[:1])).result()
+    second = runner.execute(StepPlan(1, chunks=chunks[1:])).result()
+    assert first.prompt_logprobs == [job.prompt_logprobs]
+    assert second.prompt_logprobs == [[]]
+    assert second.token_ids == [job.tokens[8:9]]
+
+
 def direct_logprobs(model: Model, tokens: list[int]) -> torch.Tensor:
     """log_softmax at every position, from one pass over a cache of its own."""
     count = len(tokens)
@@ -226,6 +238,12 @@ def test_broken_logits_end_their_request_alone(model, runner, alone, monkeypatch
     job = Job(prompt(3), impossible, num_tokens=1)
     Driver(runner).run({"a": job})
     assert "ruled out" in job.error
+
+
+def test_a_model_that_is_broken_from_the_start_is_refused(model, monkeypatch):
+    monkeypatch.setattr(model, "logits", lambda rows: torch.full((len(rows), 1000), torch.nan))
+    with pytest.raises(ModelError, match="not finite in float32"):
+        make_runner(model)
 
 
 def test_a_step_may_drop_and_replace_every_row(model):

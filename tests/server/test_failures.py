@@ -145,6 +145,7 @@ def test_an_engine_that_dies_before_the_first_token_is_a_503(
     response = call.result()
     assert response.status_code == 503
     assert response.json()["error"]["type"] == "engine_dead_error"
+    assert "scripted" not in response.text  # what killed it is for the log alone
     assert scripted.post(CHAT, prompt="x", stream=stream).status_code == 503
     health = scripted.http.get("/health")
     assert health.status_code == 503

@@ -61,6 +61,11 @@ def test_serve_answers_when_it_says_so_and_ends_tidily(smollm2_path: Path, numbe
         assert psutil.wait_procs(children, timeout=5)[1] == []
 
 
+def test_the_server_never_imports_torch() -> None:
+    check = "import sys, pellucid.server.run; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
 def test_a_taken_port_is_a_clear_error_before_any_model_is_loaded() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

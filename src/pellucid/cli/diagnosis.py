@@ -141,7 +141,7 @@ def _size_on_disk(files: ModelFiles) -> int:
 
 
 def _num_parameters(config: ModelConfig) -> int:
-    from pellucid.load.names import weight_shapes
+    from pellucid.models.shapes import weight_shapes
 
     return sum(map(prod, weight_shapes(config).values()))
 

@@ -178,6 +178,9 @@ class NativeOps(ReferenceOps):
             tape.program.linear(tape.columns(part), tape.columns(x), piece, piece_bias)
         return out
 
+    def logits(self, x: Tensor, weight: NativeWeight) -> Tensor:
+        return self.linear(x, weight)
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         tape = self.tape
         out = tape.new(x[0].numel())

@@ -4,7 +4,7 @@ The order in which a row is summed depends on that row alone, so on the CPU a ro
 bit-identical whatever shares its step. Three things would break that and are avoided here:
 
 - A float32 matrix product picks its kernel by the number of rows: `linear` works on tiles of 16,
-  or larger ones that were seen to agree with it.
+  or of other sizes that this machine was seen to round like 16.
 - `torch.sigmoid` and `silu` finish each thread's share with scalar code that rounds differently
   from the vector code: `silu_mul` is built on `torch.exp`, which does not.
 - Attention must not depend on how a prompt was cut: see `reference_attention`.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +24,12 @@ from torch import Tensor
 from pellucid.kernels import reference_attention
 from pellucid.kernels.interface import AttentionInputs, KVLayer, Matrix, Weight
 
-LINEAR_TILE = 16  # rows; decoding one sequence costs a full tile, so not larger
-LARGE_TILES = (128, 32)  # cheaper per row; used where they turn out to give the same bits
+LOGIT_ROWS = 4096  # of the head, widened at a time: they should stay in the cache
+LINEAR_TILE = 16  # rows of a float32 product on the CPU
+# Others that are used wherever they turn out to give the same bits: to decode a few sequences
+# without computing a full tile, and because larger ones cost less per row.
+SMALL_TILES = (4, 8)
+LARGE_TILES = (128, 32)
 
 
 class ReferenceOps:
@@ -61,6 +64,16 @@ class ReferenceOps:
         if x.dtype == torch.float32 and x.device.type == "cpu":
             return _linear_in_tiles(x, weight, bias)
         return F.linear(x, weight, bias)
+
+    def logits(self, x: Tensor, weight: Weight) -> Tensor:
+        """`x` [n, hidden] times `weight` [vocab, hidden] transposed -> [n, vocab] float32.
+
+        Summed and kept in float32 whatever the dtype: the 8 bits of a bfloat16 logit of 20 cannot
+        tell apart candidates that differ by 0.1, and the greedy choice would fall on either.
+        """
+        wide = x.float()
+        parts = [self.linear(wide, part.float()) for part in weight.split(LOGIT_ROWS)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Scale the last dimension to unit root mean square, times `weight` (float32).
@@ -179,32 +192,45 @@ class ReferenceOps:
 
 def _linear_in_tiles(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.shape[0]
-    x = F.pad(x, (0, 0, 0, -rows % LINEAR_TILE))
-    if x.shape[0] == LINEAR_TILE:
-        return F.linear(x, weight, bias)[:rows]
-    out = x.new_empty(x.shape[0], weight.shape[0])
+    results = []
     start = 0
     while start < rows:
-        tile = _largest_tile(x.shape[0] - start, weight.shape)
-        out[start : start + tile] = F.linear(x[start : start + tile], weight, bias)
+        tile = _tile_for(rows - start, weight)
+        part = x[start : start + tile]
+        if len(part) < tile:
+            part = F.pad(part, (0, 0, 0, tile - len(part)))
+        results.append(F.linear(part, weight, bias)[: rows - start])
         start += tile
-    return out[:rows]
+    if len(results) == 1:
+        return results[0]
+    return torch.cat(results) if results else x.new_empty(0, weight.shape[0])
 
 
-def _largest_tile(rows: int, shape: torch.Size) -> int:
-    """The largest tile that fits into `rows`, of those known to give the bits of a small one."""
-    fitting = (tile for tile in LARGE_TILES if tile <= rows and _same_bits(tile, *shape))
+def _tile_for(rows: int, weight: Tensor) -> int:
+    """How many of `rows` to multiply next: as many as give the bits of LINEAR_TILE."""
+    if rows < LINEAR_TILE:
+        fitting = (tile for tile in SMALL_TILES if tile >= rows and _same_bits(tile, weight))
+    else:
+        fitting = (tile for tile in LARGE_TILES if tile <= rows and _same_bits(tile, weight))
     return next(fitting, LINEAR_TILE)
 
 
-@cache
-def _same_bits(tile: int, out_size: int, in_size: int) -> bool:
-    """Whether this machine multiplies `tile` rows with the same bits as LINEAR_TILE at a time."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(tile, in_size, generator=generator)
-    weight = torch.randn(out_size, in_size, generator=generator)
-    small = [F.linear(part, weight) for part in x.split(LINEAR_TILE)]
-    return torch.equal(F.linear(x, weight), torch.cat(small))
+def _same_bits(tile: int, weight: Tensor) -> bool:
+    """Whether rows come out the same in products of `tile` rows and of LINEAR_TILE.
+
+    Tried out once for each shape of weight and number of threads: they choose the kernel.
+    """
+    key = (tile, weight.shape, torch.get_num_threads())
+    if key not in _seen:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(max(tile, LINEAR_TILE), weight.shape[1], generator=generator)
+        law = [F.linear(part, weight) for part in x.split(LINEAR_TILE)]
+        tried = [F.linear(part, weight) for part in x.split(tile)]
+        _seen[key] = torch.equal(torch.cat(law), torch.cat(tried))
+    return _seen[key]
+
+
+_seen: dict[tuple[int, torch.Size, int], bool] = {}
 
 
 def _gelu(x: Tensor, approximate: bool) -> Tensor:

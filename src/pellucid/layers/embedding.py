@@ -45,5 +45,5 @@ class LMHead:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[n, hidden] -> [n, vocab] float32."""
-        logits = self.ops.linear(rows, self.weight).float()
+        logits = self.ops.logits(rows, self.weight)
         return logits if self.softcap is None else self.ops.softcap(logits, self.softcap)

@@ -1,20 +1,16 @@
-"""Canonical weight names: which a model has, their shapes, and where a file keeps each.
+"""Where each file format keeps the canonical weights of `models/shapes.py`, and in which form.
 
-Canonical names and layouts are those of Hugging Face's checkpoints with everything unfused:
-projections are [out, in], rotary halves are split ("rotate_half"), a norm's weight is what it
-multiplies by. The tables below say how each file format differs; `weights.py` does what they say.
+Rotary halves are split ("rotate_half") in every canonical weight. The tables below say how a
+format differs from canonical; `weights.py` does what they say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pellucid.models.config import ModelConfig
 
 ROPE_FREQS = "rope_freqs.weight"
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,69 +22,6 @@ class Stored:
     interleaved_heads: int = 0  # rows of so many heads stand in interleaved rotary order
     transposed: bool = False  # kept [in, out], as GPT-2's Conv1D does
     plus_one: bool = False  # Gemma keeps w where the norm multiplies by 1 + w
-
-
-def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Every weight that a model of this config has, by canonical name, in order of use."""
-    pairs = _gpt2_shapes(config) if config.architecture == "gpt2" else _decoder_shapes(config)
-    shapes = dict(pairs)
-    if not config.tie_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
-    return shapes
-
-
-def _decoder_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    norms = ["input_layernorm", "post_attention_layernorm"]
-    if config.post_norms:
-        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
-    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
-    for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}."
-        for norm in norms:
-            yield f"{prefix}{norm}.weight", (hidden,)
-        yield from _attention_shapes(config, f"{prefix}self_attn.")
-        if config.qk_norm:
-            yield f"{prefix}self_attn.q_norm.weight", (config.head_dim,)
-            yield f"{prefix}self_attn.k_norm.weight", (config.head_dim,)
-        for name in ("gate_proj", "up_proj"):
-            yield from _linear(f"{prefix}mlp.{name}", inner, hidden, config.mlp_bias)
-        yield from _linear(f"{prefix}mlp.down_proj", hidden, inner, config.mlp_bias)
-    yield "model.norm.weight", (hidden,)
-
-
-def _gpt2_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    yield "transformer.wte.weight", (config.vocab_size, hidden)
-    yield "transformer.wpe.weight", (config.max_position, hidden)
-    for layer in range(config.num_layers):
-        prefix = f"transformer.h.{layer}."
-        yield from _layer_norm(f"{prefix}ln_1", hidden)
-        yield from _attention_shapes(config, f"{prefix}attn.")
-        yield from _layer_norm(f"{prefix}ln_2", hidden)
-        yield from _linear(f"{prefix}mlp.up_proj", inner, hidden, config.mlp_bias)
-        yield from _linear(f"{prefix}mlp.down_proj", hidden, inner, config.mlp_bias)
-    yield from _layer_norm("transformer.ln_f", hidden)
-
-
-def _attention_shapes(config: ModelConfig, prefix: str) -> Iterator[tuple[str, Shape]]:
-    hidden = config.hidden_size
-    query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    yield from _linear(f"{prefix}q_proj", query, hidden, config.attention_bias)
-    yield from _linear(f"{prefix}k_proj", kv, hidden, config.attention_bias)
-    yield from _linear(f"{prefix}v_proj", kv, hidden, config.attention_bias)
-    yield from _linear(f"{prefix}o_proj", hidden, query, config.attention_out_bias)
-
-
-def _linear(name: str, out: int, inner: int, bias: bool) -> Iterator[tuple[str, Shape]]:
-    yield f"{name}.weight", (out, inner)
-    if bias:
-        yield f"{name}.bias", (out,)
-
-
-def _layer_norm(name: str, size: int) -> Iterator[tuple[str, Shape]]:
-    yield f"{name}.weight", (size,)
-    yield f"{name}.bias", (size,)
 
 
 # ---- GGUF

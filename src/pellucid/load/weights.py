@@ -21,16 +21,10 @@ from pellucid.errors import ModelError
 from pellucid.kernels.interface import IntegerMatrix
 from pellucid.load.files import ModelFiles
 from pellucid.load.gguf import GGUFFile, GGUFTensor
-from pellucid.load.names import (
-    ROPE_FREQS,
-    Shape,
-    Stored,
-    gguf_location,
-    hf_location,
-    weight_shapes,
-)
+from pellucid.load.names import ROPE_FREQS, Stored, gguf_location, hf_location
 from pellucid.load.safetensors import SafetensorsFolder
 from pellucid.models.config import ModelConfig
+from pellucid.models.shapes import Shape, weight_shapes
 from pellucid.quant.gguf_blocks import dequantize
 from pellucid.quant.gguf_integers import unpack
 from pellucid.quant.rounding import can_round, round_matrix

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from pellucid.config import EngineConfig
-from pellucid.errors import ConfigError
+from pellucid.errors import ConfigError, ModelError
 from pellucid.kernels.dispatch import KernelsUnavailable, select_ops
 from pellucid.kernels.interface import allocate_kv
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.load.files import ModelFiles
-from pellucid.load.names import weight_shapes
 from pellucid.messages import EngineInfo, TokenLogprobs
 from pellucid.models.base import Model
 from pellucid.models.registry import build_model
+from pellucid.models.shapes import weight_shapes
 from pellucid.runner import device as device_api
 from pellucid.runner.base import Chunk, KVCapacity, NewRow, StepPlan, StepResult
 from pellucid.runner.batch import Batch, Ints, StepRows
@@ -155,13 +155,15 @@ class TorchRunner:
             return
         blocks = list(range(-(-(length + 1) // self._capacity.block_size)))
         params = SamplingParams(top_p=0.9, top_k=50, seed=0)
-        self.execute(
+        result = self.execute(
             StepPlan(
                 step=-2,
                 new_rows=[NewRow("warm-up", [0] * length, length, params)],
                 chunks=[Chunk("warm-up", 0, length, True, blocks)],
             )
         ).result()
+        if result.errors:
+            raise ModelError(f"the model's logits are not finite in {self._info.dtype}")
         self.execute(StepPlan(step=-1, chunks=[Chunk("warm-up", length, 1, True, [])])).result()
         self._forget("warm-up")
 

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pellucid.errors import BadRequest, Overloaded, PellucidError
+from pellucid.errors import BadRequest, EngineDead, Overloaded, PellucidError
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,11 @@ class ClientGone(Exception):  # noqa: N818 - not an error of anyone
 
 
 def body_of(error: Exception, request_id: str) -> ErrorBody:
-    """Describe `error` to a client. An unexpected one is logged here and told without details."""
+    """Describe `error` to a client; what may hold internals is logged here and not told."""
+    if isinstance(error, EngineDead):
+        logger.error("request %s: %s", request_id, error.message)
+        message = "The engine has stopped. The server's log says why."
+        return ErrorBody(ErrorDetail(message, error.type, None, error.code))
     if isinstance(error, PellucidError):
         return ErrorBody(ErrorDetail(error.message, error.type, error.param, error.code))
     logger.error("request %s failed", request_id, exc_info=error)

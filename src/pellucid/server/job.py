@@ -111,14 +111,14 @@ async def _interleave(
 ) -> AsyncGenerator[tuple[int, Delta], None]:
     """Deltas of several generations in the order of their arrival, with whose they are."""
     # Bounded, so that a slow reader's deltas are merged in their generations and not piled up here.
-    arrived: asyncio.Queue[tuple[int, Delta | PellucidError | None]]
+    arrived: asyncio.Queue[tuple[int, Delta | Exception | None]]
     arrived = asyncio.Queue(maxsize=len(generations))
 
     async def pump(position: int) -> None:
         try:
             async for delta in generations[position]:
                 await arrived.put((position, delta))
-        except PellucidError as error:
+        except Exception as error:
             await arrived.put((position, error))
         else:
             await arrived.put((position, None))
@@ -128,7 +128,7 @@ async def _interleave(
     try:
         while num_open:
             position, delta = await arrived.get()
-            if isinstance(delta, PellucidError):
+            if isinstance(delta, Exception):
                 raise delta
             if delta is None:
                 num_open -= 1

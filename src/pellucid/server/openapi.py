@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from pellucid.server import protocol, responses
 from pellucid.server.errors import ErrorBody
 
 REF = "#/components/schemas/{name}"
+_SCHEMAS: tuple[type[msgspec.Struct], ...] = (
+    protocol.ChatRequest,
+    protocol.CompletionRequest,
+    protocol.GenerateRequest,
+    protocol.TokenizeRequest,
+    protocol.DetokenizeRequest,
+    responses.ChatCompletion,
+    responses.ChatChunk,
+    responses.TextCompletion,
+    responses.Generated,
+    responses.GenerateToken,
+    responses.GenerateEnd,
+    responses.Tokenized,
+    responses.Detokenized,
+    responses.Model,
+    responses.ModelList,
+    responses.Health,
+    responses.Version,
+    responses.Load,
+    responses.Index,
+    ErrorBody,
+)
 _ERRORS = {
     400: "A field is wrong, unknown or not supported.",
     404: "There is no such model.",
@@ -21,30 +45,30 @@ _ERRORS = {
     503: "The engine is dead.",
     504: "The request timed out.",
 }
-_documented: set[type[msgspec.Struct]] = {ErrorBody}
 
 
 def describe(
     body: type[msgspec.Struct] | None,
     answer: type[msgspec.Struct] | None,
     *,
-    streams: bool = False,
+    events: str | None = None,
+    errors: Iterable[int] = tuple(_ERRORS),
 ) -> dict[str, Any]:
     """Keyword arguments for a route's decorator that document its body and its answers.
 
-    `answer` is the JSON of a success; with `streams`, there may be server-sent events instead.
+    `answer` is the JSON of a success; `events` names what the events of a stream hold;
+    `errors` are the statuses of refusals and failures.
     """
-    _documented.update(t for t in (body, answer) if t is not None)
     content: dict[str, Any] = {}
     if answer is not None:
         content["application/json"] = {"schema": _ref(answer)}
-    if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+    if events is not None:
+        about = f"Server-sent events, each with {events} as JSON; after the last one, [DONE]."
+        content["text/event-stream"] = {"schema": {"type": "string", "description": about}}
     extra: dict[str, Any] = {"responses": {"200": {"description": "Success.", "content": content}}}
-    statuses = _ERRORS if body is not None else {404: _ERRORS[404], 503: _ERRORS[503]}
-    for status, reason in statuses.items():
+    for status in errors:
         extra["responses"][str(status)] = {
-            "description": reason,
+            "description": _ERRORS[status],
             "content": {"application/json": {"schema": _ref(ErrorBody)}},
         }
     if body is not None:
@@ -61,9 +85,7 @@ def install(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            _, schemas = msgspec.json.schema_components(
-                sorted(_documented, key=lambda t: t.__name__), ref_template=REF
-            )
+            _, schemas = msgspec.json.schema_components(_SCHEMAS, ref_template=REF)
             document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
             app.openapi_schema = document
         return app.openapi_schema

@@ -37,7 +37,7 @@ from pellucid.server.sse import EventStream
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", **describe(ChatRequest, ChatCompletion, streams=True))
+@router.post("/v1/chat/completions", **describe(ChatRequest, ChatCompletion, events="a ChatChunk"))
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     service = service_of(request)

@@ -25,7 +25,9 @@ from pellucid.server.sse import EventStream
 router = APIRouter()
 
 
-@router.post("/v1/completions", **describe(CompletionRequest, TextCompletion, streams=True))
+@router.post(
+    "/v1/completions", **describe(CompletionRequest, TextCompletion, events="a TextCompletion")
+)
 async def completions(request: Request) -> Response:
     """Continue one or more prompts."""
     service = service_of(request)

@@ -16,16 +16,18 @@ from pellucid.server.responses import Generated, GenerateEnd, GenerateToken
 from pellucid.server.service import service_of
 from pellucid.server.sse import EventStream, event
 
+EVENTS = "a GenerateToken (at the end a GenerateEnd)"
+
 router = APIRouter()
 
 
-@router.post("/generate", **describe(GenerateRequest, Generated, streams=True))
+@router.post("/generate", **describe(GenerateRequest, Generated, events=EVENTS))
 async def generate(request: Request) -> Response:
     """Continue a prompt as a stream, or as one JSON object with `"stream": false`."""
     return await _generate(request, may_be_whole=True)
 
 
-@router.post("/generate_stream", **describe(GenerateRequest, None, streams=True))
+@router.post("/generate_stream", **describe(GenerateRequest, None, events=EVENTS))
 async def generate_stream(request: Request) -> Response:
     """Continue a prompt as a stream."""
     return await _generate(request, may_be_whole=False)

@@ -12,14 +12,14 @@ from pellucid.server.service import Service, service_of
 router = APIRouter()
 
 
-@router.get("/v1/models", **describe(None, ModelList))
+@router.get("/v1/models", **describe(None, ModelList, errors=()))
 async def models(request: Request) -> Response:
     """The models that this server serves."""
     return json_response(ModelList([_model(service_of(request))]))
 
 
 # A path parameter: names like "org/model" have slashes.
-@router.get("/v1/models/{model_id:path}", **describe(None, Model))
+@router.get("/v1/models/{model_id:path}", **describe(None, Model, errors=(404,)))
 async def model(request: Request, model_id: str) -> Response:
     """One model, by its name."""
     service = service_of(request)

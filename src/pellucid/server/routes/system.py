@@ -15,13 +15,13 @@ from pellucid.server.service import service_of
 router = APIRouter()
 
 
-@router.get("/", **describe(None, Index))
+@router.get("/", **describe(None, Index, errors=()))
 async def index(request: Request) -> Response:
     """What is served, and where to read on."""
     return json_response(Index(service_of(request).llm.model_name, __version__))
 
 
-@router.get("/health", **describe(None, Health))
+@router.get("/health", **describe(None, Health, errors=(503,)))
 async def health(request: Request) -> Response:
     """200 while requests are taken, 503 once the engine is dead."""
     if not service_of(request).llm.alive:
@@ -29,13 +29,13 @@ async def health(request: Request) -> Response:
     return json_response(Health())
 
 
-@router.get("/version", **describe(None, Version))
+@router.get("/version", **describe(None, Version, errors=()))
 async def version() -> Response:
     """The version of pellucid."""
     return json_response(Version(__version__))
 
 
-@router.get("/metrics", **describe(None, Load))
+@router.get("/metrics", **describe(None, Load, errors=()))
 async def metrics(request: Request) -> Response:
     """Prometheus metrics under vLLM's names; a summary with `Accept: application/json`."""
     service = service_of(request)
