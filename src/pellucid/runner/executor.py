@@ -78,6 +78,9 @@ class NativeExecutor:
         self, model: Model, ops: NativeOps, kv: list[KVLayer], max_rows: int, threads: int
     ) -> None:
         self._team = thread_team(threads)
+        # What is left to torch is sampling. Its idle threads spin for a while after each op, on the
+        # cores that the team needs next: with them a step of one sequence takes half as long again.
+        torch.set_num_threads(1)
         self._program = ops.record(
             lambda token_ids, inputs: model.logits(model.forward(token_ids, inputs, kv)), max_rows
         )
