@@ -77,7 +77,7 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = None
     memory_fraction: Annotated[
         float, _about("Share of the free memory that the KV pool may take.", gt=0.0, le=1.0)
-    ] = 0.5
+    ] = 0.3
     prefix_caching: Annotated[
         bool, _about("Keep blocks of finished requests and share equal prefixes.")
     ] = True
