@@ -50,7 +50,8 @@ void AttentionPlan::cut(const StepInputs& inputs, uint32_t num_threads) {
 
     int64_t partitions = 0;
     for (const QueryTile& tile : tiles) partitions += tile.num_partitions();
-    const int64_t share = num_threads == 1 ? partitions : divide_up(partitions * shape.num_groups, kTasksPerThread * num_threads);
+    const int64_t share =
+        num_threads == 1 ? partitions : divide_up(partitions * shape.num_groups, kTasksPerThread * num_threads);
     for (size_t i = 0; i < tiles.size(); ++i) {
         QueryTile& tile = tiles[i];
         const auto index = static_cast<int32_t>(i);
@@ -96,7 +97,8 @@ int64_t Attention::scratch_floats() const {
 
 void Attention::run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const {
     const AttentionPlan& all = (*step.plans)[plan];
-    const auto index = static_cast<int64_t>(task) / pool.num_kv_heads, group = static_cast<int64_t>(task) % pool.num_kv_heads;
+    const auto index = static_cast<int64_t>(task) / pool.num_kv_heads,
+               group = static_cast<int64_t>(task) % pool.num_kv_heads;
     if (stage == 0) {
         attend(step, all.pieces[index], group, scratch);
     } else {

@@ -48,7 +48,7 @@ struct AttentionPiece {
 struct AttentionShape {
     int64_t window = INT64_MAX;  // positions that a token sees, itself included
     int64_t heads_per_group = 1;
-    int64_t num_groups = 1;      // key/value heads
+    int64_t num_groups = 1;  // key/value heads
     int64_t head_dim = 0;
 
     bool operator==(const AttentionShape&) const = default;

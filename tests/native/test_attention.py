@@ -1,4 +1,4 @@
-"""Paged attention against softmax in float64, and against itself under every way to cut the work."""
+"""Paged attention against softmax in float64, and against itself however the work is cut."""
 
 from __future__ import annotations
 
