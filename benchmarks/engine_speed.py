@@ -1,4 +1,4 @@
-"""Prefill and decode speed of the default model by type and batch, and the sampler's share."""
+"""Prefill and decode speed of the default model by kernels and batch, and the sampler's share."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ from pellucid.runner.factory import create_runner
 from pellucid.sampling_params import SamplingParams
 
 BATCHES = (1, 8, 32)
+RUNS = 3  # the best one counts
+CASES: dict[str, dict[str, str]] = {
+    "native": {"kernels": "native"},
+    "reference bfloat16": {"kernels": "reference", "dtype": "bfloat16"},
+    "reference float32": {"kernels": "reference", "dtype": "float32"},
+}
 # What a chat front end may send: every stage of the sampler is used.
 MIXED = SamplingParams(
     max_tokens=64,
@@ -30,8 +36,8 @@ MIXED = SamplingParams(
 GREEDY = SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True)
 
 
-def make_engine(dtype: str) -> EngineCore:
-    config = EngineConfig.of(dtype=dtype, max_num_seqs=32)
+def make_engine(settings: dict[str, str]) -> EngineCore:
+    config = EngineConfig.of(**settings, max_num_seqs=32)
     return EngineCore(create_runner(config), config.cache, config.scheduler)
 
 
@@ -61,28 +67,36 @@ def sampler_share(engine: EngineCore, params: SamplingParams) -> dict[str, float
     }
 
 
+def best_rates(engine: EngineCore, load: Workload) -> dict[str, Any]:
+    """The measurement with the best decode rate, and the best prefill rate of all."""
+    runs = [measure(engine, load) for _ in range(RUNS)]
+    best = max(runs, key=lambda run: run.decode_tokens_per_s or 0)
+    prefill = max(run.prefill_tokens_per_s or 0 for run in runs)
+    return {**msgspec.to_builtins(best), "prefill_tokens_per_s": prefill}
+
+
 def main() -> None:
     results: dict[str, Any] = {}
-    for dtype in ("float32", "bfloat16"):
-        engine = make_engine(dtype)
-        figures: dict[str, Any] = {}
+    for name, settings in CASES.items():
+        begin = time.perf_counter()
+        engine = make_engine(settings)
+        figures: dict[str, Any] = {"load_seconds": time.perf_counter() - begin}
         for batch in BATCHES:
             load = Workload(input_len=128, output_len=64, num_prompts=batch, batch_size=batch)
-            done = measure(engine, load)
-            figures[f"batch_{batch}"] = msgspec.to_builtins(done)
+            done = figures[f"batch_{batch}"] = best_rates(engine, load)
             print(
-                f"{dtype:9} batch {batch:2}: prefill {done.prefill_tokens_per_s or 0:7.0f} tok/s, "
-                f"decode {done.decode_tokens_per_s or 0:6.1f} tok/s"
+                f"{name:18} batch {batch:2}: prefill {done['prefill_tokens_per_s']:7.0f} tok/s, "
+                f"decode {done['decode_tokens_per_s']:7.1f} tok/s"
             )
         figures["sampling_greedy"] = sampler_share(engine, GREEDY)
         figures["sampling_mixed"] = sampler_share(engine, MIXED)
-        for name in ("sampling_greedy", "sampling_mixed"):
-            share = figures[name]
+        for sampling in ("sampling_greedy", "sampling_mixed"):
+            share = figures[sampling]
             print(
-                f"{dtype:9} {name}: {share['sample_ms']:.2f} ms of a "
+                f"{name:18} {sampling}: {share['sample_ms']:.2f} ms of a "
                 f"{share['forward_ms'] + share['sample_ms']:.1f} ms step "
                 f"({share['share_of_step']:.1%})"
             )
-        results[dtype] = figures
+        results[name] = figures
         engine.runner.close()
-    save("engine_speed", results, input_len=128, output_len=64, batches=list(BATCHES))
+    save("engine_speed", results, input_len=128, output_len=64, batches=list(BATCHES), runs=RUNS)

@@ -97,66 +97,104 @@ void bind_operands(nb::module_& m) {
         .def(nb::init<uint32_t>(), "num_threads"_a)
         .def_prop_ro("num_threads", &ThreadTeam::size);
     nb::class_<Columns>(m, "Columns", "Columns [begin, begin + count) of every row of a program's buffer.")
-        .def("__init__", [](Columns* self, int buffer, int64_t begin, int64_t count) {
-            require(buffer >= 0, "there is no buffer " + std::to_string(buffer));
-            new (self) Columns{buffer, begin, count};
-        }, "buffer"_a, "begin"_a, "count"_a)
+        .def(
+            "__init__",
+            [](Columns* self, int buffer, int64_t begin, int64_t count) {
+                require(buffer >= 0, "there is no buffer " + std::to_string(buffer));
+                require(begin >= 0 && begin <= kMaxColumns && count >= 1 && count <= kMaxColumns,
+                        "no buffer has columns " + std::to_string(begin) + " to + " + std::to_string(count));
+                new (self) Columns{buffer, begin, count};
+            },
+            "buffer"_a, "begin"_a, "count"_a)
         .def_ro("buffer", &Columns::buffer)
         .def_ro("begin", &Columns::begin)
         .def_ro("count", &Columns::count);
     nb::class_<KVPool>(m, "KVPool", "One layer's keys and values: [num_blocks, block_size, G, D], float32 or bfloat16.")
-        .def("__init__", [](KVPool* self, PoolTensor k, PoolTensor v) { new (self) KVPool(make_pool(k, v)); },
-             "k"_a.noconvert(), "v"_a.noconvert());
+        .def(
+            "__init__", [](KVPool* self, PoolTensor k, PoolTensor v) { new (self) KVPool(make_pool(k, v)); },
+            "k"_a.noconvert(), "v"_a.noconvert());
 }
 
 void bind_row_ops(nb::class_<Program>& program) {
     program
-        .def("embedding", [](Program& p, Columns out, const PackedWeight& table, float scale, const std::string& index) {
-            p.embedding(out, table, scale, parse_index(index));
-        }, "out"_a, "table"_a, "scale"_a = 1.0f, "index"_a = "tokens")
-        .def("linear", [](Program& p, Columns out, Columns x, const PackedWeight& weight,
-                          std::optional<Input<float, 1>> bias) {
-            p.linear(out, x, weight, bias ? vector(*bias, "bias") : FloatTensor{});
-        }, "out"_a, "x"_a, "weight"_a, "bias"_a = nb::none())
-        .def("rms_norm", [](Program& p, Columns out, Columns x, Input<float, 1> weight, float eps) {
-            p.norm(out, {}, x, {}, vector(weight, "weight"), {}, eps);
-        }, "out"_a, "x"_a, "weight"_a, "eps"_a)
-        .def("add_rms_norm", [](Program& p, Columns out, Columns total, Columns update, Operand residual,
-                                Input<float, 1> weight, float eps) {
-            p.norm(out, total, update, residual.value_or(Columns{}), vector(weight, "weight"), {}, eps);
-        }, "out"_a, "total"_a, "update"_a, "residual"_a.none(), "weight"_a, "eps"_a)
-        .def("layer_norm", [](Program& p, Columns out, Columns x, Input<float, 1> weight, Input<float, 1> bias,
-                              float eps) {
-            p.norm(out, {}, x, {}, vector(weight, "weight"), vector(bias, "bias"), eps);
-        }, "out"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a)
-        .def("add_layer_norm", [](Program& p, Columns out, Columns total, Columns update, Operand residual,
-                                  Input<float, 1> weight, Input<float, 1> bias, float eps) {
-            p.norm(out, total, update, residual.value_or(Columns{}), vector(weight, "weight"), vector(bias, "bias"), eps);
-        }, "out"_a, "total"_a, "update"_a, "residual"_a.none(), "weight"_a, "bias"_a, "eps"_a)
-        .def("silu_mul", [](Program& p, Columns out, Columns gate_up) {
-            p.activate(out, gate_up, {.kind = ActivationKind::SiluMul});
-        }, "out"_a, "gate_up"_a)
-        .def("gelu_mul", [](Program& p, Columns out, Columns gate_up, bool approximate) {
-            p.activate(out, gate_up, {.kind = approximate ? ActivationKind::GeluTanhMul : ActivationKind::GeluMul});
-        }, "out"_a, "gate_up"_a, "approximate"_a)
-        .def("gelu", [](Program& p, Columns out, Columns x, bool approximate) {
-            p.activate(out, x, {.kind = approximate ? ActivationKind::GeluTanh : ActivationKind::Gelu});
-        }, "out"_a, "x"_a, "approximate"_a)
-        .def("softcap", [](Program& p, Columns out, Columns x, float cap) {
-            p.activate(out, x, {.kind = ActivationKind::Softcap, .cap = cap});
-        }, "out"_a, "x"_a, "cap"_a);
+        .def(
+            "embedding",
+            [](Program& p, Columns out, const PackedWeight& table, float scale, const std::string& index) {
+                p.embedding(out, table, scale, parse_index(index));
+            },
+            "out"_a, "table"_a, "scale"_a = 1.0f, "index"_a = "tokens")
+        .def(
+            "linear",
+            [](Program& p, Columns out, Columns x, const PackedWeight& weight, std::optional<Input<float, 1>> bias) {
+                p.linear(out, x, weight, bias ? vector(*bias, "bias") : FloatTensor{});
+            },
+            "out"_a, "x"_a, "weight"_a, "bias"_a = nb::none())
+        .def(
+            "rms_norm",
+            [](Program& p, Columns out, Columns x, Input<float, 1> weight, float eps) {
+                p.norm(out, {}, x, {}, vector(weight, "weight"), {}, eps);
+            },
+            "out"_a, "x"_a, "weight"_a, "eps"_a)
+        .def(
+            "add_rms_norm",
+            [](Program& p, Columns out, Columns total, Columns update, Operand residual, Input<float, 1> weight,
+               float eps) {
+                p.norm(out, total, update, residual.value_or(Columns{}), vector(weight, "weight"), {}, eps);
+            },
+            "out"_a, "total"_a, "update"_a, "residual"_a.none(), "weight"_a, "eps"_a)
+        .def(
+            "layer_norm",
+            [](Program& p, Columns out, Columns x, Input<float, 1> weight, Input<float, 1> bias, float eps) {
+                p.norm(out, {}, x, {}, vector(weight, "weight"), vector(bias, "bias"), eps);
+            },
+            "out"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a)
+        .def(
+            "add_layer_norm",
+            [](Program& p, Columns out, Columns total, Columns update, Operand residual, Input<float, 1> weight,
+               Input<float, 1> bias, float eps) {
+                p.norm(out, total, update, residual.value_or(Columns{}), vector(weight, "weight"), vector(bias, "bias"),
+                       eps);
+            },
+            "out"_a, "total"_a, "update"_a, "residual"_a.none(), "weight"_a, "bias"_a, "eps"_a)
+        .def(
+            "silu_mul",
+            [](Program& p, Columns out, Columns gate_up) {
+                p.activate(out, gate_up, {.kind = ActivationKind::SiluMul});
+            },
+            "out"_a, "gate_up"_a)
+        .def(
+            "gelu_mul",
+            [](Program& p, Columns out, Columns gate_up, bool approximate) {
+                p.activate(out, gate_up, {.kind = approximate ? ActivationKind::GeluTanhMul : ActivationKind::GeluMul});
+            },
+            "out"_a, "gate_up"_a, "approximate"_a)
+        .def(
+            "gelu",
+            [](Program& p, Columns out, Columns x, bool approximate) {
+                p.activate(out, x, {.kind = approximate ? ActivationKind::GeluTanh : ActivationKind::Gelu});
+            },
+            "out"_a, "x"_a, "approximate"_a)
+        .def(
+            "softcap",
+            [](Program& p, Columns out, Columns x, float cap) {
+                p.activate(out, x, {.kind = ActivationKind::Softcap, .cap = cap});
+            },
+            "out"_a, "x"_a, "cap"_a);
 }
 
 void bind_attention_ops(nb::class_<Program>& program) {
     program
-        .def("rope_and_write_kv", [](Program& p, Columns out, Columns q, Columns k, Columns v, Input<float, 2> cos,
-                                     Input<float, 2> sin, const KVPool& pool) {
-            require(size(cos, 0) > 0 && size(cos, 1) > 0, "cos is empty");
-            p.rope_and_write_kv(out, q, k, v, tensor(cos), tensor(sin), pool);
-        }, "out"_a, "q"_a, "k"_a, "v"_a, "cos"_a, "sin"_a, "pool"_a)
+        .def(
+            "rope_and_write_kv",
+            [](Program& p, Columns out, Columns q, Columns k, Columns v, Input<float, 2> cos, Input<float, 2> sin,
+               const KVPool& pool) {
+                require(size(cos, 0) > 0 && size(cos, 1) > 0, "cos is empty");
+                p.rope_and_write_kv(out, q, k, v, tensor(cos), tensor(sin), pool);
+            },
+            "out"_a, "q"_a, "k"_a, "v"_a, "cos"_a, "sin"_a, "pool"_a)
         .def("write_kv", &Program::write_kv, "k"_a, "v"_a, "pool"_a)
-        .def("paged_attention", &Program::paged_attention, "out"_a, "q"_a, "pool"_a, "scale"_a,
-             "window"_a = nb::none(), "softcap"_a = nb::none());
+        .def("paged_attention", &Program::paged_attention, "out"_a, "q"_a, "pool"_a, "scale"_a, "window"_a = nb::none(),
+             "softcap"_a = nb::none());
 }
 
 }  // namespace

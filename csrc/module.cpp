@@ -3,5 +3,6 @@
 NB_MODULE(_native, m) {
     m.doc() = "CPU kernels of pellucid.";
     pellucid::bind_gemm(m);
+    pellucid::bind_peak(m);
     pellucid::bind_program(m);
 }

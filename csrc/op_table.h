@@ -1,7 +1,7 @@
 // The ops beside the matrix products, once per instruction set. The rules of kernel_table.h hold here too.
 //
-// All work on one row, or on one tile of attention, and are single-threaded. Row functions take any n >= 0; an element's
-// result does not depend on where in the row it stands, so a row may be cut anywhere. `out` may be one of the inputs.
+// All work on one row, or on one tile of attention, and are single-threaded. Row functions take any n >= 0. Those on
+// single elements may get a row in parts, cut anywhere. `out` may be one of the inputs.
 
 #pragma once
 
@@ -21,7 +21,7 @@ struct AttentionTile {
     const void* k;           // of this key/value head in slot 0; fp32 or bf16
     const void* v;
     bool bfloat16;
-    int64_t slot_stride;     // elements between two slots: G * D
+    int64_t slot_stride;  // elements between two slots: G * D
     const int32_t* block_table;
     int64_t block_size;
     float scale;
@@ -31,8 +31,8 @@ struct AttentionTile {
     int64_t rows() const { return num_tokens * heads; }
 };
 
-constexpr int64_t kPartition = 256;     // positions of one softmax; counted from position 0
-constexpr int64_t kMaxTileRows = 96;    // enough to read K and V from the cache rarely
+constexpr int64_t kPartition = 256;   // positions of one softmax; counted from position 0
+constexpr int64_t kMaxTileRows = 96;  // enough to read K and V from the cache rarely
 constexpr int64_t kMaxHeadDim = 256;
 
 // A softmax not yet divided by its denominator, of rows of a tile over one or more partitions.

@@ -6,14 +6,11 @@ namespace pellucid {
 const OpTable& ops() {
     switch (active_isa()) {
 #if defined(__x86_64__)
-        case Isa::Avx512:
-            return kAvx512Ops;
+        case Isa::Avx512: return kAvx512Ops;
         case Isa::Avx2Vnni:
-        case Isa::Avx2:
-            return kAvx2Ops;
+        case Isa::Avx2: return kAvx2Ops;
 #endif
-        default:
-            return kPortableOps;
+        default: return kPortableOps;
     }
 }
 

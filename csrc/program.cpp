@@ -100,8 +100,8 @@ void Program::make_room(uint32_t num_threads) {
 // ---- what a run may ask for ----
 
 void Program::check(const StepInputs& inputs) const {
-    require(inputs.rows <= max_rows_, "the step has " + std::to_string(inputs.rows) + " rows, the program was made for " +
-                                          std::to_string(max_rows_));
+    require(inputs.rows <= max_rows_, "the step has " + std::to_string(inputs.rows) +
+                                          " rows, the program was made for " + std::to_string(max_rows_));
     check_all("token_ids", inputs.token_ids, inputs.rows, vocab_size_);
     check_all("positions", inputs.positions, inputs.rows, num_positions_);
     check_all("sampled", inputs.sampled, inputs.num_sampled, inputs.rows);
@@ -122,9 +122,9 @@ void Program::check_sequences(const StepInputs& inputs) const {
         require(length <= inputs.table_width * block_size_, name + " is longer than its block table");
         const int32_t* blocks = inputs.block_tables + s * inputs.table_width;
         for (int64_t b = 0; b * block_size_ < length; ++b)
-            require(blocks[b] >= 0 && blocks[b] < num_blocks_,
-                    "block " + std::to_string(b) + " of " + name + " is " + std::to_string(blocks[b]) +
-                        ", the pool has " + std::to_string(num_blocks_));
+            require(blocks[b] >= 0 && blocks[b] < num_blocks_, "block " + std::to_string(b) + " of " + name + " is " +
+                                                                   std::to_string(blocks[b]) + ", the pool has " +
+                                                                   std::to_string(num_blocks_));
     }
 }
 
@@ -134,7 +134,8 @@ void Program::poison() {
     require(finalized(), "the program is not finalized");
     const std::lock_guard only_one(one_run_);
     std::memset(arena_.get(), 0xff, static_cast<size_t>(arena_bytes_));
-    if (scratch_) std::memset(scratch_.get(), 0xff, scratch_threads_ * static_cast<size_t>(whole_lines(scratch_floats_ * 4)));
+    if (scratch_)
+        std::memset(scratch_.get(), 0xff, scratch_threads_ * static_cast<size_t>(whole_lines(scratch_floats_ * 4)));
     if (partials_) std::memset(partials_.get(), 0xff, static_cast<size_t>(partials_size_) * 4);
 }
 

@@ -4,34 +4,37 @@
 // change, so a tensor and its views are columns of one buffer). From Python:
 //
 //     program = Program()
-//     b = program.add_buffer(columns)                        -> int
-//     Columns(b, begin, count)                                 operand: these columns of every row
-//     program.embedding(out, table, scale=1.0, index="tokens" | "positions")           table: PackedWeight
-//     program.linear(out, x, weight, bias=None)                weight: PackedWeight; bias: float32 [n]
-//     program.rms_norm(out, x, weight, eps)                    weight: float32 [size]; x may hold several heads of `size`
-//     program.add_rms_norm(out, total, update, residual, weight, eps)     residual: Columns or None (then total = update)
-//     program.layer_norm(out, x, weight, bias, eps)
+//     b = program.add_buffer(columns)                  -> int
+//     Columns(b, begin, count)                         operand: these columns of every row
+//     program.embedding(out, table, scale=1.0, index="tokens" | "positions")          table: PackedWeight
+//     program.linear(out, x, weight, bias=None)        weight: PackedWeight; bias: float32 [n]
+//     program.rms_norm(out, x, weight, eps)            weight: float32 [size]; x may hold several heads of that size
+//     program.add_rms_norm(out, total, update, residual, weight, eps)                 without a residual (None),
+//     program.layer_norm(out, x, weight, bias, eps)                                   total = update
 //     program.add_layer_norm(out, total, update, residual, weight, bias, eps)
-//     program.rope_and_write_kv(out_q, q, k, v, cos, sin, pool)           cos, sin: float32 [positions, rotated / 2]
-//     program.write_kv(k, v, pool)                             pool: KVPool(k, v), of float32 or bfloat16 tensors
+//     program.rope_and_write_kv(out_q, q, k, v, cos, sin, pool)                       cos, sin: float32
+//     program.write_kv(k, v, pool)                     pool: KVPool(k, v)             [positions, rotated / 2]
 //     program.paged_attention(out, q, pool, scale, window=None, softcap=None)
-//     program.silu_mul(out, gate_up); program.gelu_mul(out, gate_up, approximate); program.gelu(out, x, approximate)
+//     program.silu_mul(out, gate_up)
+//     program.gelu_mul(out, gate_up, approximate)
+//     program.gelu(out, x, approximate)
 //     program.softcap(out, x, cap)
-//     program.finalize(output, max_rows)                       output: Columns, all of one buffer
+//     program.finalize(output, max_rows)               output: Columns, all of one buffer
 //
-// Running, all arrays dense numpy or torch, dtypes as in AttentionInputs:
+// Running, all arrays dense numpy or torch (numpy crosses over faster), dtypes as in AttentionInputs:
 //
 //     program.run(team, token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled, out)
 //
-// writes to out [len(sampled), columns of output] float32 what the step's rows `sampled` (int64) have there. What follows
-// the last attention is computed for these rows only. Every number is checked; errors are ValueError, before anything runs.
+// writes to out [len(sampled), columns of output] float32 what the step's rows `sampled` (int64) have there. What
+// follows the last attention is computed for these rows only. Every number is checked; errors are ValueError, before
+// anything runs.
 //
-// numpy arrays cross over faster than torch tensors. To look inside: program.describe() has a line for each instruction;
-// program.times() has the nanoseconds that each took in the last run after program.timed = True. program.poison() is for tests.
+// To look inside: program.describe() has a line for each instruction; program.times() has the nanoseconds that each
+// took in the last run after program.timed = True. program.poison() is for tests.
 //
-// What happens to the list on the way: the input of a product with a quantised weight is quantised, by the op that makes it
-// if it can; an activation is applied by the product before it; norms of q and k are done by the rotation. What nobody
-// reads is neither computed nor stored. Results do not depend on any of this.
+// What happens to the list on the way: the input of a product with a quantised weight is quantised, by the op that
+// makes it if it can; an activation is applied by the product before it; norms of q and k are done by the rotation.
+// What nobody reads is neither computed nor stored. Results do not depend on any of this.
 
 #pragma once
 
@@ -70,7 +73,7 @@ public:
     int64_t arena_bytes() const { return arena_bytes_; }
     bool finalized() const { return arena_ != nullptr; }
     std::vector<std::string> describe() const;  // one line per instruction
-    std::vector<int64_t> times() const;          // nanoseconds per instruction, of the last run that was timed
+    std::vector<int64_t> times() const;         // nanoseconds per instruction, of the last run that was timed
     void set_timed(bool timed) { timed_ = timed; }
     bool timed() const { return timed_; }
     // Fills all memory between ops with NaN, for tests: what is read without having been written shows.

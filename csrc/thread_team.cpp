@@ -14,7 +14,7 @@ namespace {
 constexpr uint32_t kNoStage = UINT32_MAX;
 constexpr uint32_t kMaxThreads = 1024;
 // A stage is usually over within microseconds, and the next job follows the last after some tens of them.
-constexpr int kPauses = 2000;                          // before giving the core to others, a few tens of microseconds
+constexpr int kPauses = 2000;                            // before giving the core to others, a few tens of microseconds
 constexpr auto kAwake = std::chrono::microseconds(200);  // after a job, before going to sleep
 
 constexpr uint64_t pack(uint32_t stage, uint32_t unclaimed) { return uint64_t{stage} << 32 | unclaimed; }

@@ -1,8 +1,8 @@
 // Persistent threads that work through the stages of a job, with as little between two stages as possible.
 //
-// A job is a sequence of stages; a stage is a number of tasks that may run in any order and at once; a stage begins when
-// all tasks of the one before it are done. Threads claim tasks, so nobody waits for a thread that the operating system
-// has put aside between two tasks: the others do its share. Which thread runs a task must not matter to the result.
+// A job is a sequence of stages; a stage is a number of tasks that may run in any order and at once; a stage begins
+// when all tasks of the one before it are done. Threads claim tasks, so nobody waits for a thread that the operating
+// system has put aside between two tasks: the others do its share. Which thread runs a task must not matter.
 //
 // The whole state of a running job is one word, (stage, unclaimed tasks). A claim is a compare-and-swap on it. Whoever
 // holds a task knows that its stage cannot end, so whatever describes the job stays put until the task is done.
@@ -53,8 +53,8 @@ private:
     alignas(64) std::atomic<uint32_t> finished_{0};  // tasks of the current stage
     alignas(64) std::atomic<uint32_t> epoch_{0};     // jobs started so far
     std::atomic<bool> stopping_{false};
-    Job* job_ = nullptr;           // valid while a task of it is held
-    uint32_t stage_tasks_ = 0;     // likewise
+    Job* job_ = nullptr;        // valid while a task of it is held
+    uint32_t stage_tasks_ = 0;  // likewise
     std::mutex one_job_;
     std::mutex sleep_mutex_;
     std::condition_variable wake_;

@@ -6,8 +6,8 @@
 //     scores[row][key]  = sum over d, ascending, of q[row][d] * k[key][d]     one chain per score
 //     out[row][d]       = sum over keys, ascending, of p[row][key] * v[key][d]  one chain per component
 //
-// Both are computed in register blocks of up to kRowBlock rows, whatever shape fits. No chain depends on the shape. Keys
-// that a row does not see have p = 0 exactly and change nothing, so it does not matter that a row beside it sees them.
+// Both are computed in register blocks of up to kRowBlock rows, whatever shape fits. No chain depends on the shape.
+// Keys that a row does not see have p = 0 exactly and change nothing, so it does not matter that a row beside it does.
 
 #pragma once
 
@@ -80,7 +80,9 @@ template <class F>
 inline void with_pool_rows(const AttentionTile& tile, const int64_t* slots, F f) {
     const auto call = [&](auto type) {
         using T = decltype(type);
-        const auto rows = [&](const void* data) { return PoolRows<T>{static_cast<const T*>(data), tile.slot_stride, slots}; };
+        const auto rows = [&](const void* data) {
+            return PoolRows<T>{static_cast<const T*>(data), tile.slot_stride, slots};
+        };
         f(rows(tile.k), rows(tile.v));
     };
     if (tile.bfloat16) {
@@ -182,7 +184,7 @@ void mix(const float* weights, const Rows& values, Range range, int64_t head_dim
     for (; d < head_dim; d += kLanes) mix_block<kRows, 1>(weights, values, range, d, head_dim, out);
 }
 
-// Turns one row of scores into weights exp(score - largest), 0 outside of `seen`, over the vectors that `block` touches.
+// Turns one row of scores into weights exp(score - largest), 0 outside of `seen`, in the vectors that `block` touches.
 // Sums run through the whole partition vector by vector; what is not touched would add 0.
 void soften(const AttentionTile& tile, Range block, Range seen, float* scores, float* largest, float* denominator) {
     const int64_t first = block.begin / kLanes * kLanes;

@@ -34,7 +34,9 @@ inline Float tanh_gelu(Float x) {
     return fma(half, tanh(mul(inner, spread(0.797884561f))), half);
 }
 
-void add_row(const float* a, const float* b, float* out, int64_t n) { map_rows(a, b, out, n, [](Float x, Float y) { return add(x, y); }); }
+void add_row(const float* a, const float* b, float* out, int64_t n) {
+    map_rows(a, b, out, n, [](Float x, Float y) { return add(x, y); });
+}
 void scale_row(const float* x, float factor, float* out, int64_t n) {
     map_row(x, out, n, [&](Float v) { return mul(v, spread(factor)); });
 }

@@ -33,82 +33,99 @@ struct Strips {
     const float* scales[kStrips];
 };
 
+// Where one block of a tile's panel (kernel_table.h) has what.
 template <int kRows>
 struct Panel {
-    static constexpr int kScaleOffset = kRows * 32;
-    static constexpr int kCorrectionOffset = kScaleOffset + kRows * 4;
+    const std::byte* block;
 
+    const int8_t* x(int row) const { return reinterpret_cast<const int8_t*>(block) + row * kActivationGroup; }
+    float scale(int row) const { return read<float>(kRows * kActivationGroup + row * 4); }
     template <class T>
-    static T read(const std::byte* p) {
+    T correction(int group, int row) const {
+        return read<T>(kRows * (kActivationGroup + 4) + (group * kRows + row) * 4);
+    }
+
+private:
+    template <class T>
+    T read(int64_t offset) const {
         T value;
-        __builtin_memcpy(&value, p, sizeof value);
+        __builtin_memcpy(&value, block + offset, sizeof value);
         return value;
     }
 };
 
+// Registers of a tile: a few dozen named by constant indices. Everything that touches them has to be inlined.
+template <int kRows, int kStrips>
+using Dots = Int[kRows][kStrips * kVectorsPerStrip];
+template <int kRows, int kStrips>
+using Sums = Float[kRows][kStrips * kVectorsPerStrip];
+#define PELLUCID_INLINE __attribute__((always_inline)) inline
+
+// One line of each strip into the dot products.
 template <class F, int kRows, int kStrips>
-void quant_tile(const QuantGemm& call, const Strips<kStrips>& strips, const std::byte* panel, Ahead ahead,
-                Float (&sum)[kRows][kStrips * kVectorsPerStrip]) {
+PELLUCID_INLINE void dot_line(const Strips<kStrips>& strips, int64_t offset, const Panel<kRows>& panel, int x_offset,
+                              Dots<kRows, kStrips>& dot) {
     constexpr int kVectors = kStrips * kVectorsPerStrip;
+    Int w[kVectors];
+    for (int v = 0; v < kVectors; ++v)
+        w[v] = load_bytes(strips.quants[v / kVectorsPerStrip] + offset + v % kVectorsPerStrip * kLanes * 4);
+    if constexpr (F::kBits == 8) {
+        for (int r = 0; r < kRows; ++r)
+            for (int v = 0; v < kVectors; ++v) dot[r][v] = dot8bit(dot[r][v], w[v], spread4(panel.x(r) + x_offset));
+    } else {
+        for (int r = 0; r < kRows; ++r)
+            for (int v = 0; v < kVectors; ++v)
+                dot[r][v] = dot4bit(dot[r][v], low_nibbles(w[v]), spread4(panel.x(r) + x_offset));
+        for (int r = 0; r < kRows; ++r)
+            for (int v = 0; v < kVectors; ++v)
+                dot[r][v] = dot4bit(dot[r][v], high_nibbles(w[v]), spread4(panel.x(r) + x_offset + 4));
+    }
+}
+
+// The dot products of group `g` of a block, scaled, into the sums.
+template <class F, int kRows, int kStrips>
+PELLUCID_INLINE void add_group(const Strips<kStrips>& strips, int64_t scale_offset, const Panel<kRows>& panel, int g,
+                               const Dots<kRows, kStrips>& dot, Sums<kRows, kStrips>& sum) {
+    for (int v = 0; v < kStrips * kVectorsPerStrip; ++v) {
+        const float* scales = strips.scales[v / kVectorsPerStrip] + scale_offset + v % kVectorsPerStrip * kLanes;
+        const Float scale = load(scales);
+        for (int r = 0; r < kRows; ++r)
+            sum[r][v] = fma(mul(scale, spread(panel.scale(r))), to_float(dot[r][v]), sum[r][v]);
+        if constexpr (F::kMinima) {
+            const Float minimum = load(scales + kStripColumns);
+            for (int r = 0; r < kRows; ++r)
+                sum[r][v] = fma(minimum, spread(panel.template correction<float>(g, r)), sum[r][v]);
+        }
+    }
+}
+
+template <class F, int kRows, int kStrips>
+PELLUCID_INLINE void quant_tile(const QuantGemm& call, const Strips<kStrips>& strips, const std::byte* panels,
+                                Ahead ahead, Sums<kRows, kStrips>& sum) {
     constexpr int kGroups = kActivationGroup / F::kGroup;  // per block of 32
     constexpr int kLines = F::kGroup / F::kDepth;          // per group
-    using P = Panel<kRows>;
-
     const int64_t blocks = call.k / kActivationGroup;
     for (int64_t block = 0; block < blocks; ++block) {
         ahead.fetch();
+        const Panel<kRows> panel{panels + block * kRows * panel_bytes_per_row_block(F::kGroup)};
         for (int g = 0; g < kGroups; ++g) {
-            const std::byte* correction = panel + P::kCorrectionOffset + g * kRows * 4;
-            Int dot[kRows][kVectors];
+            const int64_t group = block * kGroups + g;
+            Dots<kRows, kStrips> dot;
             for (int r = 0; r < kRows; ++r)
-                for (int v = 0; v < kVectors; ++v)
-                    dot[r][v] = F::kMinima ? spread(int32_t{0}) : spread(P::template read<int32_t>(correction + r * 4));
-
-            for (int line = 0; line < kLines; ++line) {
-                const int64_t offset = ((block * kGroups + g) * kLines + line) * kLine;
-                const auto* x = reinterpret_cast<const int8_t*>(panel) + g * F::kGroup + line * F::kDepth;
-                Int w[kVectors];
-                for (int v = 0; v < kVectors; ++v)
-                    w[v] = load_bytes(strips.quants[v / kVectorsPerStrip] + offset + v % kVectorsPerStrip * kLanes * 4);
-                if constexpr (F::kBits == 4) {
-                    for (int r = 0; r < kRows; ++r)
-                        for (int v = 0; v < kVectors; ++v)
-                            dot[r][v] = dot4bit(dot[r][v], low_nibbles(w[v]), spread4(x + r * 32));
-                    for (int r = 0; r < kRows; ++r)
-                        for (int v = 0; v < kVectors; ++v)
-                            dot[r][v] = dot4bit(dot[r][v], high_nibbles(w[v]), spread4(x + r * 32 + 4));
-                } else {
-                    for (int r = 0; r < kRows; ++r)
-                        for (int v = 0; v < kVectors; ++v) dot[r][v] = dot8bit(dot[r][v], w[v], spread4(x + r * 32));
-                }
-            }
-
-            const int64_t scale_offset = (block * kGroups + g) * F::kScaleFloats;
-            for (int v = 0; v < kVectors; ++v) {
-                const float* scales = strips.scales[v / kVectorsPerStrip] + scale_offset + v % kVectorsPerStrip * kLanes;
-                const Float scale = load(scales);
-                for (int r = 0; r < kRows; ++r) {
-                    const Float a = spread(P::template read<float>(panel + P::kScaleOffset + r * 4));
-                    sum[r][v] = fma(mul(scale, a), to_float(dot[r][v]), sum[r][v]);
-                }
-                if constexpr (F::kMinima) {
-                    const Float minimum = load(scales + kStripColumns);
-                    for (int r = 0; r < kRows; ++r)
-                        sum[r][v] = fma(minimum, spread(P::template read<float>(correction + r * 4)), sum[r][v]);
-                }
-            }
+                for (Int& d : dot[r]) d = spread(F::kMinima ? 0 : panel.template correction<int32_t>(g, r));
+            for (int line = 0; line < kLines; ++line)
+                dot_line<F>(strips, (group * kLines + line) * kLine, panel, g * F::kGroup + line * F::kDepth, dot);
+            add_group<F>(strips, group * F::kScaleFloats, panel, g, dot, sum);
         }
-        panel += kRows * panel_bytes_per_row_block(F::kGroup);
     }
 }
 
 template <class F, int kRows, int kStrips>
 void tile_and_store(const QuantGemm& call, const Strips<kStrips>& strips, const std::byte* panel, Ahead ahead,
                     int64_t row, int64_t strip) {
-    constexpr int kVectors = kStrips * kVectorsPerStrip;
-    Float sum[kRows][kVectors];
-    for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) sum[r][v] = spread(0.0f);
+    Sums<kRows, kStrips> sum;
+    for (auto& row_sums : sum)
+        for (Float& v : row_sums) v = spread(0.0f);
     quant_tile<F, kRows, kStrips>(call, strips, panel, ahead, sum);
     store_tile<kRows, kStrips>(sum, call, row, strip);
 }
@@ -125,7 +142,8 @@ void widen_scales(const QuantGemm& call, const std::byte* strip, float* out) {
                 store(out + i, load_half(reinterpret_cast<const uint16_t*>(scales) + i));
             break;
         case ScaleKind::Float:
-            for (int64_t i = 0; i < count; i += kLanes) store(out + i, load(reinterpret_cast<const float*>(scales) + i));
+            for (int64_t i = 0; i < count; i += kLanes)
+                store(out + i, load(reinterpret_cast<const float*>(scales) + i));
             break;
         case ScaleKind::Super: {
             const auto* super_scales = reinterpret_cast<const uint16_t*>(strip);
@@ -188,10 +206,10 @@ void gemm_quant_format(const QuantGemm& call) {
 
 void gemm_quant_impl(const QuantGemm& call) {
     const bool minima = call.format.has_minima;
-    if (call.format.kind == WeightKind::Int4) return minima ? gemm_quant_format<Format<4, 32, true>>(call)
-                                                            : gemm_quant_format<Format<4, 32, false>>(call);
-    if (call.format.group == 32) return minima ? gemm_quant_format<Format<8, 32, true>>(call)
-                                               : gemm_quant_format<Format<8, 32, false>>(call);
+    if (call.format.kind == WeightKind::Int4)
+        return minima ? gemm_quant_format<Format<4, 32, true>>(call) : gemm_quant_format<Format<4, 32, false>>(call);
+    if (call.format.group == 32)
+        return minima ? gemm_quant_format<Format<8, 32, true>>(call) : gemm_quant_format<Format<8, 32, false>>(call);
     return minima ? gemm_quant_format<Format<8, 16, true>>(call) : gemm_quant_format<Format<8, 16, false>>(call);
 }
 

@@ -16,11 +16,11 @@ inline Float polynomial(Float x, const float (&c)[kCount]) {
     return sum;
 }
 
-// 0 below -87, so that the weight of a masked score (-inf) is exactly 0; at most exp(88). NaN stays NaN, because max and
-// min return their second argument where they cannot compare.
+// 0 below -87, so that the weight of a masked score (-inf) is exactly 0; at most exp(88). NaN stays NaN, because max
+// and min return their second argument where they cannot compare.
 inline Float exp(Float x) {
-    static constexpr float kPowers[] = {1.0f, 1.0f, 0.499999911f, 0.166664198f, 0.0416682325f, 0.00837489869f,
-                                        0.00138367375f};
+    static constexpr float kPowers[] = {1.0f,          1.0f,           0.499999911f,  0.166664198f,
+                                        0.0416682325f, 0.00837489869f, 0.00138367375f};
     const Float lowest = spread(-87.0f);
     const Float within = min(spread(88.0f), max(lowest, x));
     // x = whole * ln 2 + rest, with ln 2 in two parts: whole times the first one is exact.
@@ -30,8 +30,8 @@ inline Float exp(Float x) {
 }
 
 inline Float tanh(Float x) {
-    static constexpr float kPowers[] = {1.0f, -0.333332837f, 0.133316889f, -0.0537687019f, 0.0207536258f,
-                                        -0.0058521647f};
+    static constexpr float kPowers[] = {1.0f,           -0.333332837f, 0.133316889f,
+                                        -0.0537687019f, 0.0207536258f, -0.0058521647f};
     const Float size = abs(x);
     const Float near_zero = mul(x, polynomial(mul(x, x), kPowers));
     const Float e = exp(mul(min(spread(10.0f), size), spread(-2.0f)));
@@ -40,7 +40,7 @@ inline Float tanh(Float x) {
 }
 
 inline Float erf(Float x) {
-    static constexpr float kNearZero[] = {1.12837911f,    -0.37612626f,   0.112835854f,   -0.026853811f,
+    static constexpr float kNearZero[] = {1.12837911f,    -0.37612626f,     0.112835854f,   -0.026853811f,
                                           0.00518832775f, -0.000801019254f, 7.85385782e-05f};
     // erfc(x) * exp(x^2) for 1 <= x <= 4, in powers of 1 / (x + 2)
     static constexpr float kTail[] = {0.00047091709f, 0.550678968f,  1.28733945f, 1.00886106f,

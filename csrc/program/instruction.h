@@ -145,7 +145,7 @@ public:
     Columns out, x;
 };
 
-// Stores k and v in the pool, and rotates q and k before if there are tables; norms them before that if there are weights.
+// Stores k and v in the pool. Before, rotates q and k if there are tables, and norms them first if there are weights.
 class WriteKV final : public RowInstruction {
 public:
     const char* name() const override { return cos ? "rope_and_write_kv" : "write_kv"; }
@@ -157,9 +157,9 @@ public:
     void run_row(const Step& step, int64_t row, float* scratch) const override;
     int64_t scratch_floats() const override { return pool.head_dim; }
 
-    Columns out, q;       // with tables only
+    Columns out, q;  // with tables only
     Columns k, v;
-    FloatTensor cos, sin;  // [max_position, rotated / 2]
+    FloatTensor cos, sin;            // [max_position, rotated / 2]
     FloatTensor q_weight, k_weight;  // of RMS norms, [head_dim]
     float q_eps = 0.0f, k_eps = 0.0f;
     KVPool pool;

@@ -8,8 +8,8 @@ namespace pellucid {
 
 namespace {
 
-constexpr int64_t kBlockRows = 96;        // their activations stay in the L2 cache while columns pass by
-constexpr int64_t kBlockColumns = 32;     // a block of columns is a multiple, for these share what they load of the rows
+constexpr int64_t kBlockRows = 96;          // their activations stay in the L2 cache while columns pass by
+constexpr int64_t kBlockColumns = 32;       // blocks are multiples of this, which share what they load of the rows
 constexpr int64_t kActivatedColumns = 256;  // at a time, between product and activation
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -16,12 +16,10 @@ int64_t sum_bytes(int64_t columns, int64_t rows) { return whole_lines(columns / 
 
 int64_t Buffer::bytes(int64_t rows) const {
     switch (kind) {
-        case BufferKind::Float:
-            return whole_lines(columns * 4 * rows);
+        case BufferKind::Float: return whole_lines(columns * 4 * rows);
         case BufferKind::Quantised:
             return q_bytes(columns, rows) + scale_bytes(columns, rows) + sum_bytes(columns, rows);
-        default:
-            return 0;
+        default: return 0;
     }
 }
 

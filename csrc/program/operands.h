@@ -11,6 +11,8 @@
 
 namespace pellucid {
 
+constexpr int64_t kMaxColumns = int64_t{1} << 24;  // of a buffer
+
 // Columns [begin, begin + count) of every row of a buffer. Without a buffer it is an operand that is not there.
 struct Columns {
     int buffer = -1;

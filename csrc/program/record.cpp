@@ -20,11 +20,9 @@ std::string text(const Columns& c) {
 }
 
 void require_count(const Columns& columns, int64_t count, const char* name) {
-    require(columns.count == count, std::string(name) + " has " + std::to_string(columns.count) + " columns, expected " +
-                                        std::to_string(count));
+    require(columns.count == count, std::string(name) + " has " + std::to_string(columns.count) +
+                                        " columns, expected " + std::to_string(count));
 }
-
-constexpr int64_t kMaxColumns = int64_t{1} << 24;
 
 }  // namespace
 
@@ -50,8 +48,9 @@ void Program::check_write(const Columns& columns, const char* name) const {
     const bool exists = columns.buffer >= 0 && columns.buffer < static_cast<int>(buffers_.size());
     require(exists && buffers_[columns.buffer].kind == BufferKind::Float, std::string(name) + " is no buffer");
     const int64_t width = buffers_[columns.buffer].columns;
-    require(columns.begin >= 0 && columns.count >= 1 && columns.begin <= width && columns.count <= width - columns.begin,
-            std::string(name) + ", " + text(columns) + ", does not lie in it");
+    require(
+        columns.begin >= 0 && columns.count >= 1 && columns.begin <= width && columns.count <= width - columns.begin,
+        std::string(name) + ", " + text(columns) + ", does not lie in it");
     const auto taken = [&](const Columns& written) { return written.common(columns) > 0; };
     require(std::none_of(written_.begin(), written_.end(), taken),
             std::string(name) + ", " + text(columns) + ", was written before");
@@ -217,7 +216,8 @@ void Program::rope_and_write_kv(const Columns& out, const Columns& q, const Colu
     // Norms of single heads are cheap enough to be done here. If nobody else reads them they go away.
     const auto take_norm = [&](Columns& heads, FloatTensor& weight, float& eps) {
         const auto* norm = find_writer<Norm>(heads);
-        if (!cos || !norm || norm->total || norm->bias || norm->out != heads || norm->weight.columns != pool.head_dim) return;
+        if (!cos || !norm || norm->total || norm->bias || norm->out != heads || norm->weight.columns != pool.head_dim)
+            return;
         heads = norm->update;
         weight = norm->weight;
         eps = norm->eps;

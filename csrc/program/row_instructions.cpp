@@ -12,7 +12,9 @@ namespace {
 constexpr int64_t kElementsPerTask = 4096;  // about a microsecond: less is not worth waking anybody for
 constexpr int64_t kTasksPerThread = 4;
 
-void copy_row(const float* from, float* to, int64_t n) { std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float)); }
+void copy_row(const float* from, float* to, int64_t n) {
+    std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+}
 
 }  // namespace
 
@@ -89,18 +91,12 @@ const char* Activation::name() const {
 
 void Activation::apply(const float* x, const float* up, float* out, int64_t n) const {
     switch (kind) {
-        case ActivationKind::SiluMul:
-            return ops().silu_mul(x, up, out, n);
-        case ActivationKind::GeluMul:
-            return ops().gelu_mul(x, up, out, n);
-        case ActivationKind::GeluTanhMul:
-            return ops().gelu_tanh_mul(x, up, out, n);
-        case ActivationKind::Gelu:
-            return ops().gelu(x, out, n);
-        case ActivationKind::GeluTanh:
-            return ops().gelu_tanh(x, out, n);
-        case ActivationKind::Softcap:
-            return ops().softcap(x, cap, out, n);
+        case ActivationKind::SiluMul: return ops().silu_mul(x, up, out, n);
+        case ActivationKind::GeluMul: return ops().gelu_mul(x, up, out, n);
+        case ActivationKind::GeluTanhMul: return ops().gelu_tanh_mul(x, up, out, n);
+        case ActivationKind::Gelu: return ops().gelu(x, out, n);
+        case ActivationKind::GeluTanh: return ops().gelu_tanh(x, out, n);
+        case ActivationKind::Softcap: return ops().softcap(x, cap, out, n);
     }
 }
 

@@ -48,7 +48,7 @@ struct AttentionPiece {
 struct AttentionShape {
     int64_t window = INT64_MAX;  // positions that a token sees, itself included
     int64_t heads_per_group = 1;
-    int64_t num_groups = 1;      // key/value heads
+    int64_t num_groups = 1;  // key/value heads
     int64_t head_dim = 0;
 
     bool operator==(const AttentionShape&) const = default;
@@ -59,6 +59,7 @@ struct AttentionPlan {
     AttentionShape shape;
     std::vector<QueryTile> tiles;
     std::vector<AttentionPiece> pieces;
+    int64_t groups_per_task = 1;     // 1 or all: a task does them one after the other for its piece
     std::vector<int32_t> cut_tiles;  // whose partial softmaxes are merged in a second stage
     int64_t partial_floats = 0;
 

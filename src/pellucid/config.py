@@ -67,7 +67,7 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     block_size: Annotated[int, _about("Tokens per KV block.", ge=1, le=1024)] = 16
     kv_cache_dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        _about("Type of cached keys and values; auto: float32 with native kernels, else --dtype."),
+        _about("Type of cached keys and values; auto: as --dtype."),
     ] = "auto"
     num_kv_blocks: Annotated[
         Count | None, _about("Size of the KV pool in blocks; overrides the two memory flags.")

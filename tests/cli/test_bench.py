@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from pellucid.kernels import machine_limits, measure, native
 from tests.bench.fake_server import Behaviour, fake_server
 from tests.cli.helpers import Pellucid
+from tests.tiny_models import make_hf
 
 
 def test_throughput_writes_what_was_measured_where(
@@ -34,6 +37,28 @@ def test_throughput_writes_what_was_measured_where(
 def test_throughput_definition_is_in_the_help(pellucid: Pellucid) -> None:
     help_text = " ".join(pellucid("bench", "throughput", "--help").out.split())
     assert "Prefill rate: prompt tokens over the seconds of steps" in help_text
+
+
+@pytest.mark.skipif(native.obstacle(torch.device("cpu")) is not None, reason="not built")
+def test_kernels_are_measured_on_the_models_shapes(
+    pellucid: Pellucid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
+    monkeypatch.setattr(machine_limits, "SECONDS", 0.01)
+    make_hf("qwen3", tmp_path / "model")
+    file = tmp_path / "report.json"
+    outcome = pellucid(
+        *("bench", "kernels", str(tmp_path / "model"), "--rows", "2", "--context", "20"),
+        *("--threads", "2", "--json", str(file)),
+    )
+    assert outcome.code == 0, outcome.err
+    assert "gate_up" in outcome.out
+    assert "limits:" in outcome.out
+    report = json.loads(file.read_text())
+    assert report["limits"]["memory"] > 0
+    shapes = {(m["op"], m["shape"]) for m in report["kernels"]}
+    assert ("gate_up", "192x64") in shapes
+    assert report["settings"]["context"] == 20
 
 
 def test_serve_shows_and_writes_a_report(pellucid: Pellucid, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
+from pellucid.kernels import native
 from tests.cli.helpers import Pellucid
 
 
@@ -114,7 +116,20 @@ def test_counts_the_real_models_parameters(
     pellucid: Pellucid, smollm2_path: Path, free_port: int
 ) -> None:
     arguments = (str(smollm2_path), "--port", str(free_port), "--dtype", "bfloat16")
-    _, found = examine(pellucid, *arguments)
+    _, found = examine(pellucid, *arguments, "--kernels", "reference")
     assert found["model"]["parameters"] == 134_515_008
     assert found["memory"]["weights_mib"] == 134_515_008 * 2 >> 20
     assert found["memory"]["kv_bytes_per_token"] == 2 * 30 * 3 * 64 * 2
+
+
+@pytest.mark.model
+@pytest.mark.skipif(native.obstacle(torch.device("cpu")) is not None, reason="not built")
+def test_native_kernels_keep_a_file_as_small_as_it_is(
+    pellucid: Pellucid, smollm2_path: Path, free_port: int
+) -> None:
+    arguments = (str(smollm2_path), "--port", str(free_port), "--dtype", "float32")
+    _, wide = examine(pellucid, *arguments, "--kernels", "native")
+    assert wide["memory"]["weights_mib"] == smollm2_path.stat().st_size >> 20
+    _, narrow = examine(pellucid, *arguments, "--kernels", "native", "--kv-cache-dtype", "bfloat16")
+    sizes = [found["memory"]["kv_bytes_per_token"] for found in (wide, narrow)]
+    assert sizes[0] == 2 * sizes[1]

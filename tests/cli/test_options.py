@@ -26,6 +26,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "request_timeout": ("2.5", 2.5),
     "runner": ("fake", "fake"),
     "device": ("cuda:1", "cuda:1"),
+    "quantization": ("int8", "int8"),
+    "kv_cache_dtype": ("bfloat16", "bfloat16"),
     "kernels": ("reference", "reference"),
     "threads": ("3", 3),
     "log_level": ("debug", "debug"),

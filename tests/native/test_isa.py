@@ -31,7 +31,7 @@ def test_the_best_there_is_by_default() -> None:
 
 
 @pytest.mark.parametrize("isa", NEEDS)
-def test_all_gemm_tests_on(isa: str) -> None:
+def test_all_other_tests_on(isa: str) -> None:
     need = NEEDS[isa]
     if need is not None and not native.features()[need]:
         pytest.skip(f"this CPU has no {isa}")
@@ -39,7 +39,8 @@ def test_all_gemm_tests_on(isa: str) -> None:
     assert shown.stdout.strip() == isa, shown.stderr
     if isa == native.isa():
         return  # the tests beside this one run on it
-    result = run(isa, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(HERE / "test_gemm.py"))
+    tests = [str(HERE / f"test_{name}.py") for name in ("gemm", "row_ops", "attention", "program")]
+    result = run(isa, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests)
     assert result.returncode == 0, result.stdout[-3000:]
 
 

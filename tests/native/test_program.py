@@ -297,6 +297,9 @@ def test_records_that_cannot_be() -> None:
         r.op("gelu", 65, columns(x.buffer, 0, 65), True)
     with pytest.raises(ValueError, match="not written yet"):
         r.op("gelu", 64, columns(99, 0, 64), True)
+    for begin, count in ((-1, 64), (0, 0), (2**62, 2**62)):
+        with pytest.raises(ValueError, match="no buffer has columns"):
+            columns(x.buffer, begin, count)
     with pytest.raises(ValueError, match="written before"):
         r.program.gelu(x, x, True)
     with pytest.raises(ValueError, match="does not lie in it"):

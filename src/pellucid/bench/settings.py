@@ -40,6 +40,16 @@ class Workload(_Prompts, frozen=True, kw_only=True):
     batch_size: Annotated[int, _about("Prompts that run together, a wave.", ge=1)] = 8
 
 
+class KernelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which shapes to measure kernels on, beside the model's."""
+
+    rows: Annotated[
+        list[Annotated[int, Meta(ge=1, le=4096)]],
+        _about("Tokens of a step; may be repeated; 1, 8, 32 and 256 by default."),
+    ] = []
+    context: Annotated[int, _about("Tokens that attention looks back on.", ge=1, le=1 << 17)] = 512
+
+
 class LoadSettings(_Prompts, frozen=True, kw_only=True):
     """Load on a server."""
 

@@ -1,4 +1,4 @@
-"""`pellucid bench`: offline throughput, and load on a server."""
+"""`pellucid bench`: offline throughput, single kernels, and load on a server."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.bench.settings import LoadSettings, Workload
+from pellucid.bench.settings import KernelSettings, LoadSettings, Workload
 from pellucid.cli.options import configured
-from pellucid.config import EngineConfig
+from pellucid.config import EngineConfig, ModelSettings, RunnerSettings
 from pellucid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,6 +63,27 @@ def throughput(engine: EngineConfig, load: Workload, json: JsonFile = None) -> N
 
 
 @app.command()
+@configured(only=("model", "cache_dir", "offline", "threads", "rows", "context"))
+def kernels(
+    model: ModelSettings, runner: RunnerSettings, load: KernelSettings, json: JsonFile = None
+) -> None:
+    """Measure every native kernel on the shapes of a model, whose weights are not needed.
+
+    Each against what this machine can do, which is measured first: bytes read from memory per
+    second, and products in registers. Error: against the float32 reference, as a share of the norm;
+    that of int4 and int8 is the rounding of activations.
+    """
+    from pellucid.cli.console import notes
+    from pellucid.cli.kernels import measure_kernels, show_kernels
+
+    with notes().status("measuring"):
+        limits, results = measure_kernels(model, runner.threads, load)
+    show_kernels(limits, results)
+    if json:
+        _write(json, {"limits": limits, "kernels": results}, {"settings": load})
+
+
+@app.command()
 @configured()
 def serve(
     load: LoadSettings,
@@ -87,7 +108,9 @@ def serve(
         raise typer.Exit(1)
 
 
-def _write(path: Path, result: LoadReport | Throughput, about: dict[str, Any]) -> None:
+def _write(
+    path: Path, result: LoadReport | Throughput | dict[str, Any], about: dict[str, Any]
+) -> None:
     """The result's keys at the top level, and beside them what was measured where."""
     import msgspec
 

@@ -24,9 +24,9 @@ def notes() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def results() -> Console:
-    """For narrow tables and lines of figures on stdout, which are not wrapped."""
-    return Console(highlight=False, soft_wrap=True)
+def results(width: int | None = None) -> Console:
+    """For lines of figures on stdout, which are not wrapped, and tables, narrow unless `width`."""
+    return Console(highlight=False, soft_wrap=True, width=width)
 
 
 def remark(text: str) -> None:

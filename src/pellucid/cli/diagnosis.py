@@ -53,14 +53,16 @@ def diagnose(engine: EngineConfig, server: ServerConfig) -> Diagnosis:
         return otherwise
 
     files = attempt(lambda: _local_files(engine.model))
-    compute = attempt(lambda: _compute(engine))
+    compute = attempt(lambda: _compute(engine, files))
     return Diagnosis(
         machine=describe_machine(),
         versions=describe_versions(),
         compute=compute,
         kernels=attempt(lambda: _kernels(engine), []),
         model=attempt(lambda: _model(files)) if files else None,
-        memory=attempt(lambda: _memory(engine, files)) if files and compute else None,
+        memory=attempt(lambda: _memory(engine, files, compute["kernels"]))
+        if files and compute
+        else None,
         address=_address(server, problems),
         problems=problems,
     )
@@ -73,16 +75,18 @@ def _local_files(settings: ModelSettings) -> ModelFiles:
     return resolve(msgspec.structs.replace(settings, offline=True))
 
 
-def _compute(engine: EngineConfig) -> dict[str, Any]:
+def _compute(engine: EngineConfig, files: ModelFiles | None) -> dict[str, Any]:
     from pellucid.kernels.dispatch import select_ops
+    from pellucid.load.model_config import load_config
     from pellucid.runner.device import compute_threads, pick_device, pick_dtype
 
     device = pick_device(engine.runner.device)
     dtype = pick_dtype(engine.model.dtype, device)
+    head_dim = load_config(files).head_dim if files else None
     return {
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "kernels": select_ops(engine.runner.kernels, device).name,
+        "kernels": select_ops(engine.runner.kernels, device, head_dim).name,
         "threads": engine.runner.threads or compute_threads(),
     }
 
@@ -110,18 +114,21 @@ def _model(files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def _memory(engine: EngineConfig, files: ModelFiles) -> dict[str, Any]:
+def _memory(engine: EngineConfig, files: ModelFiles, kernels: str) -> dict[str, Any]:
     from pellucid.load.model_config import load_config
-    from pellucid.runner.device import available_memory, pick_device, pick_dtype
+    from pellucid.runner import device as device_api
     from pellucid.runner.memory import kv_block_bytes, kv_pool_blocks, model_len_limit
 
     config, cache = load_config(files), engine.cache
-    device = pick_device(engine.runner.device)
-    itemsize = pick_dtype(engine.model.dtype, device).itemsize
-    weights = _num_parameters(config) * itemsize
-    block_bytes = kv_block_bytes(config, cache.block_size, itemsize)
+    device = device_api.pick_device(engine.runner.device)
+    dtype = device_api.pick_dtype(engine.model.dtype, device)
+    kv_dtype = device_api.pick_kv_dtype(cache.kv_cache_dtype, dtype, kernels)
+    weights = _num_parameters(config) * dtype.itemsize
+    if kernels == "native" and files.kind == "gguf":  # whose blocks stay as small as they are
+        weights = _size_on_disk(files)
+    block_bytes = kv_block_bytes(config, cache.block_size, kv_dtype.itemsize)
     max_model_len = model_len_limit(config, engine.model.max_model_len)
-    available = available_memory(device)
+    available = device_api.available_memory(device)
     blocks = kv_pool_blocks(
         cache, block_bytes, available - weights, engine.scheduler.max_num_seqs, max_model_len
     )

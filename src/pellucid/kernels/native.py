@@ -122,6 +122,9 @@ class NativeOps(ReferenceOps):
         self.weight_bytes = 0
         self._tape: Tape | None = None
 
+    def activation_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.float32
+
     def pack(
         self, parts: Sequence[Matrix], dtype: torch.dtype, device: torch.device
     ) -> NativeWeight:
@@ -172,7 +175,7 @@ class NativeOps(ReferenceOps):
         sizes = [piece.n for piece in weight.pieces]
         biases: Sequence[Tensor | None] = [None] * len(sizes)
         if bias is not None:
-            biases = torch.split(bias.float(), sizes)
+            biases = torch.split(bias, sizes)
         parts = torch.split(out, sizes, dim=1)
         for part, piece, piece_bias in zip(parts, weight.pieces, biases, strict=True):
             tape.program.linear(tape.columns(part), tape.columns(x), piece, piece_bias)

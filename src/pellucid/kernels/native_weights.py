@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pellucid.kernels.interface import IntegerMatrix, Matrix
 
@@ -53,7 +54,7 @@ def pack_matrices(parts: Sequence[Matrix], dtype: torch.dtype) -> NativeWeight:
     for part in parts:
         chunks = part.integers()
         if chunks is None:
-            pieces.append(_pack_dense(part, dtype))
+            pieces.append(pack_float(part.dense(dtype)))
         else:
             pieces += map(pack_integers, chunks)
     return NativeWeight(tuple(_joined(pieces)))
@@ -71,14 +72,16 @@ def pack_integers(matrix: IntegerMatrix) -> _native.PackedWeight:
     )
 
 
-def _pack_dense(part: Matrix, dtype: torch.dtype) -> _native.PackedWeight:
+def pack_float(w: Tensor) -> _native.PackedWeight:
+    """A dense matrix; bfloat16 stays that narrow, everything else becomes float32."""
     from pellucid import _native
 
     # Pairs of columns share a load in bfloat16. float16 widens to float32, which loses nothing.
-    if dtype == torch.bfloat16 and part.shape[1] % 2 == 0:
-        bits = part.dense(torch.bfloat16).contiguous().view(torch.uint16)
-        return _native.pack_bfloat16(bits.numpy(), round_activations=True)
-    return _native.pack_float(part.dense(dtype).float().contiguous().numpy())
+    if w.dtype == torch.bfloat16 and w.shape[1] % 2 == 0:
+        return _native.pack_bfloat16(
+            w.contiguous().view(torch.uint16).numpy(), round_activations=True
+        )
+    return _native.pack_float(w.float().contiguous().numpy())
 
 
 def _joined(pieces: list[_native.PackedWeight]) -> list[_native.PackedWeight]:

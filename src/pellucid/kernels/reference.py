@@ -42,6 +42,10 @@ class ReferenceOps:
     name = "reference"
     weight_bytes = 0  # of packed matrices, where a backend holds them in a form of its own
 
+    def activation_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What activations are in when the model's dtype is `dtype`; biases are in it, too."""
+        return dtype
+
     def pack(self, parts: Sequence[Matrix], dtype: torch.dtype, device: torch.device) -> Weight:
         """`parts`, one above the other, in the form that `linear` and `embedding` work on.
 

@@ -19,7 +19,8 @@ class Embedding:
         self.ops = loader.ops
         self.weight = loader.matrix([f"{name}.weight"], [rows], hidden_size)
         # Gemma was trained with the factor rounded to the dtype of the activations.
-        self.scale = 1.0 if scale is None else torch.tensor(scale, dtype=loader.dtype).item()
+        dtype = loader.activation_dtype
+        self.scale = 1.0 if scale is None else torch.tensor(scale, dtype=dtype).item()
 
     def __call__(self, ids: Tensor) -> Tensor:
         """[T] int64 -> [T, hidden]."""

@@ -31,8 +31,10 @@ class Linear:
         weight = loader.matrix([f"{name}.weight" for name in names], sizes, in_size)
         if not bias:
             return cls(loader.ops, weight)
+        dtype = loader.activation_dtype
         biases = [
-            loader.tensor(f"{name}.bias", (size,)) for name, size in zip(names, sizes, strict=True)
+            loader.tensor(f"{name}.bias", (size,), dtype)
+            for name, size in zip(names, sizes, strict=True)
         ]
         return cls(loader.ops, weight, torch.cat(biases))
 

@@ -54,6 +54,10 @@ class Loader:
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        return self.ops.activation_dtype(self.dtype)
+
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         """The tensor `name` on the model's device, in `dtype` or else the model's.
 

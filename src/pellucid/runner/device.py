@@ -43,13 +43,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def pick_kv_dtype(name: str, dtype: torch.dtype, kernels: str) -> torch.dtype:
-    """The dtype of the KV pool; "auto" is that of the activations, which native kernels keep wide.
-
-    Native attention costs about the same with either; the pool is twice as large in float32.
-    """
+    """The dtype of the KV pool; "auto" is `dtype`, as far as the kernels can read it."""
     if name != "auto":
         return _DTYPES[name]
-    return torch.float32 if kernels == "native" else dtype
+    return torch.float32 if kernels == "native" and dtype == torch.float16 else dtype
 
 
 def available_memory(device: torch.device) -> int:

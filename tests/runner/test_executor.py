@@ -1,0 +1,82 @@
+"""Executors: a recorded program gives what the model gives, in as many passes as memory allows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pellucid.kernels import native
+from pellucid.kernels.interface import allocate_kv
+from pellucid.kernels.native import NativeOps
+from pellucid.kernels.reference import ReferenceOps
+from pellucid.models.config import ModelConfig
+from pellucid.models.registry import build_model, random_weights
+from pellucid.runner import executor
+from pellucid.runner.batch import StepRows
+from pellucid.runner.executor import Executor, make_executor
+
+CPU = torch.device("cpu")
+CONFIG = ModelConfig(
+    architecture="qwen2",
+    vocab_size=300,
+    hidden_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    intermediate_size=96,
+    max_position=128,
+    attention_bias=True,
+)
+ROWS = 40
+
+pytestmark = pytest.mark.skipif(
+    native.obstacle(CPU) is not None, reason="the C++ part is not built"
+)
+
+
+def make(ops: ReferenceOps, max_rows: int = ROWS) -> Executor:
+    model = build_model(CONFIG, random_weights(CONFIG), ops, torch.float32, CPU)
+    kv = allocate_kv(CONFIG.num_layers, 8, 16, 2, 16, torch.float32, CPU)
+    return make_executor(model, kv, CPU, max_rows, threads=2)
+
+
+def step() -> StepRows:
+    """Two sequences, of 25 tokens and of 15."""
+    positions = np.concatenate((np.arange(25), np.arange(15)))
+    first_block = np.repeat([2, 5], [25, 15])
+    return StepRows(
+        rows=np.array([0, 1]),
+        starts=np.array([0, 0]),
+        query_start=np.array([0, 25, 40]),
+        token_ids=(positions * 37 + first_block) % CONFIG.vocab_size,
+        positions=positions,
+        slot_mapping=first_block * 16 + positions,
+        block_tables=np.array([[2, 3], [5, 0]], np.int32),
+    )
+
+
+@torch.inference_mode()
+def test_both_executors_agree() -> None:
+    wanted = np.array([24, 39, 0, 1, 2])
+    forwards = [make(ops).launch(step(), wanted) for ops in (ReferenceOps(), NativeOps())]
+    for begin, end in ((0, 2), (2, 5), (1, 3), (2, 2)):
+        expected, found = (forward.logits(begin, end) for forward in forwards)
+        assert found.shape == (end - begin, CONFIG.vocab_size)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_logits_beyond_the_limit_are_computed_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = np.arange(ROWS)
+    whole = make(NativeOps()).launch(step(), wanted).logits(0, ROWS)
+    monkeypatch.setattr(executor, "MAX_LOGITS_BYTES", 4 * CONFIG.vocab_size * 16)
+    forward = make(NativeOps()).launch(step(), wanted)
+    parts = [forward.logits(begin, min(begin + 7, ROWS)) for begin in range(0, ROWS, 7)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_step_larger_than_was_said_is_refused() -> None:
+    with pytest.raises(ValueError, match="40"):
+        make(NativeOps(), max_rows=39).launch(step(), np.array([0]))
