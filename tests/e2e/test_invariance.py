@@ -20,7 +20,7 @@ from pellucid.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.model
 
-ANSWER = 12
+ANSWER = 8
 BLOCKS = 256
 # Lengths on both sides of the tiles of 16 rows and of the partitions of attention.
 LENGTHS = (3, 16, 17, 40, 129, 300)
@@ -43,6 +43,8 @@ def runner(smollm2_path: Path, request: pytest.FixtureRequest) -> Iterator[Runne
             num_kv_blocks=BLOCKS,
             max_model_len=1024,
             device="cpu",
+            # Many small products on several OpenMP threads crawl when something else wants a core.
+            threads=1 if kernels == "reference" else 2,
         )
     )
     yield made
