@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
 from pellucid.errors import ModelError
+from pellucid.kernels.interface import IntegerMatrix, Matrix, Weight
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.models.config import ModelConfig
 from pellucid.models.decoder import Decoder
@@ -107,3 +109,26 @@ def test_softcap_bends_the_logits() -> None:
     raw = logits(build(CONFIG, Recorder(CONFIG)), tokens)
     capped = logits(build(config, Recorder(config)), tokens)
     torch.testing.assert_close(capped, 0.5 * torch.tanh(raw / 0.5))
+
+
+class Damaged:
+    """A source whose matrices have scales that are not numbers."""
+
+    def __init__(self) -> None:
+        self.names = random_weights(CONFIG).names
+        self.get = random_weights(CONFIG).get
+
+    def integers(self, name: str) -> Iterator[IntegerMatrix]:
+        raise ValueError("a scale is not a number")
+
+
+def test_matrices_that_cannot_be_packed_are_named() -> None:
+    with pytest.raises(ModelError, match=r"embed_tokens\.weight: a scale is not a number"):
+        build_model(CONFIG, Damaged(), PackingOps(), torch.float32, CPU)
+
+
+class PackingOps(ReferenceOps):
+    """Ops that want integers."""
+
+    def pack(self, parts: Sequence[Matrix], dtype: torch.dtype, device: torch.device) -> Weight:
+        return [part.integers() for part in parts]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from pellucid.errors import ModelError
 from pellucid.kernels import native
 from pellucid.kernels.interface import allocate_kv
 from pellucid.kernels.native import NativeOps
@@ -36,9 +39,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def make(ops: ReferenceOps, max_rows: int = ROWS) -> Executor:
-    model = build_model(CONFIG, random_weights(CONFIG), ops, torch.float32, CPU)
-    kv = allocate_kv(CONFIG.num_layers, 8, 16, 2, 16, torch.float32, CPU)
+def make(ops: ReferenceOps, max_rows: int = ROWS, config: ModelConfig = CONFIG) -> Executor:
+    model = build_model(config, random_weights(config), ops, torch.float32, CPU)
+    kv = allocate_kv(config.num_layers, 8, 16, 2, config.head_dim, torch.float32, CPU)
     return make_executor(model, kv, CPU, max_rows, threads=2)
 
 
@@ -80,3 +83,8 @@ def test_logits_beyond_the_limit_are_computed_in_passes(monkeypatch: pytest.Monk
 def test_a_step_larger_than_was_said_is_refused() -> None:
     with pytest.raises(ValueError, match="40"):
         make(NativeOps(), max_rows=39).launch(step(), np.array([0]))
+
+
+def test_a_model_beyond_the_kernels_is_told() -> None:
+    with pytest.raises(ModelError, match=r"heads of 24 .* use --kernels reference"):
+        make(NativeOps(), config=replace(CONFIG, head_dim=24))

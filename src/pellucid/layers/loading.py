@@ -74,10 +74,13 @@ class Loader:
         """The matrices `names` [size, in_size], one above the other, as the ops want them.
 
         Raises:
-            ModelError: see `tensor`.
+            ModelError: see `tensor`; or a matrix holds numbers that its format does not allow.
         """
         parts = [
             StoredMatrix(self, name, (size, in_size))
             for name, size in zip(names, sizes, strict=True)
         ]
-        return self.ops.pack(parts, self.dtype, self.device)
+        try:
+            return self.ops.pack(parts, self.dtype, self.device)
+        except ValueError as error:
+            raise ModelError(f"{', '.join(names)}: {error}") from None

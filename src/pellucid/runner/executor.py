@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pellucid.errors import ModelError
 from pellucid.kernels.interface import KVLayer
 from pellucid.kernels.native import NativeOps, thread_team
 from pellucid.models.base import Model
@@ -40,10 +41,19 @@ class Executor(Protocol):
 def make_executor(
     model: Model, kv: list[KVLayer], device: torch.device, max_rows: int, threads: int
 ) -> Executor:
-    """The executor that fits the model's ops; `max_rows` is the largest step."""
-    if isinstance(model.ops, NativeOps):
+    """The executor that fits the model's ops; `max_rows` is the largest step.
+
+    Raises:
+        ModelError: the model does something that the ops cannot.
+    """
+    if not isinstance(model.ops, NativeOps):
+        return TorchExecutor(model, kv, device)
+    try:
         return NativeExecutor(model, model.ops, kv, max_rows, threads)
-    return TorchExecutor(model, kv, device)
+    except ValueError as error:
+        raise ModelError(
+            f"native kernels cannot run this model ({error}); use --kernels reference"
+        ) from None
 
 
 class TorchExecutor:
