@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,8 +102,8 @@ class NativeExecutor:
             step.positions,
             step.slot_mapping,
             step.block_tables,
-            step.query_start.astype(np.int32),
-            (step.starts + step.query_lens).astype(np.int32),
+            step.query_start,
+            step.seq_lens,
             rows,
             out.numpy(),
         )

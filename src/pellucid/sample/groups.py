@@ -25,11 +25,11 @@ def group_peaks(logits: Tensor) -> Tensor:
     return logits.view(logits.shape[0], -1, GROUP).amax(-1)
 
 
-def argmax(logits: Tensor, peaks: Tensor) -> Tensor:
-    """Id of each row's largest logit, the lowest id among equals: [n] int64."""
-    rows = torch.arange(len(logits), device=logits.device)
-    group = peaks.argmax(-1)
-    return group * GROUP + logits.view(len(logits), -1, GROUP)[rows, group].argmax(-1)
+def argmax(logits: Tensor) -> Tensor:
+    """Id of each row's largest logit, or of a NaN; the lowest id among equals: [n] int64."""
+    if logits.device.type == "cpu":  # numpy's is vectorised, torch's is not
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
 def kth_largest(logits: Tensor, peaks: Tensor, rows: Tensor, k: Tensor) -> Tensor:
