@@ -129,7 +129,7 @@ class Batch:
 
     def _check(self, chunks: list[Chunk], rows: Ints, ends: Ints) -> None:
         limits = np.minimum(self.num_tokens[rows], self._num_blocks[rows] * self.block_size)
-        for index in np.flatnonzero(ends > limits):
+        for index in (ends > limits).nonzero()[0]:
             chunk = chunks[index]
             raise ValueError(
                 f"chunk {chunk} ends behind token {limits[index]}, the last that is known and has"

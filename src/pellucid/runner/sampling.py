@@ -98,7 +98,7 @@ class RowSampling:
         columns = self._columns.take(rows)
         columns.position = batch.num_tokens[rows]
         token_ids, failed = sample(logits, columns)
-        errors = {int(i): _why_failed(logits[i]) for i in np.flatnonzero(failed)}
+        errors = {int(i): _why_failed(logits[i]) for i in failed.nonzero()[0]}
         self._count(rows, token_ids, failed)
         logprobs: list[TokenLogprobs | None] = [None] * len(rows)
         if raw is not None:

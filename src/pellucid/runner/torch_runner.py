@@ -169,7 +169,6 @@ class TorchRunner:
 
     # ---- a step
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> PendingTorchStep:
         """Drop rows, make rows, launch the forward pass of the plan's chunks.
 
@@ -193,7 +192,7 @@ class TorchRunner:
 
     def _work(self, plan: StepPlan, step: StepRows) -> StepWork:
         """What is to be done with the logits of a step."""
-        sampling = np.flatnonzero([chunk.samples for chunk in plan.chunks])
+        sampling = np.array([chunk.samples for chunk in plan.chunks], bool).nonzero()[0]
         wanted = [(step.query_start[sampling + 1] - 1).astype(np.int64)]
         prompts = []
         for index, num_top in self._sampling.prompt_logprobs(step.rows):
@@ -205,7 +204,6 @@ class TorchRunner:
             wanted.append(step.query_start[index] + np.arange(len(targets)))
         return StepWork(sampling, step.rows[sampling], prompts, np.concatenate(wanted))
 
-    @torch.inference_mode()
     def finish(
         self, plan: StepPlan, work: StepWork, forward: Forward | None, begin: float
     ) -> StepResult:
@@ -233,7 +231,9 @@ class TorchRunner:
         for place, error in choice.errors.items():
             result.errors[plan.chunks[chunks[place]].request_id] = error
             result.token_ids[chunks[place]], result.logprobs[chunks[place]] = [], None
-        self._batch.append(rows, choice.token_ids)  # whoever has no token leaves before the next step
+        self._batch.append(
+            rows, choice.token_ids
+        )  # whoever has no token leaves before the next step
         result.sample_seconds = time.monotonic() - computed
 
     def _prompt_logprobs(self, work: StepWork, forward: Forward, result: StepResult) -> None:

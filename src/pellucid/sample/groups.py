@@ -7,8 +7,10 @@ after looks at a small part of the row.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 GROUP = 128
@@ -25,11 +27,17 @@ def group_peaks(logits: Tensor) -> Tensor:
     return logits.view(logits.shape[0], -1, GROUP).amax(-1)
 
 
-def argmax(logits: Tensor) -> Tensor:
-    """Id of each row's largest logit, or of a NaN; the lowest id among equals: [n] int64."""
-    if logits.device.type == "cpu":  # numpy's is vectorised, torch's is not
-        return torch.from_numpy(logits.numpy().argmax(-1))
-    return logits.argmax(-1)
+def likeliest(logits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Id of each row's largest logit, the lowest id among equals, and that logit: [n] each.
+
+    In a row with NaN that is the first NaN.
+    """
+    if logits.device.type == "cpu":  # numpy's argmax is vectorised, unlike torch's
+        rows = logits.numpy()
+        ids = rows.argmax(-1)
+        return ids, rows[np.arange(len(rows)), ids]
+    best = logits.argmax(-1)
+    return best.cpu().numpy(), logits.gather(1, best[:, None])[:, 0].cpu().numpy()
 
 
 def kth_largest(logits: Tensor, peaks: Tensor, rows: Tensor, k: Tensor) -> Tensor:

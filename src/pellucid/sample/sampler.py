@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.sample.groups import GROUP, argmax, group_peaks, kth_largest, pad_to_groups
+from pellucid.sample.groups import GROUP, group_peaks, kth_largest, likeliest, pad_to_groups
 from pellucid.sample.philox import uniform
 
 _BELOW_ONE = 1.0 - 2.0**-52
@@ -58,24 +58,22 @@ def sample(logits: Tensor, columns: SamplingColumns) -> tuple[NDArray[np.int64],
         token_ids [n], and failed [n]: rows that have no finite largest logit (NaN, infinity, or
         every token banned); their token is 0 and means nothing.
     """
-    token_ids = argmax(logits)
-    best = logits.gather(1, token_ids[:, None])[:, 0]
-    drawn = np.flatnonzero(columns.temperature)
-    if len(drawn) == len(logits):
-        token_ids = _draw(logits, best, columns)
+    token_ids, best = likeliest(logits)
+    drawn = columns.temperature.nonzero()[0]
+    if len(drawn) == len(best):
+        token_ids = _draw(logits, best, columns).cpu().numpy()
     elif len(drawn):
         rows = torch.from_numpy(drawn).to(logits.device)
-        token_ids[rows] = _draw(logits[rows], best[rows], columns.take(drawn))
-    chosen = token_ids.cpu().numpy()
-    failed = ~np.isfinite(best.cpu().numpy())
-    chosen[failed] = 0
-    return chosen, failed
+        token_ids[drawn] = _draw(logits[rows], best[drawn], columns.take(drawn)).cpu().numpy()
+    failed = ~np.isfinite(best)
+    token_ids[failed] = 0
+    return token_ids, failed
 
 
-def _draw(logits: Tensor, best: Tensor, columns: SamplingColumns) -> Tensor:
-    """Tokens [n] of rows that are not greedy."""
+def _draw(logits: Tensor, largest: NDArray[np.float32], columns: SamplingColumns) -> Tensor:
+    """Tokens [n] of rows that are not greedy, each with its largest logit."""
     logits = pad_to_groups(logits)
-    temperature = _column(columns.temperature, logits)
+    best, temperature = _column(largest, logits), _column(columns.temperature, logits)
     # Probabilities but for a factor: relative to the best logit, so that no temperature can make
     # them overflow.
     weights = (logits - best[:, None]).div_(temperature[:, None]).exp_()
