@@ -83,7 +83,7 @@ class RowSampling:
             table.pop(row, None)
 
     def prompt_logprobs(self, rows: Ints) -> list[tuple[int, int]]:
-        """(place, alternatives per token) of those rows whose requests asked for prompt logprobs."""
+        """(place, alternatives per token) where a request asked for prompt logprobs."""
         return _found(self._num_prompt_logprobs, rows)
 
     def choose(self, logits: Tensor, rows: Ints, batch: Batch) -> Choice:

@@ -231,9 +231,8 @@ class TorchRunner:
         for place, error in choice.errors.items():
             result.errors[plan.chunks[chunks[place]].request_id] = error
             result.token_ids[chunks[place]], result.logprobs[chunks[place]] = [], None
-        self._batch.append(
-            rows, choice.token_ids
-        )  # whoever has no token leaves before the next step
+        # Whoever has no token gets a meaningless one, and leaves before the next step.
+        self._batch.append(rows, choice.token_ids)
         result.sample_seconds = time.monotonic() - computed
 
     def _prompt_logprobs(self, work: StepWork, forward: Forward, result: StepResult) -> None:

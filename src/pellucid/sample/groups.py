@@ -40,6 +40,25 @@ def likeliest(logits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     return best.cpu().numpy(), logits.gather(1, best[:, None])[:, 0].cpu().numpy()
 
 
+def top_groups(logits: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """The k groups of each row that hold its k largest logits and all that equal the last of these.
+
+    [n, G * GROUP] -> group ids [n, k], ascending, and their logits [n, k * GROUP]; None if more
+    than k groups may be needed, or if they are so many that nothing is gained.
+    """
+    peaks = group_peaks(logits)
+    if k * 4 > peaks.shape[1]:
+        return None
+    top = peaks.topk(k + 1)
+    # The k peaks are k logits, so that no group beyond them reaches the k-th largest logit if its
+    # peak is below theirs. (A comparison with NaN is false.)
+    if not (top.values[:, k] < top.values[:, k - 1]).all():
+        return None
+    groups = top.indices[:, :k].sort(dim=-1).values
+    rows = torch.arange(len(logits), device=logits.device)[:, None]
+    return groups, logits.view(len(logits), -1, GROUP)[rows, groups].flatten(1)
+
+
 def kth_largest(logits: Tensor, peaks: Tensor, rows: Tensor, k: Tensor) -> Tensor:
     """The k-th largest logit, k from 1, of the chosen rows: [n, V], rows and k [m] -> [m]."""
     most = int(k.max())

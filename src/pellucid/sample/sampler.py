@@ -20,7 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.sample.groups import GROUP, group_peaks, kth_largest, likeliest, pad_to_groups
+from pellucid.sample.groups import (
+    GROUP,
+    group_peaks,
+    kth_largest,
+    likeliest,
+    pad_to_groups,
+    top_groups,
+)
 from pellucid.sample.philox import uniform
 
 _BELOW_ONE = 1.0 - 2.0**-52
@@ -73,10 +80,21 @@ def sample(logits: Tensor, columns: SamplingColumns) -> tuple[NDArray[np.int64],
 def _draw(logits: Tensor, largest: NDArray[np.float32], columns: SamplingColumns) -> Tensor:
     """Tokens [n] of rows that are not greedy, each with its largest logit."""
     logits = pad_to_groups(logits)
+    narrow = top_groups(logits, int(columns.top_k.max())) if (columns.top_k > 0).all() else None
+    if narrow is None:
+        return _draw_from(logits, largest, columns)
+    # What is left out would weigh nothing, so that the same token is drawn.
+    groups, members = narrow
+    place = _draw_from(members, largest, columns)
+    return groups.gather(1, place[:, None] // GROUP)[:, 0] * GROUP + place % GROUP
+
+
+def _draw_from(logits: Tensor, largest: NDArray[np.float32], columns: SamplingColumns) -> Tensor:
+    """Places [n] in rows of logits [n, G * GROUP], ascending by token id."""
     best, temperature = _column(largest, logits), _column(columns.temperature, logits)
     # Probabilities but for a factor: relative to the best logit, so that no temperature can make
     # them overflow.
-    weights = (logits - best[:, None]).div_(temperature[:, None]).exp_()
+    weights = _exp_((logits - best[:, None]).div_(temperature[:, None]))
     floor = _floor(logits, best, temperature, columns)
     if floor is not None:
         # Comparing into a float tensor is vectorised, unlike a boolean mask and where().
@@ -147,6 +165,14 @@ def _inverse_cdf(weights: Tensor, columns: SamplingColumns, draw: int) -> Tensor
 def _mass(weights: Tensor) -> Tensor:
     """Running total of the groups' sums: [n, G] float64, the row's total last."""
     return weights.view(len(weights), -1, GROUP).sum(-1).double().cumsum(-1)
+
+
+def _exp_(x: Tensor) -> Tensor:
+    """exp, in place."""
+    if x.device.type != "cpu":
+        return x.exp_()
+    np.exp(x.numpy(), out=x.numpy())  # takes half the time of torch's
+    return x
 
 
 def _column(values: NDArray[np.float32], like: Tensor) -> Tensor:
