@@ -51,8 +51,8 @@ def step() -> StepRows:
     first_block = np.repeat([2, 5], [25, 15])
     return StepRows(
         rows=np.array([0, 1]),
-        starts=np.array([0, 0]),
-        query_start=np.array([0, 25, 40]),
+        query_start=np.array([0, 25, 40], np.int32),
+        seq_lens=np.array([25, 15], np.int32),
         token_ids=(positions * 37 + first_block) % CONFIG.vocab_size,
         positions=positions,
         slot_mapping=first_block * 16 + positions,

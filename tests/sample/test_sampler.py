@@ -160,6 +160,20 @@ def test_a_row_alone_gets_the_token_it_gets_in_a_batch(threads):
     assert together[order].tolist() == shuffled.tolist()
 
 
+@pytest.mark.parametrize("grid", [0.0, 0.25])
+def test_a_row_with_top_k_gets_the_same_token_among_rows_without(grid):
+    """All rows with top_k are drawn from a part of the vocabulary; with others, from the whole."""
+    n, vocab = 40, 49152
+    logits = torch.randn(n + 1, vocab, generator=torch.Generator().manual_seed(5)) * 2
+    if grid:  # equal logits, which lie in many groups
+        logits = torch.round(logits / grid) * grid
+    top_k = np.append(np.tile([1, 7, 40, 50], n // 4), 0)
+    mixed = columns(n + 1, top_k=top_k, top_p=0.9, seed=np.arange(n + 1))
+    together, _ = sample(logits, mixed)
+    apart, _ = sample(logits[:n], mixed.take(np.arange(n)))
+    assert apart.tolist() == together[:n].tolist()
+
+
 def test_same_seed_and_position_give_the_same_token_and_others_do_not(logits):
     rows = torch.from_numpy(np.tile(logits, (50, 1)))
     first, _ = sample(rows, columns(50, seed=1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from copy import copy
 
 from pellucid.config import CacheSettings, SchedulerSettings
 from pellucid.engine.kv_cache import KVCacheManager
@@ -67,7 +67,7 @@ class EngineCore:
     def step(self) -> StepOutput:
         """Plan, execute and account one step; without requests, only report the state."""
         begin = time.monotonic()
-        before = replace(self.scheduler.counters)
+        before = copy(self.scheduler.counters)
         deltas, self._refused = self._refused, []
         deltas += self.scheduler.expire(begin)
         plan = self.scheduler.schedule(begin)

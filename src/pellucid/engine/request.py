@@ -88,7 +88,8 @@ class Request:
     @property
     def is_prefilling(self) -> bool:
         """More than the next token is left to compute, or nothing was generated yet."""
-        return self.num_computed_tokens < self.num_tokens - 1 or self.num_output_tokens == 0
+        known = len(self.token_ids)
+        return self.num_computed_tokens < known - 1 or known == self.num_prompt_tokens
 
     def append(self, token_id: int) -> bool:
         """Take a sampled token; return whether the request has come to its end."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from pellucid.config import SchedulerSettings
 from pellucid.engine.kv_cache import KVCacheManager
@@ -21,8 +22,7 @@ from pellucid.messages import FinishReason, TokenDelta
 from pellucid.runner.base import Chunk, NewRow, StepPlan, StepResult
 
 
-@dataclass(slots=True)
-class Counters:
+class Counters(msgspec.Struct):
     """What was done since the start."""
 
     prompt_tokens: int = 0  # computed, again after a preemption if need be
@@ -93,8 +93,10 @@ class Scheduler:
         return self._build_plan()
 
     def _schedule_running(self, now: float) -> None:
-        decodes = [r for r in self.running.values() if not r.is_prefilling]
-        prompts = [r for r in self.running.values() if r.is_prefilling]
+        decodes: list[Request] = []
+        prompts: list[Request] = []
+        for request in self.running.values():
+            (prompts if request.is_prefilling else decodes).append(request)
         for request in decodes + prompts:
             if self._budget == 0:
                 break

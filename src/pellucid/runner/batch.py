@@ -25,29 +25,23 @@ class StepRows:
     """The tokens of one step, flat: chunk i owns the elements query_start[i]:query_start[i + 1]."""
 
     rows: Ints  # [S] row of each chunk's request
-    starts: Ints  # [S]
-    query_start: Ints  # [S + 1]
+    query_start: NDArray[np.int32]  # [S + 1]
+    seq_lens: NDArray[np.int32]  # [S] of the sequence, up to the end of the chunk
     token_ids: Ints  # [T]
     positions: Ints  # [T]
     slot_mapping: Ints  # [T]
     block_tables: NDArray[np.int32]  # [S, widest]
 
-    @property
-    def query_lens(self) -> Ints:
-        return np.diff(self.query_start)
-
     def to_device(self, device: torch.device) -> tuple[Tensor, AttentionInputs]:
         """`Model.forward`'s token_ids and inputs."""
-        query_lens = self.query_lens
-        seq_lens = self.starts + query_lens
         inputs = AttentionInputs(
             positions=torch.from_numpy(self.positions).to(device),
             slot_mapping=torch.from_numpy(self.slot_mapping).to(device),
             block_tables=torch.from_numpy(self.block_tables).to(device),
-            query_start=torch.from_numpy(self.query_start.astype(np.int32)).to(device),
-            seq_lens=torch.from_numpy(seq_lens.astype(np.int32)).to(device),
-            query_lens_list=query_lens.tolist(),
-            seq_lens_list=seq_lens.tolist(),
+            query_start=torch.from_numpy(self.query_start).to(device),
+            seq_lens=torch.from_numpy(self.seq_lens).to(device),
+            query_lens_list=np.diff(self.query_start).tolist(),
+            seq_lens_list=self.seq_lens.tolist(),
         )
         return torch.from_numpy(self.token_ids).to(device), inputs
 
@@ -104,26 +98,24 @@ class Batch:
             ValueError: a chunk reaches beyond its request's known tokens or its blocks, where it
                 would read or write what belongs to others.
         """
-        num_chunks = len(chunks)
-        rows = np.fromiter((self._row_of[c.request_id] for c in chunks), np.int64, num_chunks)
-        starts = np.fromiter((c.start for c in chunks), np.int64, num_chunks)
-        counts = np.fromiter((c.num_tokens for c in chunks), np.int64, num_chunks)
-        for chunk, row in zip(chunks, rows, strict=True):
+        row_of_chunk = [self._row_of[chunk.request_id] for chunk in chunks]
+        for chunk, row in zip(chunks, row_of_chunk, strict=True):
             if chunk.new_block_ids:
                 self._extend_blocks(row, chunk.new_block_ids)
-        self._check(chunks, rows, starts + counts)
+        rows = np.array(row_of_chunk, np.int64)
+        starts = np.array([chunk.start for chunk in chunks], np.int64)
+        counts = np.array([chunk.num_tokens for chunk in chunks], np.int64)
+        ends = starts + counts
+        self._check(chunks, rows, ends)
 
-        query_start = np.zeros(num_chunks + 1, np.int64)
-        np.cumsum(counts, out=query_start[1:])
-        row_of_token = np.repeat(rows, counts)
-        positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], counts)
+        query_start, row_of_token, positions = _flatten(rows, starts, counts)
         blocks, offsets = np.divmod(positions, self.block_size)
         slots = self._block_tables[row_of_token, blocks] * np.int64(self.block_size) + offsets
-        widest = -(-int((starts + counts).max(initial=0)) // self.block_size)
+        widest = -(-int(ends.max(initial=0)) // self.block_size)
         return StepRows(
             rows=rows,
-            starts=starts,
-            query_start=query_start,
+            query_start=query_start.astype(np.int32),
+            seq_lens=ends.astype(np.int32),
             token_ids=self.token_ids[row_of_token, positions].astype(np.int64),
             positions=positions,
             slot_mapping=slots,
@@ -137,9 +129,19 @@ class Batch:
 
     def _check(self, chunks: list[Chunk], rows: Ints, ends: Ints) -> None:
         limits = np.minimum(self.num_tokens[rows], self._num_blocks[rows] * self.block_size)
-        for index in np.flatnonzero(ends > limits):
+        for index in (ends > limits).nonzero()[0]:
             chunk = chunks[index]
             raise ValueError(
                 f"chunk {chunk} ends behind token {limits[index]}, the last that is known and has"
                 " a block"
             )
+
+
+def _flatten(rows: Ints, starts: Ints, counts: Ints) -> tuple[Ints, Ints, Ints]:
+    """Where each chunk's tokens begin among those of the step; row and position of each token."""
+    if (counts == 1).all():  # the common case of nothing but decodes
+        return np.arange(len(rows) + 1), rows, starts
+    query_start = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(counts, out=query_start[1:])
+    positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], counts)
+    return query_start, np.repeat(rows, counts), positions

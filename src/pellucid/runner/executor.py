@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.errors import ModelError
@@ -64,6 +65,7 @@ class TorchExecutor:
         self._kv = kv
         self._device = device
 
+    @torch.no_grad()
     def launch(self, step: StepRows, wanted: Ints) -> TorchForward:
         token_ids, inputs = step.to_device(self._device)
         hidden = self._model.forward(token_ids, inputs, self._kv)
@@ -77,6 +79,7 @@ class TorchForward:
         self._model = model
         self._hidden = hidden
 
+    @torch.no_grad()
     def logits(self, begin: int, end: int) -> Tensor:
         return self._model.logits(self._hidden[begin:end])
 
@@ -104,19 +107,19 @@ class NativeExecutor:
         """Rows whose logits are computed at once."""
         return max(1, MAX_LOGITS_BYTES // (4 * self._vocab_size))
 
-    def run(self, step: StepRows, rows: Ints) -> Tensor:
+    def run(self, step: StepRows, rows: Ints) -> NDArray[np.float32]:
         """Compute the step and the logits of `rows`: [len(rows), vocab]."""
-        out = torch.empty(len(rows), self._vocab_size)
+        out = np.empty((len(rows), self._vocab_size), np.float32)
         self._program.run(
             self._team,
             step.token_ids,
             step.positions,
             step.slot_mapping,
             step.block_tables,
-            step.query_start.astype(np.int32),
-            (step.starts + step.query_lens).astype(np.int32),
+            step.query_start,
+            step.seq_lens,
             rows,
-            out.numpy(),
+            out,
         )
         return out
 
@@ -138,7 +141,7 @@ class NativeForward:
     def logits(self, begin: int, end: int) -> Tensor:
         if not self._first <= begin <= end <= self._first + len(self._held):
             self._compute(begin)
-        return self._held[begin - self._first : end - self._first]
+        return torch.from_numpy(self._held[begin - self._first : end - self._first])
 
     def _compute(self, first: int) -> None:
         self._first = first

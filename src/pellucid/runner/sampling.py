@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from pellucid.sample.logprobs import compute_logprobs
 from pellucid.sample.penalties import TokenCounts, apply_penalties
 from pellucid.sample.sampler import SamplingColumns, sample
 from pellucid.sampling_params import SamplingParams
+
+Value = TypeVar("Value")
 
 
 @dataclass(slots=True)
@@ -79,54 +82,50 @@ class RowSampling:
         ):
             table.pop(row, None)
 
-    def num_prompt_logprobs(self, row: int) -> int | None:
-        """Alternatives per prompt token that the row's request asked for; None: no logprobs."""
-        return self._num_prompt_logprobs.get(row)
+    def prompt_logprobs(self, rows: Ints) -> list[tuple[int, int]]:
+        """(place, alternatives per token) where a request asked for prompt logprobs."""
+        return _found(self._num_prompt_logprobs, rows)
 
     def choose(self, logits: Tensor, rows: Ints, batch: Batch) -> Choice:
         """The next token of each row from its float32 logits [n, V], which are used up.
 
         Logprobs are those of the model's own logits, before any of the request's parameters.
         """
-        wanted = [i for i, row in enumerate(rows.tolist()) if row in self._num_logprobs]
-        raw = logits[wanted] if wanted else logits[:0]
+        logprobs_of = _found(self._num_logprobs, rows)
+        wanted = [i for i, _ in logprobs_of]
+        raw = logits[wanted] if wanted else None
         self._edit(logits, rows, batch)
         columns = self._columns.take(rows)
         columns.position = batch.num_tokens[rows]
         token_ids, failed = sample(logits, columns)
-        errors = {int(i): _why_failed(logits[i]) for i in np.flatnonzero(failed)}
+        errors = {int(i): _why_failed(logits[i]) for i in failed.nonzero()[0]}
         self._count(rows, token_ids, failed)
         logprobs: list[TokenLogprobs | None] = [None] * len(rows)
-        if wanted:
-            counts = [self._num_logprobs[int(rows[i])] for i in wanted]
-            found = describe_tokens(raw, token_ids[wanted], counts)
+        if raw is not None:
+            found = describe_tokens(raw, token_ids[wanted], [count for _, count in logprobs_of])
             for i, entry in zip(wanted, found, strict=True):
                 logprobs[i] = entry
         return Choice(token_ids, logprobs, errors)
 
     def _edit(self, logits: Tensor, rows: Ints, batch: Batch) -> None:
         """Bias, then penalties, then bans, so that a ban is final."""
-        constrained = [
-            (i, row, self._constraints[row])
-            for i, row in enumerate(rows.tolist())
-            if row in self._constraints
-        ]
-        for i, _, constraints in constrained:
+        constrained = _found(self._constraints, rows)
+        for i, constraints in constrained:
             apply_bias(logits, i, constraints)
         self._penalise(logits, rows)
-        for i, row, constraints in constrained:
-            known = batch.known_tokens(row)
-            num_generated = len(known) - int(batch.num_prompt_tokens[row])
+        for i, constraints in constrained:
+            known = batch.known_tokens(rows[i])
+            num_generated = len(known) - int(batch.num_prompt_tokens[rows[i]])
             apply_bans(logits, i, constraints, known, num_generated)
 
     def _penalise(self, logits: Tensor, rows: Ints) -> None:
-        places = [i for i, row in enumerate(rows.tolist()) if row in self._penalties]
-        if not places:
+        found = _found(self._penalties, rows)
+        if not found:
             return
-        penalised = [self._penalties[int(rows[i])] for i in places]
+        penalised = [entry for _, entry in found]
         apply_penalties(
             logits,
-            places,
+            [i for i, _ in found],
             [counts for _, counts in penalised],
             repetition=np.array([p.repetition_penalty for p, _ in penalised], np.float32),
             frequency=np.array([p.frequency_penalty for p, _ in penalised], np.float32),
@@ -134,10 +133,9 @@ class RowSampling:
         )
 
     def _count(self, rows: Ints, token_ids: Ints, failed: NDArray[np.bool_]) -> None:
-        if self._penalties:
-            for row, token, bad in zip(rows.tolist(), token_ids.tolist(), failed, strict=True):
-                if row in self._penalties and not bad:
-                    self._penalties[row][1].add(token)
+        for i, (_, counts) in _found(self._penalties, rows):
+            if not failed[i]:
+                counts.add(int(token_ids[i]))
 
     def _constraints_of(self, params: SamplingParams) -> Constraints:
         eos = [] if params.ignore_eos else self._eos_token_ids
@@ -165,6 +163,13 @@ def describe_tokens(logits: Tensor, token_ids: Ints, num_top: list[int]) -> list
         )
         for i, count in enumerate(counts)
     ]
+
+
+def _found(table: dict[int, Value], rows: Ints) -> list[tuple[int, Value]]:
+    """(place, entry) of the rows that have an entry, which most tables have for few or none."""
+    if not table:
+        return []
+    return [(i, table[row]) for i, row in enumerate(rows.tolist()) if row in table]
 
 
 def _penalises(params: SamplingParams) -> bool:

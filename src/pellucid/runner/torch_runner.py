@@ -169,7 +169,6 @@ class TorchRunner:
 
     # ---- a step
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> PendingTorchStep:
         """Drop rows, make rows, launch the forward pass of the plan's chunks.
 
@@ -193,13 +192,11 @@ class TorchRunner:
 
     def _work(self, plan: StepPlan, step: StepRows) -> StepWork:
         """What is to be done with the logits of a step."""
-        sampling = np.flatnonzero([chunk.samples for chunk in plan.chunks])
-        wanted = [step.query_start[sampling + 1] - 1]
+        sampling = np.array([chunk.samples for chunk in plan.chunks], bool).nonzero()[0]
+        wanted = [(step.query_start[sampling + 1] - 1).astype(np.int64)]
         prompts = []
-        for index, (chunk, row) in enumerate(zip(plan.chunks, step.rows.tolist(), strict=True)):
-            num_top = self._sampling.num_prompt_logprobs(row)
-            if num_top is None:
-                continue
+        for index, num_top in self._sampling.prompt_logprobs(step.rows):
+            chunk, row = plan.chunks[index], step.rows[index]
             # The logits at a position are of the token at the next one.
             end = min(chunk.start + chunk.num_tokens, int(self._batch.num_prompt_tokens[row]) - 1)
             targets = self._batch.known_tokens(row)[chunk.start + 1 : end + 1].astype(np.int64)
@@ -207,7 +204,6 @@ class TorchRunner:
             wanted.append(step.query_start[index] + np.arange(len(targets)))
         return StepWork(sampling, step.rows[sampling], prompts, np.concatenate(wanted))
 
-    @torch.inference_mode()
     def finish(
         self, plan: StepPlan, work: StepWork, forward: Forward | None, begin: float
     ) -> StepResult:
@@ -228,15 +224,15 @@ class TorchRunner:
         device_api.synchronize(self.device)
         computed = time.monotonic()
         choice = self._sampling.choose(logits, rows, self._batch)
-        good = [place for place in range(len(rows)) if place not in choice.errors]
-        self._batch.append(rows[good], choice.token_ids[good])
-        for place, index in enumerate(work.sampling.tolist()):
-            if place in choice.errors:
-                result.errors[plan.chunks[index].request_id] = choice.errors[place]
-                continue
-            result.token_ids[index] = [int(choice.token_ids[place])]
-            entry = choice.logprobs[place]
+        chunks, tokens = work.sampling.tolist(), choice.token_ids.tolist()
+        for index, token, entry in zip(chunks, tokens, choice.logprobs, strict=True):
+            result.token_ids[index] = [token]
             result.logprobs[index] = None if entry is None else [entry]
+        for place, error in choice.errors.items():
+            result.errors[plan.chunks[chunks[place]].request_id] = error
+            result.token_ids[chunks[place]], result.logprobs[chunks[place]] = [], None
+        # Whoever has no token gets a meaningless one, and leaves before the next step.
+        self._batch.append(rows, choice.token_ids)
         result.sample_seconds = time.monotonic() - computed
 
     def _prompt_logprobs(self, work: StepWork, forward: Forward, result: StepResult) -> None:

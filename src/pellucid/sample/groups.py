@@ -7,8 +7,10 @@ after looks at a small part of the row.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 GROUP = 128
@@ -25,11 +27,36 @@ def group_peaks(logits: Tensor) -> Tensor:
     return logits.view(logits.shape[0], -1, GROUP).amax(-1)
 
 
-def argmax(logits: Tensor, peaks: Tensor) -> Tensor:
-    """Id of each row's largest logit, the lowest id among equals: [n] int64."""
-    rows = torch.arange(len(logits), device=logits.device)
-    group = peaks.argmax(-1)
-    return group * GROUP + logits.view(len(logits), -1, GROUP)[rows, group].argmax(-1)
+def likeliest(logits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Id of each row's largest logit, the lowest id among equals, and that logit: [n] each.
+
+    In a row with NaN that is the first NaN.
+    """
+    if logits.device.type == "cpu":  # numpy's argmax is vectorised, unlike torch's
+        rows = logits.numpy()
+        ids = rows.argmax(-1)
+        return ids, rows[np.arange(len(rows)), ids]
+    best = logits.argmax(-1)
+    return best.cpu().numpy(), logits.gather(1, best[:, None])[:, 0].cpu().numpy()
+
+
+def top_groups(logits: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """The k groups of each row that hold its k largest logits and all that equal the last of these.
+
+    [n, G * GROUP] -> group ids [n, k], ascending, and their logits [n, k * GROUP]; None if more
+    than k groups may be needed, or if they are so many that nothing is gained.
+    """
+    peaks = group_peaks(logits)
+    if k * 4 > peaks.shape[1]:
+        return None
+    top = peaks.topk(k + 1)
+    # The k peaks are k logits, so that no group beyond them reaches the k-th largest logit if its
+    # peak is below theirs. (A comparison with NaN is false.)
+    if not (top.values[:, k] < top.values[:, k - 1]).all():
+        return None
+    groups = top.indices[:, :k].sort(dim=-1).values
+    rows = torch.arange(len(logits), device=logits.device)[:, None]
+    return groups, logits.view(len(logits), -1, GROUP)[rows, groups].flatten(1)
 
 
 def kth_largest(logits: Tensor, peaks: Tensor, rows: Tensor, k: Tensor) -> Tensor:

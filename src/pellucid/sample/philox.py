@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint64]  # 32-bit words in 64-bit integers, so that products are exact
 
 _ROUNDS = 10
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
+# A pair of words is the first axis of an array, so that numpy is called once for both.
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
+_WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], np.uint64)
+_KEY_STEPS = np.arange(_ROUNDS, dtype=np.uint64)[:, None, None] * _WEYL  # [rounds, 2, 1]
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
@@ -23,17 +25,11 @@ def philox4x32(
 ) -> tuple[Words, Words, Words, Words]:
     """Philox-4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011)."""
     c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        product0, product1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
-        c0, c1, c2, c3 = (
-            (product1 >> _32) ^ c1 ^ k0,
-            product1 & _LOW,
-            (product0 >> _32) ^ c3 ^ k1,
-            product0 & _LOW,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
-    return c0, c1, c2, c3
+    even, odd = np.array([c0, c2]), np.array([c1, c3])
+    for round_key in (np.array(key) + _KEY_STEPS) & _LOW:
+        product = (_MULTIPLIERS * even)[::-1]
+        even, odd = (product >> _32) ^ odd ^ round_key, product & _LOW
+    return even[0], odd[0], even[1], odd[1]
 
 
 def uniform(
