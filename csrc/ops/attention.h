@@ -11,6 +11,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "vector_math.h"
 
 namespace pellucid {
@@ -51,22 +53,26 @@ inline void find_slots(const AttentionTile& tile, int64_t partition, Range range
 }
 
 // The rows of a head's pool, as floats.
-template <class T>
+template <KVType kType>
 struct PoolRows {
-    const T* data;
+    using Element = std::conditional_t<kType == KVType::Float32, float, uint16_t>;
+
+    const Element* data;
     int64_t stride;
     const int64_t* slots;
 
-    const T* row(int64_t key) const { return data + slots[key] * stride; }
+    const Element* row(int64_t key) const { return data + slots[key] * stride; }
     Float operator()(int64_t key, int64_t d) const {
-        if constexpr (sizeof(T) == 2) {
+        if constexpr (kType == KVType::Float32) {
+            return load(row(key) + d);
+        } else if constexpr (kType == KVType::BFloat16) {
             return load_bfloat16(row(key) + d);
         } else {
-            return load(row(key) + d);
+            return load_half(row(key) + d);
         }
     }
     void fetch(int64_t key, int64_t head_dim) const {
-        constexpr int64_t kPerLine = 64 / sizeof(T);
+        constexpr int64_t kPerLine = 64 / sizeof(Element);
         for (int64_t d = 0; d < head_dim; d += kPerLine) __builtin_prefetch(row(key) + d, 0, 2);
     }
 };
@@ -78,17 +84,17 @@ struct DenseRows {
 
 template <class F>
 inline void with_pool_rows(const AttentionTile& tile, const int64_t* slots, F f) {
-    const auto call = [&](auto type) {
-        using T = decltype(type);
+    const auto call = [&]<KVType kType>() {
         const auto rows = [&](const void* data) {
-            return PoolRows<T>{static_cast<const T*>(data), tile.slot_stride, slots};
+            using Rows = PoolRows<kType>;
+            return Rows{static_cast<const typename Rows::Element*>(data), tile.slot_stride, slots};
         };
         f(rows(tile.k), rows(tile.v));
     };
-    if (tile.bfloat16) {
-        call(uint16_t{});
-    } else {
-        call(float{});
+    switch (tile.kv_type) {
+        case KVType::Float32: return call.template operator()<KVType::Float32>();
+        case KVType::BFloat16: return call.template operator()<KVType::BFloat16>();
+        case KVType::Float16: return call.template operator()<KVType::Float16>();
     }
 }
 

@@ -111,7 +111,7 @@ void Attention::run(const Step& step, uint32_t stage, uint32_t task, float* scra
 
 AttentionTile Attention::queries(const Step& step, const QueryTile& tile, int64_t group) const {
     const FloatView all = step.floats(q);
-    const int64_t head_dim = pool.head_dim, size = pool.bfloat16 ? 2 : 4;
+    const int64_t head_dim = pool.head_dim, size = kv_bytes(pool.type);
     const auto head = [&](const void* data) { return static_cast<const std::byte*>(data) + group * head_dim * size; };
     return {.q = all.row(tile.first_row) + group * heads_per_group() * head_dim,
             .q_stride = all.stride,
@@ -121,7 +121,7 @@ AttentionTile Attention::queries(const Step& step, const QueryTile& tile, int64_
             .first_position = tile.first_position,
             .k = head(pool.k),
             .v = head(pool.v),
-            .bfloat16 = pool.bfloat16,
+            .kv_type = pool.type,
             .slot_stride = pool.slot_columns(),
             .block_table = step.inputs.block_tables + tile.sequence * step.inputs.table_width,
             .block_size = pool.block_size,

@@ -112,6 +112,9 @@ CASES = {
     "window longer than a partition": Case([900], window=300, heads=2, groups=1),
     "soft cap": Case([300], softcap=2.0, scale=1.0),
     "bf16": Case([520], dtype=torch.bfloat16, block_size=5),
+    "fp16": Case([520], dtype=torch.float16, block_size=5),
+    "fp16, odd": Case([37, 301], heads=9, groups=3, head_dim=48, block_size=7, dtype=torch.float16),
+    "fp16, window and cap": Case([520], dtype=torch.float16, window=257, softcap=5.0),
     "bf16, window and cap": Case([520], dtype=torch.bfloat16, window=257, softcap=5.0),
 }
 
