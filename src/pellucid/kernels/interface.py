@@ -10,9 +10,7 @@ Shapes: T tokens of the step over S sequences, H query heads, G key/value heads,
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-HUGE_PAGE = 2 << 20  # bytes
+CACHE_LINE = 64  # bytes
 
 Weight = Any
 """A matrix in the form that a backend's `pack` gave it: only that backend's ops look inside."""
@@ -128,22 +126,12 @@ def allocate_kv(
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that on the CPU take neither memory nor time until they are written.
 
-    The system backs pages when they are first touched; torch.zeros would touch them all. In huge
-    pages where there are any: a step of thirty-two tokens can meet hundreds of new small ones, and
-    waits for each of them, which takes longer than all its rotations and stores.
+    numpy asks for zeroed pages, which the system backs when they are first touched; torch.zeros
+    would touch them all. Aligned to cache lines, as torch's own tensors are.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     num_bytes = math.prod(shape) * dtype.itemsize
-    pages = _untouched_bytes(num_bytes + HUGE_PAGE)
-    start = -pages.data_ptr() % HUGE_PAGE
-    return pages[start : start + num_bytes].view(dtype).view(shape)
-
-
-def _untouched_bytes(count: int) -> Tensor:
-    if not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
-        return torch.from_numpy(np.zeros(count, np.uint8))
-    pages = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a system built without them
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)
+    pages = np.zeros(num_bytes + CACHE_LINE, np.uint8)
+    start = -pages.ctypes.data % CACHE_LINE
+    return torch.from_numpy(pages[start : start + num_bytes]).view(dtype).view(shape)
