@@ -9,8 +9,8 @@
 
 namespace pellucid {
 
-// How a KV pool holds its numbers. Float16 has 11 bits of mantissa to BFloat16's 8, in as many bytes; what is beyond its
-// range, which keys and values are far from, becomes +-65504.
+// How a KV pool holds its numbers. Float16 has 11 bits of mantissa to BFloat16's 8, in as many bytes; what is beyond
+// its range, which keys and values are far from, becomes +-65504.
 enum class KVType : uint8_t { Float32, BFloat16, Float16 };
 
 constexpr int64_t kv_bytes(KVType type) { return type == KVType::Float32 ? 4 : 2; }
@@ -35,6 +35,13 @@ struct AttentionTile {
     float softcap;   // 0 for none
 
     int64_t rows() const { return num_tokens * heads; }
+};
+
+// What the calling thread attends next, if that is known, so that its keys and values can be fetched meanwhile. It has
+// the shape and the pool of the present tile.
+struct NextPartition {
+    const AttentionTile* tile = nullptr;
+    int64_t partition = 0;
 };
 
 constexpr int64_t kPartition = 256;   // positions of one softmax; counted from position 0
@@ -73,7 +80,8 @@ struct OpTable {
 
     // Writes what the tile's rows get from positions [256 * partition, ...) to `out`. Slots that no token of the tile
     // sees are not read. `scratch` starts on a cache line.
-    void (*attend_partition)(const AttentionTile& tile, int64_t partition, PartialSoftmax out, float* scratch);
+    void (*attend_partition)(const AttentionTile& tile, int64_t partition, const NextPartition& next,
+                             PartialSoftmax out, float* scratch);
     // total = total merged with part. Merging partitions in ascending order gives the same bits however they are split.
     void (*merge)(PartialSoftmax total, PartialSoftmax part, int64_t rows, int64_t head_dim);
     // Divides, and stores token t's heads at out + t * out_stride.

@@ -156,6 +156,17 @@ def test_the_same_bits_with_any_company_on_any_number_of_threads(threads: int) -
     assert torch.equal(split, alone)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_many_sequences_decode_as_each_alone(threads: int) -> None:
+    """So many that a task has several of them, of lengths on both sides of partitions."""
+    case = Case([1 + 13 * s for s in range(60)], heads=6, groups=2, dtype=torch.float16)
+    chunks = [(s, length - 1, length) for s, length in enumerate(case.lengths)]
+    together = case.attend(chunks, threads=threads)
+    for result, chunk in zip(together, chunks, strict=True):
+        assert torch.equal(result, case.attend([chunk], threads=1)[0])
+        assert_close(result, case.expected(chunk[0])[-1:], 4e-6)
+
+
 def test_steps_that_cannot_be() -> None:
     case = Case([40])
     recorder = Recorder()
