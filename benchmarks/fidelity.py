@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "reference bfloat16": {"kernels": "reference", "dtype": "bfloat16"},
     "native, float32 KV": {"kernels": "native", "kv_cache_dtype": "float32"},
     "native, bfloat16 KV": {"kernels": "native", "kv_cache_dtype": "bfloat16"},
+    "native, float16 KV": {"kernels": "native", "kv_cache_dtype": "float16"},
 }
 ORACLE = "reference float32"
 

@@ -35,15 +35,25 @@ FloatTensor vector(const Input<float, 1>& array, const char* name) {
     return tensor(array);
 }
 
+KVType kv_type(nb::dlpack::dtype dtype) {
+    using nb::dlpack::dtype_code;
+    const auto is = [&](dtype_code code, uint8_t bits) {
+        return dtype == nb::dlpack::dtype{static_cast<uint8_t>(code), bits, 1};
+    };
+    if (is(dtype_code::Bfloat, 16)) return KVType::BFloat16;
+    if (is(dtype_code::Float, 16)) return KVType::Float16;
+    require(is(dtype_code::Float, 32), "the pool is neither float32 nor bfloat16 nor float16");
+    return KVType::Float32;
+}
+
 KVPool make_pool(PoolTensor k, PoolTensor v) {
     for (size_t axis = 0; axis < 4; ++axis) require(k.shape(axis) == v.shape(axis), "k and v differ in shape");
     require(k.dtype() == v.dtype(), "k and v differ in dtype");
-    const bool bfloat16 = k.dtype() == nb::dlpack::dtype{static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat), 16, 1};
-    require(bfloat16 || k.dtype() == nb::dtype<float>(), "the pool is neither float32 nor bfloat16");
+    const KVType type = kv_type(k.dtype());
     for (size_t axis = 0; axis < 4; ++axis) require(k.shape(axis) > 0, "the pool is empty");
     return {.k = k.data(),
             .v = v.data(),
-            .bfloat16 = bfloat16,
+            .type = type,
             .num_blocks = size(k, 0),
             .block_size = size(k, 1),
             .num_kv_heads = size(k, 2),
@@ -109,7 +119,8 @@ void bind_operands(nb::module_& m) {
         .def_ro("buffer", &Columns::buffer)
         .def_ro("begin", &Columns::begin)
         .def_ro("count", &Columns::count);
-    nb::class_<KVPool>(m, "KVPool", "One layer's keys and values: [num_blocks, block_size, G, D], float32 or bfloat16.")
+    nb::class_<KVPool>(m, "KVPool", 
+                       "One layer's keys and values: [num_blocks, block_size, G, D], float32, bfloat16 or float16.")
         .def(
             "__init__", [](KVPool* self, PoolTensor k, PoolTensor v) { new (self) KVPool(make_pool(k, v)); },
             "k"_a.noconvert(), "v"_a.noconvert());

@@ -9,6 +9,12 @@
 
 namespace pellucid {
 
+// How a KV pool holds its numbers. Float16 has 11 bits of mantissa to BFloat16's 8, in as many bytes; what is beyond
+// its range, which keys and values are far from, becomes +-65504.
+enum class KVType : uint8_t { Float32, BFloat16, Float16 };
+
+constexpr int64_t kv_bytes(KVType type) { return type == KVType::Float32 ? 4 : 2; }
+
 // Attention of the heads that share one key/value head, for consecutive tokens of one sequence.
 // Row r of the tile is head r % heads of token r / heads.
 struct AttentionTile {
@@ -18,9 +24,9 @@ struct AttentionTile {
     int64_t heads;
     int64_t head_dim;
     int64_t first_position;  // of the first token
-    const void* k;           // of this key/value head in slot 0; fp32 or bf16
+    const void* k;           // of this key/value head in slot 0
     const void* v;
-    bool bfloat16;
+    KVType kv_type;
     int64_t slot_stride;  // elements between two slots: G * D
     const int32_t* block_table;
     int64_t block_size;
@@ -29,6 +35,13 @@ struct AttentionTile {
     float softcap;   // 0 for none
 
     int64_t rows() const { return num_tokens * heads; }
+};
+
+// What the calling thread attends next, if that is known, so that its keys and values can be fetched meanwhile. It has
+// the shape and the pool of the present tile.
+struct NextPartition {
+    const AttentionTile* tile = nullptr;
+    int64_t partition = 0;
 };
 
 constexpr int64_t kPartition = 256;   // positions of one softmax; counted from position 0
@@ -62,11 +75,13 @@ struct OpTable {
     // Rotates the first 2 * half components of one head of n; the rest is copied. Component i pairs with i + half.
     void (*rotate)(const float* x, const float* cos, const float* sin, int64_t half, float* out, int64_t n);
     void (*to_bfloat16)(const float* x, uint16_t* out, int64_t n);  // to nearest, ties to even
+    void (*to_float16)(const float* x, uint16_t* out, int64_t n);   // likewise; saturates; NaN stays NaN
     int64_t (*argmax)(const float* x, int64_t n);                   // the first of the largest; n >= 1; NaN never wins
 
     // Writes what the tile's rows get from positions [256 * partition, ...) to `out`. Slots that no token of the tile
     // sees are not read. `scratch` starts on a cache line.
-    void (*attend_partition)(const AttentionTile& tile, int64_t partition, PartialSoftmax out, float* scratch);
+    void (*attend_partition)(const AttentionTile& tile, int64_t partition, const NextPartition& next,
+                             PartialSoftmax out, float* scratch);
     // total = total merged with part. Merging partitions in ascending order gives the same bits however they are split.
     void (*merge)(PartialSoftmax total, PartialSoftmax part, int64_t rows, int64_t head_dim);
     // Divides, and stores token t's heads at out + t * out_stride.

@@ -11,6 +11,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "vector_math.h"
 
 namespace pellucid {
@@ -38,6 +40,10 @@ inline Range visible(const AttentionTile& tile, int64_t partition, int64_t first
     return {larger(begin, 0), smaller(end, kPartition)};
 }
 
+inline Range all_visible(const AttentionTile& tile, int64_t partition) {
+    return visible(tile, partition, 0, tile.num_tokens - 1);
+}
+
 // slots[i] is where position i of the partition lies, for i in `range`.
 inline void find_slots(const AttentionTile& tile, int64_t partition, Range range, int64_t* slots) {
     const int64_t start = partition * kPartition;
@@ -51,25 +57,48 @@ inline void find_slots(const AttentionTile& tile, int64_t partition, Range range
 }
 
 // The rows of a head's pool, as floats.
-template <class T>
+template <KVType kType>
 struct PoolRows {
-    const T* data;
+    using Element = std::conditional_t<kType == KVType::Float32, float, uint16_t>;
+
+    const Element* data;
     int64_t stride;
     const int64_t* slots;
 
-    const T* row(int64_t key) const { return data + slots[key] * stride; }
+    const Element* row(int64_t key) const { return data + slots[key] * stride; }
     Float operator()(int64_t key, int64_t d) const {
-        if constexpr (sizeof(T) == 2) {
+        if constexpr (kType == KVType::Float32) {
+            return load(row(key) + d);
+        } else if constexpr (kType == KVType::BFloat16) {
             return load_bfloat16(row(key) + d);
         } else {
-            return load(row(key) + d);
+            return load_half(row(key) + d);
         }
     }
     void fetch(int64_t key, int64_t head_dim) const {
-        constexpr int64_t kPerLine = 64 / sizeof(T);
+        constexpr int64_t kPerLine = 64 / sizeof(Element);
         for (int64_t d = 0; d < head_dim; d += kPerLine) __builtin_prefetch(row(key) + d, 0, 2);
     }
 };
+// Fetches the keys and values of the partition that comes next, a row at a time, all the while the present one is
+// computed. Else memory and core would take turns to rest.
+template <class Rows>
+class Ahead {
+public:
+    Ahead(const Rows& keys, const Rows& values, Range range, int64_t head_dim)
+        : rows_{keys, values}, next_(2 * range.begin), end_(2 * range.end), head_dim_(head_dim) {}
+
+    void fetch() {
+        if (next_ >= end_) return;
+        rows_[next_ % 2].fetch(next_ / 2, head_dim_);
+        ++next_;
+    }
+
+private:
+    Rows rows_[2];
+    int64_t next_, end_, head_dim_;
+};
+
 struct DenseRows {
     const float* data;
     int64_t stride;
@@ -77,31 +106,31 @@ struct DenseRows {
 };
 
 template <class F>
-inline void with_pool_rows(const AttentionTile& tile, const int64_t* slots, F f) {
-    const auto call = [&](auto type) {
-        using T = decltype(type);
-        const auto rows = [&](const void* data) {
-            return PoolRows<T>{static_cast<const T*>(data), tile.slot_stride, slots};
-        };
-        f(rows(tile.k), rows(tile.v));
+inline void with_pool_rows(const AttentionTile& tile, F f) {
+    const auto call = [&]<KVType kType>() {
+        f([](const void* data, int64_t stride, const int64_t* slots) {
+            using Rows = PoolRows<kType>;
+            return Rows{static_cast<const typename Rows::Element*>(data), stride, slots};
+        });
     };
-    if (tile.bfloat16) {
-        call(uint16_t{});
-    } else {
-        call(float{});
+    switch (tile.kv_type) {
+        case KVType::Float32: return call.template operator()<KVType::Float32>();
+        case KVType::BFloat16: return call.template operator()<KVType::BFloat16>();
+        case KVType::Float16: return call.template operator()<KVType::Float16>();
     }
 }
 
 // Blocks lie anywhere in memory, where no hardware foresees them: keys some way ahead are fetched here, and the values,
-// which are next, as well.
+// which are next, as well. (Those that were fetched while the last partition was computed get nearer by it.)
 template <class Rows>
-void pack_keys(const Rows& rows, const Rows& values, Range range, int64_t head_dim, float* panels) {
+void pack_keys(const Rows& rows, const Rows& values, Range range, int64_t head_dim, Ahead<Rows>& ahead, float* panels) {
     constexpr int64_t kAhead = 32;
     for (int64_t key = range.begin; key < smaller(range.begin + kAhead, range.end); ++key) rows.fetch(key, head_dim);
     for (int64_t key = range.begin / kLanes * kLanes; key < range.end; key += kLanes) {
         for (int64_t i = larger(key, range.begin); i < smaller(key + kLanes, range.end); ++i) {
             if (i + kAhead < range.end) rows.fetch(i + kAhead, head_dim);
             values.fetch(i, head_dim);
+            ahead.fetch();
         }
         float* panel = panels + key / kPanelKeys * kPanelKeys * head_dim + key % kPanelKeys;
         for (int64_t d = 0; d < head_dim; d += kLanes) {
@@ -134,14 +163,15 @@ void pack_queries(const AttentionTile& tile, float* out) {
 }
 
 // kRows rows of queries times kVectors vectors of keys.
-template <int kRows, int kVectors>
-void score_block(const float* q, int64_t head_dim, const float* panel, float* scores) {
+template <int kRows, int kVectors, class Next>
+void score_block(const float* q, int64_t head_dim, const float* panel, Next& ahead, float* scores) {
     Float sum[kRows][kVectors];
     for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) sum[r][v] = spread(0.0f);
     for (int64_t d = 0; d < head_dim; ++d) {
         Float k[kVectors];
         for (int v = 0; v < kVectors; ++v) k[v] = load(panel + d * kPanelKeys + v * kLanes);
+        ahead.fetch();
         for (int r = 0; r < kRows; ++r) {
             const Float component = spread(q[r * head_dim + d]);
             for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(component, k[v], sum[r][v]);
@@ -151,22 +181,24 @@ void score_block(const float* q, int64_t head_dim, const float* panel, float* sc
         for (int v = 0; v < kVectors; ++v) store(scores + r * kPartition + v * kLanes, sum[r][v]);
 }
 
-template <int kRows, int kVectors = kBlockVectors>
-void score_up_to(int64_t vectors, const float* q, int64_t head_dim, const float* panel, float* scores) {
+template <int kRows, int kVectors = kBlockVectors, class Next>
+void score_up_to(int64_t vectors, const float* q, int64_t head_dim, const float* panel, Next& ahead, float* scores) {
     if constexpr (kVectors > 1)
-        if (vectors < kVectors) return score_up_to<kRows, kVectors - 1>(vectors, q, head_dim, panel, scores);
-    score_block<kRows, kVectors>(q, head_dim, panel, scores);
+        if (vectors < kVectors) return score_up_to<kRows, kVectors - 1>(vectors, q, head_dim, panel, ahead, scores);
+    score_block<kRows, kVectors>(q, head_dim, panel, ahead, scores);
 }
 
 // kRows rows of weights times kVectors vectors of all values in `range`.
-template <int kRows, int kVectors, class Rows>
-void mix_block(const float* weights, const Rows& values, Range range, int64_t d, int64_t head_dim, float* out) {
+template <int kRows, int kVectors, class Rows, class Next>
+void mix_block(const float* weights, const Rows& values, Range range, int64_t d, int64_t head_dim, Next& ahead,
+               float* out) {
     Float sum[kRows][kVectors];
     for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) sum[r][v] = spread(0.0f);
     for (int64_t key = range.begin; key < range.end; ++key) {
         Float value[kVectors];
         for (int v = 0; v < kVectors; ++v) value[v] = values(key, d + v * kLanes);
+        ahead.fetch();
         for (int r = 0; r < kRows; ++r) {
             const Float weight = spread(weights[r * kPartition + key]);
             for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(weight, value[v], sum[r][v]);
@@ -176,12 +208,12 @@ void mix_block(const float* weights, const Rows& values, Range range, int64_t d,
         for (int v = 0; v < kVectors; ++v) store(out + r * head_dim + d + v * kLanes, sum[r][v]);
 }
 
-template <int kRows, class Rows>
-void mix(const float* weights, const Rows& values, Range range, int64_t head_dim, float* out) {
+template <int kRows, class Rows, class Next>
+void mix(const float* weights, const Rows& values, Range range, int64_t head_dim, Next& ahead, float* out) {
     int64_t d = 0;
     for (; d + kBlockVectors * kLanes <= head_dim; d += kBlockVectors * kLanes)
-        mix_block<kRows, kBlockVectors>(weights, values, range, d, head_dim, out);
-    for (; d < head_dim; d += kLanes) mix_block<kRows, 1>(weights, values, range, d, head_dim, out);
+        mix_block<kRows, kBlockVectors>(weights, values, range, d, head_dim, ahead, out);
+    for (; d < head_dim; d += kLanes) mix_block<kRows, 1>(weights, values, range, d, head_dim, ahead, out);
 }
 
 // Turns one row of scores into weights exp(score - largest), 0 outside of `seen`, in the vectors that `block` touches.
@@ -210,9 +242,9 @@ void soften(const AttentionTile& tile, Range block, Range seen, float* scores, f
 }
 
 // Rows first .. first + kRows of the tile, from scores to the weighted sum.
-template <int kRows, class Rows>
+template <int kRows, class Rows, class Next>
 void attend_rows(const AttentionTile& tile, int64_t partition, int64_t first, const float* q, const float* panels,
-                 const Rows& values, float* scores, PartialSoftmax out) {
+                 const Rows& values, Next& ahead, float* scores, PartialSoftmax out) {
     const auto token = [&](int64_t row) { return row / tile.heads; };
     const int64_t head_dim = tile.head_dim;
     const Range block = visible(tile, partition, token(first), token(first + kRows - 1));
@@ -224,49 +256,56 @@ void attend_rows(const AttentionTile& tile, int64_t partition, int64_t first, co
     for (int64_t key = block.begin / kStep * kStep; key < block.end; key += kStep) {
         const int64_t vectors = (block.end - key + kLanes - 1) / kLanes;
         const float* panel = panels + key / kPanelKeys * kPanelKeys * head_dim + key % kPanelKeys;
-        score_up_to<kRows>(vectors, q + first * head_dim, head_dim, panel, scores + key);
+        score_up_to<kRows>(vectors, q + first * head_dim, head_dim, panel, ahead, scores + key);
     }
     for (int r = 0; r < kRows; ++r) {
         const int64_t row = first + r;
         const Range seen = visible(tile, partition, token(row), token(row));
         soften(tile, block, seen, scores + r * kPartition, out.largest + row, out.denominator + row);
     }
-    mix<kRows>(scores, values, block, head_dim, out.out + first * head_dim);
+    mix<kRows>(scores, values, block, head_dim, ahead, out.out + first * head_dim);
 }
 
-template <class Rows, int kRows = kRowBlock>
+template <int kRows = kRowBlock, class Rows, class Next>
 void attend_row_block(int64_t rows, const AttentionTile& tile, int64_t partition, int64_t first, const float* q,
-                      const float* panels, const Rows& values, float* scores, PartialSoftmax out) {
+                      const float* panels, const Rows& values, Next& ahead, float* scores, PartialSoftmax out) {
     if constexpr (kRows > 1)
         if (rows < kRows)
-            return attend_row_block<Rows, kRows - 1>(rows, tile, partition, first, q, panels, values, scores, out);
-    attend_rows<kRows>(tile, partition, first, q, panels, values, scores, out);
+            return attend_row_block<kRows - 1>(rows, tile, partition, first, q, panels, values, ahead, scores, out);
+    attend_rows<kRows>(tile, partition, first, q, panels, values, ahead, scores, out);
 }
 
-template <class Rows>
+template <class Rows, class Next>
 void attend_all_rows(const AttentionTile& tile, int64_t partition, const float* q, const float* panels,
-                     const Rows& values, float* scores, PartialSoftmax out) {
+                     const Rows& values, Next& ahead, float* scores, PartialSoftmax out) {
     for (int64_t row = 0; row < tile.rows(); row += kRowBlock)
-        attend_row_block<Rows>(tile.rows() - row, tile, partition, row, q, panels, values, scores, out);
+        attend_row_block(tile.rows() - row, tile, partition, row, q, panels, values, ahead, scores, out);
 }
 
-void attend_partition_impl(const AttentionTile& tile, int64_t partition, PartialSoftmax out, float* scratch) {
+void attend_partition_impl(const AttentionTile& tile, int64_t partition, const NextPartition& next, PartialSoftmax out,
+                           float* scratch) {
     const int64_t head_dim = tile.head_dim;
     float* q = scratch;
     float* panels = q + tile.rows() * head_dim;
     float* dense = panels + kPartition * head_dim;
     float* scores = dense + kPartition * head_dim;
-    const Range range = visible(tile, partition, 0, tile.num_tokens - 1);
-    int64_t slots[kPartition];
+    const Range range = all_visible(tile, partition);
+    const Range next_range = next.tile ? all_visible(*next.tile, next.partition) : Range{0, 0};
+    int64_t slots[kPartition], next_slots[kPartition];
     find_slots(tile, partition, range, slots);
+    if (next.tile) find_slots(*next.tile, next.partition, next_range, next_slots);
     pack_queries(tile, q);
-    with_pool_rows(tile, slots, [&](const auto& keys, const auto& values) {
-        pack_keys(keys, values, range, head_dim, panels);
+    with_pool_rows(tile, [&](const auto& rows) {
+        const auto keys = rows(tile.k, tile.slot_stride, slots), values = rows(tile.v, tile.slot_stride, slots);
+        const AttentionTile& then = next.tile ? *next.tile : tile;
+        Ahead ahead(rows(then.k, then.slot_stride, next_slots), rows(then.v, then.slot_stride, next_slots), next_range,
+                    head_dim);
+        pack_keys(keys, values, range, head_dim, ahead, panels);
         if (tile.rows() <= kRowBlock) {  // values are used once: read them where they are
-            attend_all_rows(tile, partition, q, panels, values, scores, out);
+            attend_all_rows(tile, partition, q, panels, values, ahead, scores, out);
         } else {
             pack_values(values, range, head_dim, dense);
-            attend_all_rows(tile, partition, q, panels, DenseRows{dense, head_dim}, scores, out);
+            attend_all_rows(tile, partition, q, panels, DenseRows{dense, head_dim}, ahead, scores, out);
         }
     });
 }

@@ -1,4 +1,4 @@
-// Rotary position embedding (Su et al. 2021), and rounding to bf16 for the KV pool. Included after a simd header.
+// Rotary position embedding (Su et al. 2021), and rounding to 16 bits for the KV pool. Included after a simd header.
 
 #pragma once
 
@@ -26,6 +26,17 @@ void to_bfloat16_row(const float* x, uint16_t* out, int64_t n) {
         const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
         out[i] = static_cast<uint16_t>(is_nan ? bits >> 16 | 0x40 : rounded);
     }
+}
+
+void to_float16_row(const float* x, uint16_t* out, int64_t n) {
+    const Float largest = spread(65504.0f), lowest = spread(-65504.0f);
+    for_vectors(n, [&](int64_t i, int count) {
+        // In this order NaN stays NaN: see exp.
+        const Float within = min(largest, max(lowest, load_up_to(x + i, count)));
+        uint16_t half[kLanes];
+        store_half(half, within);
+        __builtin_memcpy(out + i, half, static_cast<size_t>(count) * sizeof(uint16_t));
+    });
 }
 
 }  // namespace

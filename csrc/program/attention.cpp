@@ -9,7 +9,8 @@ namespace pellucid {
 namespace {
 
 constexpr int64_t kTasksPerThread = 4;
-constexpr int64_t kPiecesPerThread = 2;  // before a task does all heads of one
+constexpr int64_t kPiecesPerThread = 2;      // before a task does all heads of one
+constexpr int64_t kWholeTasksPerThread = 8;  // before a task does several
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t whole_lines(int64_t floats) { return divide_up(floats, 16) * 16; }
@@ -68,6 +69,8 @@ void AttentionPlan::cut(const StepInputs& inputs, uint32_t num_threads) {
     // Heads lie side by side in a slot, so one thread that reads them all reads whole pages: a fifth faster with two
     // threads. But first of all every thread has to have something to read.
     groups_per_task = static_cast<int64_t>(pieces.size()) >= kPiecesPerThread * num_threads ? shape.num_groups : 1;
+    // A task knows what it does next, and has it fetched meanwhile; so where there are many pieces it takes several.
+    pieces_per_task = std::max<int64_t>(1, pieces.size() / (kWholeTasksPerThread * num_threads));
     // Tasks are claimed from the last to the first: long ones early leave short ones to even out the end.
     const auto work = [&](const AttentionPiece& p) {
         return (p.last_partition - p.first_partition + 1) * (1 + tiles[p.tile].num_tokens);
@@ -91,9 +94,9 @@ bool Attention::quantise(const Columns& columns, int buffer) {
 
 uint32_t Attention::num_tasks(const Step& step, uint32_t stage) const {
     const AttentionPlan& all = (*step.plans)[plan];
-    const size_t groups = pool.num_kv_heads;
-    return static_cast<uint32_t>(stage == 0 ? all.pieces.size() * (groups / all.groups_per_task)
-                                            : all.cut_tiles.size() * groups);
+    const int64_t groups = pool.num_kv_heads, pieces = all.pieces.size(), tiles = all.cut_tiles.size();
+    return static_cast<uint32_t>(stage == 0 ? divide_up(pieces, all.pieces_per_task) * (groups / all.groups_per_task)
+                                            : tiles * groups);
 }
 
 int64_t Attention::scratch_floats() const {
@@ -106,12 +109,15 @@ void Attention::run(const Step& step, uint32_t stage, uint32_t task, float* scra
     const int64_t groups = stage == 0 ? all.groups_per_task : 1, tasks_per_tile = pool.num_kv_heads / groups;
     const int64_t index = task / tasks_per_tile, first = task % tasks_per_tile * groups;
     if (stage == 1) return merge(step, all.tiles[all.cut_tiles[index]], first, scratch);
-    for (int64_t group = first; group < first + groups; ++group) attend(step, all.pieces[index], group, scratch);
+    const int64_t begin = index * all.pieces_per_task, pieces = all.pieces.size();
+    const int64_t parts = (std::min(begin + all.pieces_per_task, pieces) - begin) * groups;
+    const auto part = [&](int64_t i) { return Part{&all.pieces[begin + i / groups], first + i % groups}; };
+    for (int64_t i = 0; i < parts; ++i) attend(step, part(i), i + 1 < parts ? part(i + 1) : Part{}, scratch);
 }
 
 AttentionTile Attention::queries(const Step& step, const QueryTile& tile, int64_t group) const {
     const FloatView all = step.floats(q);
-    const int64_t head_dim = pool.head_dim, size = pool.bfloat16 ? 2 : 4;
+    const int64_t head_dim = pool.head_dim, size = kv_bytes(pool.type);
     const auto head = [&](const void* data) { return static_cast<const std::byte*>(data) + group * head_dim * size; };
     return {.q = all.row(tile.first_row) + group * heads_per_group() * head_dim,
             .q_stride = all.stride,
@@ -121,7 +127,7 @@ AttentionTile Attention::queries(const Step& step, const QueryTile& tile, int64_
             .first_position = tile.first_position,
             .k = head(pool.k),
             .v = head(pool.v),
-            .bfloat16 = pool.bfloat16,
+            .kv_type = pool.type,
             .slot_stride = pool.slot_columns(),
             .block_table = step.inputs.block_tables + tile.sequence * step.inputs.table_width,
             .block_size = pool.block_size,
@@ -136,25 +142,34 @@ PartialSoftmax Attention::partial(const Step& step, const QueryTile& tile, int64
     return softmax_at(step.partials + tile.partials + index * softmax_floats(rows, pool.head_dim), rows);
 }
 
-void Attention::attend(const Step& step, const AttentionPiece& piece, int64_t group, float* scratch) const {
-    const QueryTile& tile = (*step.plans)[plan].tiles[piece.tile];
-    const AttentionTile call = queries(step, tile, group);
+void Attention::attend(const Step& step, const Part& part, const Part& then, float* scratch) const {
+    const AttentionPiece& piece = *part.piece;
+    const std::vector<QueryTile>& tiles = (*step.plans)[plan].tiles;
+    const QueryTile& tile = tiles[piece.tile];
+    const AttentionTile call = queries(step, tile, part.group);
+    AttentionTile call_then{};
+    NextPartition after_last;
+    if (then.piece) {
+        call_then = queries(step, tiles[then.piece->tile], then.group);
+        after_last = {&call_then, then.piece->first_partition};
+    }
     const int64_t rows = call.rows(), size = softmax_floats(rows, pool.head_dim);
-    const PartialSoftmax total = softmax_at(scratch, rows), part = softmax_at(scratch + size, rows);
+    const PartialSoftmax total = softmax_at(scratch, rows), more = softmax_at(scratch + size, rows);
     float* const room = scratch + 2 * size;
 
     const bool is_whole = piece.first_partition == tile.first_partition && piece.last_partition == tile.last_partition;
     for (int64_t p = piece.first_partition; p <= piece.last_partition; ++p) {
+        const NextPartition next = p < piece.last_partition ? NextPartition{&call, p + 1} : after_last;
         if (!is_whole) {
-            ops().attend_partition(call, p, partial(step, tile, group, p), room);
+            ops().attend_partition(call, p, next, partial(step, tile, part.group, p), room);
         } else if (p == piece.first_partition) {
-            ops().attend_partition(call, p, total, room);
+            ops().attend_partition(call, p, next, total, room);
         } else {
-            ops().attend_partition(call, p, part, room);
-            ops().merge(total, part, rows, pool.head_dim);
+            ops().attend_partition(call, p, next, more, room);
+            ops().merge(total, more, rows, pool.head_dim);
         }
     }
-    if (is_whole) store(step, tile, group, total, room);
+    if (is_whole) store(step, tile, part.group, total, room);
 }
 
 // The same merges in the same order as if the tile had not been cut.

@@ -225,9 +225,14 @@ public:
     int plan = 0;  // of the step's plans
 
 private:
+    struct Part {  // of a task: a piece for one key/value head
+        const AttentionPiece* piece = nullptr;
+        int64_t group = 0;
+    };
+
     int64_t heads_per_group() const { return q.count / pool.slot_columns(); }
     AttentionTile queries(const Step& step, const QueryTile& tile, int64_t group) const;
-    void attend(const Step& step, const AttentionPiece& piece, int64_t group, float* scratch) const;
+    void attend(const Step& step, const Part& part, const Part& then, float* scratch) const;
     void merge(const Step& step, const QueryTile& tile, int64_t group, float* scratch) const;
     void store(const Step& step, const QueryTile& tile, int64_t group, PartialSoftmax total, float* scratch) const;
     PartialSoftmax partial(const Step& step, const QueryTile& tile, int64_t group, int64_t partition) const;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "op_table.h"
 
 namespace pellucid {
 
@@ -39,11 +40,11 @@ struct FloatTensor {
     explicit operator bool() const { return data != nullptr; }
 };
 
-// One layer's keys and values, dense [num_blocks, block_size, num_kv_heads, head_dim] each, fp32 or bf16.
+// One layer's keys and values, dense [num_blocks, block_size, num_kv_heads, head_dim] each.
 struct KVPool {
     void* k = nullptr;
     void* v = nullptr;
-    bool bfloat16 = false;
+    KVType type = KVType::Float32;
     int64_t num_blocks = 0;
     int64_t block_size = 0;
     int64_t num_kv_heads = 0;

@@ -175,10 +175,11 @@ void WriteKV::run_row(const Step& step, int64_t row, float* scratch) const {
 }
 
 void WriteKV::store(const float* head, void* base, int64_t element) const {
-    if (pool.bfloat16) {
-        ops().to_bfloat16(head, static_cast<uint16_t*>(base) + element, pool.head_dim);
-    } else {
-        copy_row(head, static_cast<float*>(base) + element, pool.head_dim);
+    const int64_t size = pool.head_dim;
+    switch (pool.type) {
+        case KVType::Float32: return copy_row(head, static_cast<float*>(base) + element, size);
+        case KVType::BFloat16: return ops().to_bfloat16(head, static_cast<uint16_t*>(base) + element, size);
+        case KVType::Float16: return ops().to_float16(head, static_cast<uint16_t*>(base) + element, size);
     }
 }
 

@@ -60,6 +60,7 @@ struct AttentionPlan {
     std::vector<QueryTile> tiles;
     std::vector<AttentionPiece> pieces;
     int64_t groups_per_task = 1;     // 1 or all: a task does them one after the other for its piece
+    int64_t pieces_per_task = 1;     // consecutive ones
     std::vector<int32_t> cut_tiles;  // whose partial softmaxes are merged in a second stage
     int64_t partial_floats = 0;
 

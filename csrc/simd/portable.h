@@ -64,6 +64,25 @@ inline float half_to_float(uint16_t half) {
 inline Float load_half(const uint16_t* p) {
     return Float{half_to_float(p[0]), half_to_float(p[1]), half_to_float(p[2]), half_to_float(p[3])};
 }
+// To nearest, ties to even. |value| is at most 65504, or NaN.
+inline uint16_t float_to_half(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+    uint32_t half;
+    if (magnitude < 0x38800000u) {  // below 2^-14 the last bit is worth 2^-24, as it is of floats from 0.5 to 1
+        const float shifted = std::fabs(value) + 0.5f;
+        std::memcpy(&half, &shifted, 4);
+        half -= 0x3f000000u;
+    } else {
+        half = ((magnitude + 0xfffu + (magnitude >> 13 & 1)) >> 13) - (112u << 10);
+    }
+    return static_cast<uint16_t>(sign | half);
+}
+inline void store_half(uint16_t* p, Float v) {
+    for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(v[i]);
+}
 inline Float load_int8(const int8_t* p) {
     return Float{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
                  static_cast<float>(p[3])};

@@ -66,7 +66,7 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     block_size: Annotated[int, _about("Tokens per KV block.", ge=1, le=1024)] = 16
     kv_cache_dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"],
+        Literal["auto", "float32", "bfloat16", "float16"],
         _about("Type of cached keys and values; auto: as --dtype."),
     ] = "auto"
     num_kv_blocks: Annotated[

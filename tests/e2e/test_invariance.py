@@ -29,7 +29,7 @@ PROMPTS = {f"p{n}": [(1_009 * n + 7_919 * k * k) % 40_000 + 100 for k in range(n
 Answers = dict[str, list[TokenLogprobs]]
 
 
-@pytest.fixture(scope="module", params=["reference", "native", "native bfloat16"])
+@pytest.fixture(scope="module", params=["reference", "native", "native float16", "native bfloat16"])
 def runner(smollm2_path: Path, request: pytest.FixtureRequest) -> Iterator[Runner]:
     kernels, _, kv_dtype = request.param.partition(" ")
     if kernels == "native" and native.obstacle(torch.device("cpu")) is not None:

@@ -164,13 +164,17 @@ def test_quantised_files_are_close_to_their_exact_values(
     assert kinds == {"int4" if quant.startswith("Q4") else "int8"}
 
 
-def test_bfloat16_pool_and_weights_are_close(folders: dict[str, Path]) -> None:
+def test_narrow_pools_and_weights_are_close(folders: dict[str, Path]) -> None:
     tokens = random_tokens(LENGTH, VOCAB)
     expected = logits(load(folders["qwen3"], ReferenceOps()), tokens)
     model = load(folders["qwen3"], NativeOps(), dtype="bfloat16")
     assert relative_error(replayed(model, tokens), expected) < 0.05
-    narrow = replayed(load(folders["qwen3"], NativeOps()), tokens, kv_dtype=torch.bfloat16)
-    assert 0 < relative_error(narrow, expected) < 0.02
+    exact = load(folders["qwen3"], NativeOps())
+    errors = {
+        kv_dtype: relative_error(replayed(exact, tokens, kv_dtype=kv_dtype), expected)
+        for kv_dtype in (torch.float32, torch.float16, torch.bfloat16)
+    }
+    assert errors[torch.float32] < errors[torch.float16] < errors[torch.bfloat16] / 4 < 0.005
 
 
 def test_a_tensor_of_nowhere_is_refused() -> None:

@@ -112,6 +112,9 @@ CASES = {
     "window longer than a partition": Case([900], window=300, heads=2, groups=1),
     "soft cap": Case([300], softcap=2.0, scale=1.0),
     "bf16": Case([520], dtype=torch.bfloat16, block_size=5),
+    "fp16": Case([520], dtype=torch.float16, block_size=5),
+    "fp16, odd": Case([37, 301], heads=9, groups=3, head_dim=48, block_size=7, dtype=torch.float16),
+    "fp16, window and cap": Case([520], dtype=torch.float16, window=257, softcap=5.0),
     "bf16, window and cap": Case([520], dtype=torch.bfloat16, window=257, softcap=5.0),
 }
 
@@ -151,6 +154,17 @@ def test_the_same_bits_with_any_company_on_any_number_of_threads(threads: int) -
     assert torch.equal(together[1], alone)
     (split,) = case.attend([(0, 1490, 1500)], threads=threads)
     assert torch.equal(split, alone)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_many_sequences_decode_as_each_alone(threads: int) -> None:
+    """So many that a task has several of them, of lengths on both sides of partitions."""
+    case = Case([1 + 13 * s for s in range(60)], heads=6, groups=2, dtype=torch.float16)
+    chunks = [(s, length - 1, length) for s, length in enumerate(case.lengths)]
+    together = case.attend(chunks, threads=threads)
+    for result, chunk in zip(together, chunks, strict=True):
+        assert torch.equal(result, case.attend([chunk], threads=1)[0])
+        assert_close(result, case.expected(chunk[0])[-1:], 4e-6)
 
 
 def test_steps_that_cannot_be() -> None:

@@ -135,7 +135,7 @@ def test_embedding(index: str) -> None:
     assert torch.equal(run(program, tokens, 33, positions=positions), table[ids] * 2.5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("head_dim", "rotated"), [(64, 64), (80, 32), (16, 10)])
 def test_rope_and_write_kv(head_dim: int, rotated: int, dtype: torch.dtype) -> None:
     heads, groups, rows, block_size = 4, 2, 11, 3
@@ -156,13 +156,43 @@ def test_rope_and_write_kv(head_dim: int, rotated: int, dtype: torch.dtype) -> N
     want_q, want_k, want_v = (part.view(rows, -1, head_dim) for part in values.split(sizes, dim=1))
     assert_close(result, REFERENCE.rope(want_q, cos, sin).flatten(1))
     k_pool, v_pool = (part.view(-1, groups, head_dim) for part in pool)
-    tolerance = 2e-6 if dtype == torch.float32 else 5e-3
+    tolerance = max(2e-6, torch.finfo(dtype).eps)
     assert_close(k_pool[slots].float(), REFERENCE.rope(want_k, cos, sin), tolerance)
     assert torch.equal(v_pool[slots], want_v.to(dtype))
     untouched = torch.ones(7 * block_size, dtype=torch.bool)
     untouched[slots] = False
     assert k_pool[untouched].isnan().all()
     assert v_pool[untouched].isnan().all()
+
+
+def test_float16_pool_rounds_to_nearest_and_saturates() -> None:
+    """All halves, the middles between them and what lies beside these; and what is beyond."""
+    halves = torch.arange(0x7C00, dtype=torch.int16).view(torch.float16).float()
+    middles = (halves[1:] + halves[:-1]) / 2
+    beside = [torch.nextafter(middles, middles + sign) for sign in (-1, 1)]
+    beyond = torch.tensor([65504.0, 65519.9, 65520.0, 1e6, 3e38, torch.inf, 1e-30])
+    values = torch.cat([halves, middles, *beside, beyond])
+    values = torch.cat([values, -values])
+    values = torch.cat([values, torch.zeros(-len(values) % 16)]).view(1, -1)
+    pool = [torch.zeros(1, 1, values.numel() // 16, 16, dtype=torch.float16) for _ in "kv"]
+    recorder = Recorder()
+    rows = recorder.rows(values)
+    recorder.program.write_kv(rows, rows, native.KVPool(*pool))
+    run(recorder.finish(rows), range(1), values.numel(), slots=torch.zeros(1, dtype=torch.int64))
+    expected = values.clamp(-65504, 65504).half()
+    for part in pool:
+        assert torch.equal(part.view(1, -1).view(torch.int16), expected.view(torch.int16))
+
+
+def test_float16_pool_keeps_nan() -> None:
+    """A model that goes wrong must not look as if it had not."""
+    values = torch.full((1, 16), torch.nan)
+    pool = [torch.zeros(1, 1, 1, 16, dtype=torch.float16) for _ in "kv"]
+    recorder = Recorder()
+    rows = recorder.rows(values)
+    recorder.program.write_kv(rows, rows, native.KVPool(*pool))
+    run(recorder.finish(rows), range(1), 16, slots=torch.zeros(1, dtype=torch.int64))
+    assert all(part.isnan().all() for part in pool)
 
 
 def test_argmax_takes_the_first_and_never_nan() -> None:

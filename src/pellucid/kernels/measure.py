@@ -31,6 +31,7 @@ SECONDS = 0.15  # per measurement, three runs at least; the best one counts
 BLOCK_SIZE = 16
 EPS = 1e-6
 WEIGHTS = ("int4", "int8", "bfloat16", "float32")
+KV_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,9 @@ class Bench:
                     if k % 32 == 0 or weights == "float32":
                         yield self.linear(name, n, k, weights, count)
         for count in rows:
-            for kv_dtype in (torch.float32, torch.bfloat16):
+            for kv_dtype in KV_DTYPES:
                 yield self.attention(shapes, kv_dtype, [(context, 1)] * count)
-        for kv_dtype in (torch.float32, torch.bfloat16):
+        for kv_dtype in KV_DTYPES:
             yield self.attention(shapes, kv_dtype, [(context, context)])
         for count in rows:
             yield from self.row_ops(shapes, count)

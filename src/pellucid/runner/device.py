@@ -43,10 +43,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def pick_kv_dtype(name: str, dtype: torch.dtype, kernels: str) -> torch.dtype:
-    """The dtype of the KV pool; "auto" is `dtype`, as far as the kernels can read it."""
-    if name != "auto":
-        return _DTYPES[name]
-    return torch.float32 if kernels == "native" and dtype == torch.float16 else dtype
+    """The dtype of the KV pool; "auto" is `dtype`."""
+    return dtype if name == "auto" else _DTYPES[name]
 
 
 def available_memory(device: torch.device) -> int:
