@@ -13,7 +13,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-import transformers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -59,7 +58,7 @@ def reader(smollm2_path: Path) -> gguf.GGUFReader:
 @pytest.fixture(scope="module")
 def oracle(reader: gguf.GGUFReader) -> LlamaForCausalLM:
     config = _config(reader)
-    model = _empty(config)
+    model = LlamaForCausalLM(config)
     weights = {}
     for tensor in reader.tensors:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
@@ -73,11 +72,6 @@ def oracle(reader: gguf.GGUFReader) -> LlamaForCausalLM:
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights)
     return model.eval()
-
-
-def _empty(config: LlamaConfig) -> LlamaForCausalLM:
-    with transformers.initialization.no_init_weights():
-        return LlamaForCausalLM(config)
 
 
 def _config(reader: gguf.GGUFReader) -> LlamaConfig:
