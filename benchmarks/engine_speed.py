@@ -16,7 +16,7 @@ from pellucid.runner.factory import create_runner
 from pellucid.sampling_params import SamplingParams
 
 BATCHES = (1, 8, 32)
-RUNS = 3  # the best one counts
+RUNS = 5
 CASES: dict[str, dict[str, str]] = {
     "native": {"kernels": "native"},
     "reference bfloat16": {"kernels": "reference", "dtype": "bfloat16"},
@@ -67,12 +67,18 @@ def sampler_share(engine: EngineCore, params: SamplingParams) -> dict[str, float
     }
 
 
-def best_rates(engine: EngineCore, load: Workload) -> dict[str, Any]:
-    """The measurement with the best decode rate, and the best prefill rate of all."""
+def median_run(engine: EngineCore, load: Workload) -> dict[str, Any]:
+    """Of RUNS measurements the one with the median decode rate, and the median prefill rate."""
     runs = [measure(engine, load) for _ in range(RUNS)]
-    best = max(runs, key=lambda run: run.decode_tokens_per_s or 0)
-    prefill = max(run.prefill_tokens_per_s or 0 for run in runs)
-    return {**msgspec.to_builtins(best), "prefill_tokens_per_s": prefill}
+    runs.sort(key=lambda run: run.decode_tokens_per_s or 0)
+    rates = sorted(run.prefill_tokens_per_s or 0 for run in runs)
+    middle = RUNS // 2
+    return {
+        **msgspec.to_builtins(runs[middle]),
+        "prefill_tokens_per_s": rates[middle],
+        "decode_range": [runs[0].decode_tokens_per_s, runs[-1].decode_tokens_per_s],
+        "prefill_range": [rates[0], rates[-1]],
+    }
 
 
 def main() -> None:
@@ -83,7 +89,7 @@ def main() -> None:
         figures: dict[str, Any] = {"load_seconds": time.perf_counter() - begin}
         for batch in BATCHES:
             load = Workload(input_len=128, output_len=64, num_prompts=batch, batch_size=batch)
-            done = figures[f"batch_{batch}"] = best_rates(engine, load)
+            done = figures[f"batch_{batch}"] = median_run(engine, load)
             print(
                 f"{name:18} batch {batch:2}: prefill {done['prefill_tokens_per_s']:7.0f} tok/s, "
                 f"decode {done['decode_tokens_per_s']:7.1f} tok/s"
