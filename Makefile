@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev serve chat test lint format bench clean
+.PHONY: help install dev serve chat test lint sanitize format bench clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,11 @@ lint: $(VENV)/.dev ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+sanitize: $(VENV)/.dev ## run the native kernels under the address and undefined-behaviour sanitizers
+	$(BIN)/cmake -S csrc -B build/asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPELLUCID_SANITIZE=ON
+	$(BIN)/cmake --build build/asan
+	build/asan/kernel_check
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix .
