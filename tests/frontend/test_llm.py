@@ -123,6 +123,9 @@ def test_an_interrupt_aborts_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         def on_finish(self, report: RequestReport) -> None:
             reasons.append(report.finish_reason)
 
+    # Steps that take time, asleep: the answers must not be finished before this thread gets a turn.
+    slow = FakeRunner(vocab_size=VOCAB_SIZE, answer_vocab=VOCAB, step_seconds=0.002)
+    monkeypatch.setattr(FakeRunner, "from_config", lambda config: slow)
     with make_llm() as llm:
         llm._engine.listeners.append(Listener())
 
