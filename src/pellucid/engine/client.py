@@ -193,13 +193,15 @@ class ProcessClient:
         import zmq
         import zmq.asyncio
 
+        from pellucid.engine.process import COMMANDS, EVENTS
+
         self._directory = tempfile.mkdtemp(prefix="pellucid-")  # mode 0700: ours alone
         self._context = zmq.Context()
         self._commands = self._context.socket(zmq.PUSH)
         self._commands.set_hwm(0)
-        self._commands.bind(f"ipc://{self._directory}/commands")
+        self._commands.bind(f"ipc://{self._directory}/{COMMANDS}")
         self._events = zmq.asyncio.Socket(self._context, zmq.PULL)
-        self._events.bind(f"ipc://{self._directory}/events")
+        self._events.bind(f"ipc://{self._directory}/{EVENTS}")
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

@@ -191,9 +191,8 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     """
     if files.kind == "gguf":
         from pellucid.frontend.gguf_tokenizer import tokenizer_from_gguf
-        from pellucid.load.gguf import read_gguf
 
-        return tokenizer_from_gguf(read_gguf(files.path).metadata)
+        return tokenizer_from_gguf(files.gguf.metadata)
     return tokenizer_from_folder(files.path)
 
 
