@@ -149,13 +149,15 @@ nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>> to_bytes(const PackedWeight& 
 
 // ---- products ----
 
-void quantize_array(Input<float, 2> x, Output<int8_t, 2> q, Output<float, 2> scale, Output<int32_t, 2> sum16) {
+// Quantised rows come and go as bytes, [rows, k / 32 * sizeof(QuantBlock)].
+constexpr int64_t block_bytes(int64_t k) { return k / kActivationGroup * int64_t{sizeof(QuantBlock)}; }
+
+void quantize_array(Input<float, 2> x, Output<uint8_t, 2> out) {
     const int64_t rows = size(x, 0), k = size(x, 1);
     require(k % kActivationGroup == 0, "x has " + std::to_string(k) + " columns, expected a multiple of 32");
-    const QuantRows out{dense_output(q, "q", rows, k), dense_output(scale, "scale", rows, k / kActivationGroup),
-                        dense_output(sum16, "sum16", rows, k / 16)};
+    auto* const blocks = reinterpret_cast<QuantBlock*>(dense_output(out, "out", rows, block_bytes(k)));
     const nb::gil_scoped_release release;
-    quantize_rows(x.data(), k, rows, k, out);
+    quantize_rows(x.data(), k, rows, k, blocks);
 }
 
 struct Columns {
@@ -175,20 +177,16 @@ Columns check_result(const PackedWeight& w, int64_t rows, const Output<float, 2>
     return columns;
 }
 
-void gemm_arrays(const PackedWeight& w, Input<int8_t, 2> q, Input<float, 2> scale, Input<int32_t, 2> sum16,
-                 Output<float, 2> y, Optional<float, 1> bias, int64_t col_begin, std::optional<int64_t> col_end) {
+void gemm_arrays(const PackedWeight& w, Input<uint8_t, 2> x, Output<float, 2> y, Optional<float, 1> bias,
+                 int64_t col_begin, std::optional<int64_t> col_end) {
     require(w.format.quantised(), "gemm is for int4 and int8 weights");
-    const int64_t rows = size(q, 0);
-    require_shape(q, "q", rows, w.k);
-    require_shape(scale, "scale", rows, w.k / kActivationGroup);
-    require_shape(sum16, "sum16", rows, w.k / 16);
+    const int64_t rows = size(x, 0);
+    require_shape(x, "x", rows, block_bytes(w.k));
     const Columns columns = check_result(w, rows, y, bias, col_begin, col_end);
-    // The kernels only read what QuantRows points to.
-    const QuantRows x{const_cast<int8_t*>(q.data()), const_cast<float*>(scale.data()),
-                      const_cast<int32_t*>(sum16.data())};
+    const auto* const blocks = reinterpret_cast<const QuantBlock*>(x.data());
     const float* const bias_data = bias ? bias->data() : nullptr;
     const nb::gil_scoped_release release;
-    gemm(w, x, rows, y.data(), y.stride(0), bias_data, columns.begin, columns.end);
+    gemm(w, blocks, rows, y.data(), y.stride(0), bias_data, columns.begin, columns.end);
 }
 
 void gemm_float_arrays(const PackedWeight& w, Input<float, 2> x, Output<float, 2> y, Optional<float, 1> bias,
@@ -244,10 +242,12 @@ void bind_gemm(nb::module_& m) {
         "isa", [] { return isa_name(active_isa()); }, "The instruction set in use: PELLUCID_ISA or the best there is.");
     m.def("features", features, "What this CPU offers.");
     bind_weights(m);
-    m.def("quantize_rows", quantize_array, "x"_a, "q"_a.noconvert(), "scale"_a.noconvert(), "sum16"_a.noconvert(),
-          "x [rows, k] into int8 q [rows, k], float32 scale [rows, k / 32] and int32 sum16 [rows, k / 16].");
-    m.def("gemm", gemm_arrays, "w"_a, "q"_a, "scale"_a, "sum16"_a, "y"_a.noconvert(), "bias"_a = nb::none(),
-          "col_begin"_a = 0, "col_end"_a = nb::none(), "Columns [col_begin, col_end) of y [rows, n] = x * w^T + bias.");
+    m.def("quantize_rows", quantize_array, "x"_a, "out"_a.noconvert(),
+          "float32 x [rows, k] into blocks of 32: uint8 out [rows, k / 32 * 44] is, for each, int8 q[32],\n"
+          "float32 scale, float32 scale * sum of q, int16 sums of q over either half.");
+    m.def("gemm", gemm_arrays, "w"_a, "x"_a, "y"_a.noconvert(), "bias"_a = nb::none(), "col_begin"_a = 0,
+          "col_end"_a = nb::none(),
+          "Columns [col_begin, col_end) of y [rows, n] = x * w^T + bias, for x that quantize_rows made.");
     m.def("gemm_float", gemm_float_arrays, "w"_a, "x"_a, "y"_a.noconvert(), "bias"_a = nb::none(), "col_begin"_a = 0,
           "col_end"_a = nb::none(), "The same for float weights and float32 activations.");
     m.def("dequantize_row", dequantize_row_array, "w"_a, "row"_a, "out"_a.noconvert());

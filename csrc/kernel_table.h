@@ -13,20 +13,13 @@
 
 namespace pellucid {
 
-// Rows are processed in tiles; a tile's activations are copied once per call into a panel, so that the inner loop
-// reads them in order. Per 32 of k and for a tile of R rows a panel holds
-//   int8 q[R][32], float scale[R], then per group of the weight: one correction[R].
-// The correction is what turns the product with unsigned q into the product with w: the int32 -zero * sum(x), where
-// the dot product starts, or with minima the float scale * sum(x), which the minimum is multiplied with.
-constexpr int64_t panel_bytes_per_row_block(int64_t group) { return 32 + 4 + 4 * (kActivationGroup / group); }
-
 struct QuantGemm {
     WeightFormat format;
     StripLayout layout;
     const std::byte* strips;  // strip 0 of the weight
     int64_t n, k;
     int64_t strip_begin, strip_end;
-    const std::byte* panels;  // of all tiles, in the order of tile_rows()
+    const QuantBlock* x;  // [rows, k / 32]
     int64_t rows;
     float* y;  // row 0, column 0
     int64_t y_stride;
@@ -66,8 +59,7 @@ struct RowTiles {
 };
 
 struct KernelTable {
-    int64_t quant_tile_rows;  // at most this many rows share a panel
-    void (*quantize_rows)(const float* x, int64_t x_stride, int64_t rows, int64_t k, QuantRows out);
+    void (*quantize_rows)(const float* x, int64_t x_stride, int64_t rows, int64_t k, QuantBlock* out);
     void (*gemm_quant)(const QuantGemm&);
     void (*gemm_float)(const FloatGemm&);
 };

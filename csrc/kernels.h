@@ -80,23 +80,25 @@ PackedWeight pack_bfloat16(int64_t n, int64_t k, const uint16_t* w, bool round_a
 
 // ---- activations ------------------------------------------------------------------------------------------
 
-// Rows of int8 with one scale per 32 columns: x ~ scale * q. Rows are dense: row i starts at q + i * k,
-// scale + i * k / 32, sum16 + i * k / 16. The sums are those of q over 16 columns each.
-struct QuantRows {
-    int8_t* q = nullptr;
-    float* scale = nullptr;
-    int32_t* sum16 = nullptr;
+// 32 columns of a row, x ~ scale * q, with all that a product needs of them side by side.
+struct QuantBlock {
+    int8_t q[kActivationGroup];
+    float scale;
+    float scaled_sum;  // scale * (sum of q)
+    int16_t sum16[2];  // of q over either half
 };
+static_assert(sizeof(QuantBlock) == 44);
 
-// k is a multiple of 32. scale = absmax / 127; q is x / scale rounded to nearest, ties to even.
-void quantize_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, QuantRows out);
+// Rows [rows, k] become blocks [rows, k / 32]; k is a multiple of 32. scale = absmax / 127; q is x / scale rounded to
+// nearest, ties to even.
+void quantize_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, QuantBlock* out);
 
 // ---- products ---------------------------------------------------------------------------------------------
 
 // y[i, c] for i in [0, rows) and c in [col_begin, col_end): col_begin is a multiple of 16, col_end too or n.
 // Multiples of 32 are a little faster. `y` is row 0, column 0 of the result, strides are in floats, `bias` is [n] or
 // null.
-void gemm(const PackedWeight& w, const QuantRows& x, int64_t rows, float* y, int64_t y_stride, const float* bias,
+void gemm(const PackedWeight& w, const QuantBlock* x, int64_t rows, float* y, int64_t y_stride, const float* bias,
           int64_t col_begin, int64_t col_end);
 
 // The same for BFloat16 and Float32 weights.

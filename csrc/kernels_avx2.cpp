@@ -18,9 +18,9 @@ constexpr int kFloatTileRows = 6, kFloatTileStrips = 1;
 namespace pellucid {
 
 #if defined(__AVXVNNI__)
-const KernelTable kAvx2VnniKernels = {kQuantTileRows, quantize_rows_impl, gemm_quant_impl, gemm_float_impl};
+const KernelTable kAvx2VnniKernels = {quantize_rows_impl, gemm_quant_impl, gemm_float_impl};
 #else
-const KernelTable kAvx2Kernels = {kQuantTileRows, quantize_rows_impl, gemm_quant_impl, gemm_float_impl};
+const KernelTable kAvx2Kernels = {quantize_rows_impl, gemm_quant_impl, gemm_float_impl};
 #endif
 
 }  // namespace pellucid

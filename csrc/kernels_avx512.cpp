@@ -16,6 +16,6 @@ constexpr int kFloatTileRows = 12, kFloatTileStrips = 2;
 
 namespace pellucid {
 
-const KernelTable kAvx512Kernels = {kQuantTileRows, quantize_rows_impl, gemm_quant_impl, gemm_float_impl};
+const KernelTable kAvx512Kernels = {quantize_rows_impl, gemm_quant_impl, gemm_float_impl};
 
 }  // namespace pellucid

@@ -16,6 +16,6 @@ constexpr int kFloatTileRows = 2, kFloatTileStrips = 1;
 
 namespace pellucid {
 
-const KernelTable kPortableKernels = {kQuantTileRows, quantize_rows_impl, gemm_quant_impl, gemm_float_impl};
+const KernelTable kPortableKernels = {quantize_rows_impl, gemm_quant_impl, gemm_float_impl};
 
 }  // namespace pellucid

@@ -74,7 +74,6 @@ void Program::run(ThreadTeam& team, const StepInputs& inputs, float* out) {
     step.num_threads = team.size();
     step.buffers = &buffers_;
     step.arena = arena_.get();
-    step.max_rows = max_rows_;
     step.output = out;
     step.plans = &plans_;
     step.partials = reinterpret_cast<float*>(partials_.get());

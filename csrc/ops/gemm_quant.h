@@ -33,26 +33,31 @@ struct Strips {
     const float* scales[kStrips];
 };
 
-// Where one block of a tile's panel (kernel_table.h) has what.
+// The same block of each row of a tile.
 template <int kRows>
-struct Panel {
-    const std::byte* block;
+struct Rows {
+    const QuantBlock* block[kRows];
 
-    const int8_t* x(int row) const { return reinterpret_cast<const int8_t*>(block) + row * kActivationGroup; }
-    float scale(int row) const { return read<float>(kRows * kActivationGroup + row * 4); }
-    template <class T>
-    T correction(int group, int row) const {
-        return read<T>(kRows * (kActivationGroup + 4) + (group * kRows + row) * 4);
+    Rows(const QuantBlock* first, int64_t blocks_per_row) {
+        for (int r = 0; r < kRows; ++r) block[r] = first + r * blocks_per_row;
     }
-
-private:
-    template <class T>
-    T read(int64_t offset) const {
-        T value;
-        __builtin_memcpy(&value, block + offset, sizeof value);
-        return value;
+    void next() {
+        for (const QuantBlock*& b : block) ++b;
     }
 };
+
+// Where the dot products of unsigned q start so that those of q - zero come out.
+template <class F>
+inline int32_t start_of_dot(const QuantBlock& x, int group, int32_t zero) {
+    if (F::kMinima) return 0;
+    return -zero * (F::kGroup == 16 ? x.sum16[group] : x.sum16[0] + x.sum16[1]);
+}
+
+// What the minimum of a group is multiplied with.
+template <class F>
+inline float scaled_sum(const QuantBlock& x, int group) {
+    return F::kGroup == 16 ? x.scale * static_cast<float>(x.sum16[group]) : x.scaled_sum;
+}
 
 // Registers of a tile: a few dozen named by constant indices. Everything that touches them has to be inlined.
 template <int kRows, int kStrips>
@@ -63,7 +68,7 @@ using Sums = Float[kRows][kStrips * kVectorsPerStrip];
 
 // One line of each strip into the dot products.
 template <class F, int kRows, int kStrips>
-PELLUCID_INLINE void dot_line(const Strips<kStrips>& strips, int64_t offset, const Panel<kRows>& panel, int x_offset,
+PELLUCID_INLINE void dot_line(const Strips<kStrips>& strips, int64_t offset, const Rows<kRows>& x, int x_offset,
                               Dots<kRows, kStrips>& dot) {
     constexpr int kVectors = kStrips * kVectorsPerStrip;
     Int w[kVectors];
@@ -71,62 +76,62 @@ PELLUCID_INLINE void dot_line(const Strips<kStrips>& strips, int64_t offset, con
         w[v] = load_bytes(strips.quants[v / kVectorsPerStrip] + offset + v % kVectorsPerStrip * kLanes * 4);
     if constexpr (F::kBits == 8) {
         for (int r = 0; r < kRows; ++r)
-            for (int v = 0; v < kVectors; ++v) dot[r][v] = dot8bit(dot[r][v], w[v], spread4(panel.x(r) + x_offset));
+            for (int v = 0; v < kVectors; ++v) dot[r][v] = dot8bit(dot[r][v], w[v], spread4(x.block[r]->q + x_offset));
     } else {
         for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kVectors; ++v)
-                dot[r][v] = dot4bit(dot[r][v], low_nibbles(w[v]), spread4(panel.x(r) + x_offset));
+                dot[r][v] = dot4bit(dot[r][v], low_nibbles(w[v]), spread4(x.block[r]->q + x_offset));
         for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kVectors; ++v)
-                dot[r][v] = dot4bit(dot[r][v], high_nibbles(w[v]), spread4(panel.x(r) + x_offset + 4));
+                dot[r][v] = dot4bit(dot[r][v], high_nibbles(w[v]), spread4(x.block[r]->q + x_offset + 4));
     }
 }
 
 // The dot products of group `g` of a block, scaled, into the sums.
 template <class F, int kRows, int kStrips>
-PELLUCID_INLINE void add_group(const Strips<kStrips>& strips, int64_t scale_offset, const Panel<kRows>& panel, int g,
+PELLUCID_INLINE void add_group(const Strips<kStrips>& strips, int64_t scale_offset, const Rows<kRows>& x, int g,
                                const Dots<kRows, kStrips>& dot, Sums<kRows, kStrips>& sum) {
     for (int v = 0; v < kStrips * kVectorsPerStrip; ++v) {
         const float* scales = strips.scales[v / kVectorsPerStrip] + scale_offset + v % kVectorsPerStrip * kLanes;
         const Float scale = load(scales);
         for (int r = 0; r < kRows; ++r)
-            sum[r][v] = fma(mul(scale, spread(panel.scale(r))), to_float(dot[r][v]), sum[r][v]);
+            sum[r][v] = fma(mul(scale, spread(x.block[r]->scale)), to_float(dot[r][v]), sum[r][v]);
         if constexpr (F::kMinima) {
             const Float minimum = load(scales + kStripColumns);
             for (int r = 0; r < kRows; ++r)
-                sum[r][v] = fma(minimum, spread(panel.template correction<float>(g, r)), sum[r][v]);
+                sum[r][v] = fma(minimum, spread(scaled_sum<F>(*x.block[r], g)), sum[r][v]);
         }
     }
 }
 
 template <class F, int kRows, int kStrips>
-PELLUCID_INLINE void quant_tile(const QuantGemm& call, const Strips<kStrips>& strips, const std::byte* panels,
-                                Ahead ahead, Sums<kRows, kStrips>& sum) {
+PELLUCID_INLINE void quant_tile(const QuantGemm& call, const Strips<kStrips>& strips, Rows<kRows> x, Ahead ahead,
+                                Sums<kRows, kStrips>& sum) {
     constexpr int kGroups = kActivationGroup / F::kGroup;  // per block of 32
     constexpr int kLines = F::kGroup / F::kDepth;          // per group
     const int64_t blocks = call.k / kActivationGroup;
-    for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t block = 0; block < blocks; ++block, x.next()) {
         ahead.fetch();
-        const Panel<kRows> panel{panels + block * kRows * panel_bytes_per_row_block(F::kGroup)};
         for (int g = 0; g < kGroups; ++g) {
             const int64_t group = block * kGroups + g;
             Dots<kRows, kStrips> dot;
             for (int r = 0; r < kRows; ++r)
-                for (Int& d : dot[r]) d = spread(F::kMinima ? 0 : panel.template correction<int32_t>(g, r));
+                for (Int& d : dot[r]) d = spread(start_of_dot<F>(*x.block[r], g, call.format.zero));
             for (int line = 0; line < kLines; ++line)
-                dot_line<F>(strips, (group * kLines + line) * kLine, panel, g * F::kGroup + line * F::kDepth, dot);
-            add_group<F>(strips, group * F::kScaleFloats, panel, g, dot, sum);
+                dot_line<F>(strips, (group * kLines + line) * kLine, x, g * F::kGroup + line * F::kDepth, dot);
+            add_group<F>(strips, group * F::kScaleFloats, x, g, dot, sum);
         }
     }
 }
 
 template <class F, int kRows, int kStrips>
-void tile_and_store(const QuantGemm& call, const Strips<kStrips>& strips, const std::byte* panel, Ahead ahead,
-                    int64_t row, int64_t strip) {
+void tile_and_store(const QuantGemm& call, const Strips<kStrips>& strips, Ahead ahead, int64_t row, int64_t strip) {
     Sums<kRows, kStrips> sum;
     for (auto& row_sums : sum)
         for (Float& v : row_sums) v = spread(0.0f);
-    quant_tile<F, kRows, kStrips>(call, strips, panel, ahead, sum);
+    const int64_t blocks = call.k / kActivationGroup;
+    const Rows<kRows> x(call.x + row * blocks, blocks);
+    quant_tile<F, kRows, kStrips>(call, strips, x, ahead, sum);
     store_tile<kRows, kStrips>(sum, call, row, strip);
 }
 
@@ -159,12 +164,12 @@ void widen_scales(const QuantGemm& call, const std::byte* strip, float* out) {
 
 // Calls the tile that has exactly `rows` rows.
 template <class F, int kRows, int kStrips>
-void dispatch_tile(int64_t rows, const QuantGemm& call, const Strips<kStrips>& strips, const std::byte* panel,
-                   Ahead ahead, int64_t row, int64_t strip) {
+void dispatch_tile(int64_t rows, const QuantGemm& call, const Strips<kStrips>& strips, Ahead ahead, int64_t row,
+                   int64_t strip) {
     if (rows == kRows) {
-        tile_and_store<F, kRows, kStrips>(call, strips, panel, ahead, row, strip);
+        tile_and_store<F, kRows, kStrips>(call, strips, ahead, row, strip);
     } else if constexpr (kRows > 1) {
-        dispatch_tile<F, kRows - 1, kStrips>(rows, call, strips, panel, ahead, row, strip);
+        dispatch_tile<F, kRows - 1, kStrips>(rows, call, strips, ahead, row, strip);
     }
 }
 
@@ -183,12 +188,10 @@ void strips_times_rows(const QuantGemm& call, int64_t strip) {
     const int64_t blocks = call.k / kActivationGroup;
     const RowTiles tiles(call.rows, kQuantTileRows);
     Ahead ahead(call.strips + (strip + kStrips) * call.layout.bytes, kStrips * call.layout.bytes, tiles.count * blocks);
-    const std::byte* panel = call.panels;
     int64_t row = 0;
     for (int64_t t = 0; t < tiles.count; ++t) {
         const int64_t rows = tiles.size(t);
-        dispatch_tile<F, kQuantTileRows, kStrips>(rows, call, strips, panel, ahead, row, strip);
-        panel += rows * blocks * panel_bytes_per_row_block(F::kGroup);
+        dispatch_tile<F, kQuantTileRows, kStrips>(rows, call, strips, ahead, row, strip);
         ahead.skip(blocks);
         row += rows;
     }

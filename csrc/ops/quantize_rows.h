@@ -10,7 +10,7 @@ namespace {
 // Below this 127 / absmax overflows. Such a group is zero for every purpose.
 constexpr float kSmallestAbsmax = 1e-36f;
 
-inline void quantize_group(const float* x, int8_t* q, float* scale, int32_t* sum16) {
+inline void quantize_block(const float* x, QuantBlock& out) {
     constexpr int kVectors = kActivationGroup / kLanes;
     Float values[kVectors];
     for (int i = 0; i < kVectors; ++i) values[i] = load(x + i * kLanes);
@@ -20,27 +20,24 @@ inline void quantize_group(const float* x, int8_t* q, float* scale, int32_t* sum
     const float absmax = max_of_lanes(largest);
 
     const bool is_zero = absmax < kSmallestAbsmax;
-    *scale = is_zero ? 0.0f : absmax / 127.0f;
+    out.scale = is_zero ? 0.0f : absmax / 127.0f;
     const Float inverse = spread(is_zero ? 0.0f : 127.0f / absmax);
 
     Int sum[2] = {spread(0), spread(0)};
     for (int i = 0; i < kVectors; ++i) {
         const Int rounded = round_to_int(mul(values[i], inverse));
-        store_int8(q + i * kLanes, rounded);
+        store_int8(out.q + i * kLanes, rounded);
         sum[i * kLanes / 16] = add(sum[i * kLanes / 16], rounded);
     }
-    sum16[0] = sum_of_lanes(sum[0]);
-    sum16[1] = sum_of_lanes(sum[1]);
+    for (int half = 0; half < 2; ++half) out.sum16[half] = static_cast<int16_t>(sum_of_lanes(sum[half]));
+    out.scaled_sum = out.scale * static_cast<float>(out.sum16[0] + out.sum16[1]);
 }
 
-void quantize_rows_impl(const float* x, int64_t x_stride, int64_t rows, int64_t k, QuantRows out) {
-    const int64_t groups = k / kActivationGroup;
+void quantize_rows_impl(const float* x, int64_t x_stride, int64_t rows, int64_t k, QuantBlock* out) {
+    const int64_t blocks = k / kActivationGroup;
     for (int64_t row = 0; row < rows; ++row)
-        for (int64_t g = 0; g < groups; ++g) {
-            const int64_t group = row * groups + g;
-            quantize_group(x + row * x_stride + g * kActivationGroup, out.q + group * kActivationGroup,
-                           out.scale + group, out.sum16 + 2 * group);
-        }
+        for (int64_t b = 0; b < blocks; ++b)
+            quantize_block(x + row * x_stride + b * kActivationGroup, out[row * blocks + b]);
 }
 
 }  // namespace

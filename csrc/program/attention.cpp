@@ -190,10 +190,9 @@ void Attention::store(const Step& step, const QueryTile& tile, int64_t group, Pa
     }
     ops().finish(total, queries(step, tile, group), to.data, to.stride);
     if (!quantised_) return;
-    for (int64_t token = 0; token < tile.num_tokens; ++token) {
-        const QuantRows row = skip_rows(step.quantised(quantised_.buffer), out.count, tile.first_row + token);
-        quantize_rows(to.row(token), width, 1, width, skip_columns(row, group * width));
-    }
+    for (int64_t token = 0; token < tile.num_tokens; ++token)
+        quantize_rows(to.row(token), width, 1, width,
+                      step.quantised(quantised_.buffer, tile.first_row + token, group * width));
 }
 
 }  // namespace pellucid

@@ -49,7 +49,7 @@ protected:
 
 // Leaves a row in quantised form as well, if somebody asked for it.
 inline void quantise_row(const Step& step, const Columns& out, int64_t row, const float* x) {
-    if (out) quantize_rows(x, out.count, 1, out.count, skip_rows(step.quantised(out.buffer), out.count, row));
+    if (out) quantize_rows(x, out.count, 1, out.count, step.quantised(out.buffer, row));
 }
 
 // ---- one row at a time ----

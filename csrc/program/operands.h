@@ -63,7 +63,7 @@ struct FloatView {
 
 enum class BufferKind : uint8_t {
     Float,      // [rows, columns] fp32
-    Quantised,  // QuantRows of `columns` columns
+    Quantised,  // [rows, columns / 32] QuantBlock
     Output,     // fp32 too, in the caller's memory
 };
 
@@ -76,11 +76,5 @@ struct Buffer {
 
     int64_t bytes(int64_t rows) const;
 };
-
-// Where rows of a quantised buffer start, which is laid out for `max_rows` rows at `place`.
-QuantRows quant_rows(std::byte* place, int64_t columns, int64_t max_rows);
-QuantRows skip_rows(QuantRows rows, int64_t columns, int64_t count);
-// Columns [begin, ...) of one row, as if they were a row of their own; `begin` is a multiple of 32.
-QuantRows skip_columns(QuantRows row, int64_t begin);
 
 }  // namespace pellucid

@@ -130,12 +130,7 @@ void Gather::run_row(const Step& step, int64_t row, float*) const {
         copy_row(step.floats(x).row(from), step.floats(out).row(row), n);
         return;
     }
-    const QuantRows source = skip_rows(step.quantised(x.buffer), n, from);
-    const QuantRows target = skip_rows(step.quantised(out.buffer), n, row);
-    const auto bytes = static_cast<size_t>(n);
-    std::memcpy(target.q, source.q, bytes);
-    std::memcpy(target.scale, source.scale, bytes / kActivationGroup * sizeof(float));
-    std::memcpy(target.sum16, source.sum16, bytes / 16 * sizeof(int32_t));
+    std::copy_n(step.quantised(x.buffer, from), n / kActivationGroup, step.quantised(out.buffer, row));
 }
 
 // ---- keys and values ----

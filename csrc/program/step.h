@@ -79,7 +79,6 @@ struct Step {
     uint32_t num_threads = 1;
     const std::vector<Buffer>* buffers = nullptr;
     std::byte* arena = nullptr;
-    int64_t max_rows = 0;  // that the arena is laid out for
     float* output = nullptr;
     const std::vector<AttentionPlan>* plans = nullptr;
     float* partials = nullptr;  // of the attention layer that runs
@@ -90,9 +89,10 @@ struct Step {
         float* data = buffer.kind == BufferKind::Output ? output : reinterpret_cast<float*>(arena + buffer.place);
         return {data + columns.begin, buffer.columns};
     }
-    QuantRows quantised(int index) const {
+    // Row r of a quantised buffer, from `column` on, which is a multiple of 32.
+    QuantBlock* quantised(int index, int64_t r, int64_t column = 0) const {
         const Buffer& buffer = (*buffers)[index];
-        return quant_rows(arena + buffer.place, buffer.columns, max_rows);
+        return reinterpret_cast<QuantBlock*>(arena + buffer.place) + (r * buffer.columns + column) / kActivationGroup;
     }
     // Row r of `columns`, or `scratch` if nobody reads them.
     float* row_or(const Columns& columns, int64_t r, float* scratch) const {

@@ -99,15 +99,13 @@ void check_product(const char* what, const WeightFormat& f, int64_t n, int64_t k
         compare(what, w, x, y, bias, rows, f.round_activations ? 1e-2 : 1e-5);
         return;
     }
-    std::vector<int8_t> q(x.size());
-    std::vector<float> scale(x.size() / 32);
-    std::vector<int32_t> sum16(x.size() / 16);
-    const QuantRows quantised{q.data(), scale.data(), sum16.data()};
-    quantize_rows(x.data(), k, rows, k, quantised);
-    for (size_t i = 0; i < x.size(); ++i) x[i] = scale[i / 32] * static_cast<float>(q[i]);
+    std::vector<QuantBlock> quantised(x.size() / 32);
+    quantize_rows(x.data(), k, rows, k, quantised.data());
+    for (size_t i = 0; i < x.size(); ++i)
+        x[i] = quantised[i / 32].scale * static_cast<float>(quantised[i / 32].q[i % 32]);
     const int64_t middle = strip_count(n) / 2 * kStripColumns;
-    gemm(w, quantised, rows, y.data(), n, bias.data(), 0, middle);
-    gemm(w, quantised, rows, y.data(), n, bias.data(), middle, n);
+    gemm(w, quantised.data(), rows, y.data(), n, bias.data(), 0, middle);
+    gemm(w, quantised.data(), rows, y.data(), n, bias.data(), middle, n);
     compare(what, w, x, y, bias, rows, 1e-4);
 }
 

@@ -26,16 +26,17 @@ FLOAT_FORMATS = ["float32", "bfloat16", "bfloat16 rounded"]
 EPSILON = float(np.finfo(np.float32).eps)
 
 
-def quantise(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """int8 rows as the kernels make them: q, scale per 32, sums per 16."""
+BLOCK = np.dtype([("q", "i1", 32), ("scale", "f4"), ("scaled_sum", "f4"), ("sum16", "i2", 2)])
+
+
+def quantise(x: np.ndarray) -> np.ndarray:
+    """Rows as the kernels make them for their products: BLOCK [rows, k / 32]."""
     from pellucid import _native
 
     rows, k = x.shape
-    q = np.full((rows, k), 77, dtype=np.int8)
-    scale = np.full((rows, k // 32), np.nan, dtype=np.float32)
-    sum16 = np.full((rows, k // 16), -1, dtype=np.int32)
-    _native.quantize_rows(x, q, scale, sum16)
-    return q, scale, sum16
+    out = np.full((rows, k // 32 * BLOCK.itemsize), 77, dtype=np.uint8)
+    _native.quantize_rows(x, out)
+    return out.view(BLOCK)
 
 
 @dataclass
@@ -52,8 +53,8 @@ class Case:
     def expected(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The product in float64, and how far fp32 accumulation may be off, element by element."""
         if self.quantised:
-            q, scale, _ = quantise(x)
-            x64 = q.astype(np.float64) * np.repeat(scale, 32, axis=1)
+            blocks = quantise(x)
+            x64 = (blocks["q"] * blocks["scale"][..., None].astype(np.float64)).reshape(x.shape)
         elif self.rounds_activations:
             x64 = bfloat16_to_float(to_bfloat16(x)).astype(np.float64)
         else:

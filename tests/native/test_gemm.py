@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.native.formats import FLOAT_FORMATS, QUANT_FORMATS, Case, make_case, quantise
+from tests.native.formats import BLOCK, FLOAT_FORMATS, QUANT_FORMATS, Case, make_case, quantise
 
 native = pytest.importorskip("pellucid._native", reason="the native kernels are not built")
 
@@ -20,7 +20,7 @@ def poisoned(*shape: int) -> np.ndarray:
 def product(case: Case, x: np.ndarray, y: np.ndarray | None = None, **columns: int) -> np.ndarray:
     y = poisoned(len(x), case.n) if y is None else y
     if case.quantised:
-        native.gemm(case.weight, *quantise(x), y, case.bias, **columns)
+        native.gemm(case.weight, quantise(x).view(np.uint8), y, case.bias, **columns)
     else:
         native.gemm_float(case.weight, x, y, case.bias, **columns)
     return y
@@ -103,25 +103,26 @@ class TestQuantizeRows:
     def test_is_the_formula(self, rng: np.random.Generator) -> None:
         magnitudes = 10.0 ** np.arange(5)[:, None]
         x = (rng.standard_normal((5, 96)) * magnitudes).astype(np.float32)
-        q, scale, sum16 = quantise(x)
+        blocks = quantise(x)
         groups = x.reshape(5, 3, 32)
         absmax = np.abs(groups).max(-1)
-        np.testing.assert_array_equal(scale, absmax / np.float32(127))
+        np.testing.assert_array_equal(blocks["scale"], absmax / np.float32(127))
         inverse = np.float32(127) / absmax
-        np.testing.assert_array_equal(q.reshape(5, 3, 32), np.rint(groups * inverse[..., None]))
-        np.testing.assert_array_equal(sum16, q.reshape(5, 6, 16).sum(-1, dtype=np.int32))
+        np.testing.assert_array_equal(blocks["q"], np.rint(groups * inverse[..., None]))
+        halves = blocks["q"].reshape(5, 3, 2, 16).sum(-1, dtype=np.int32)
+        np.testing.assert_array_equal(blocks["sum16"], halves)
+        scaled = blocks["scale"] * halves.sum(-1).astype(np.float32)
+        np.testing.assert_array_equal(blocks["scaled_sum"], scaled)
 
     def test_halves_go_to_even(self) -> None:
         x = np.zeros((1, 32), dtype=np.float32)
         x[0, :6] = [127, 0.5, 1.5, 2.5, -0.5, -1.5]
-        assert quantise(x)[0][0, :6].tolist() == [127, 0, 2, 2, 0, -2]
+        assert quantise(x)["q"][0, 0, :6].tolist() == [127, 0, 2, 2, 0, -2]
 
     @pytest.mark.parametrize("value", [0.0, 1e-40, 1e-37])
     def test_nothing_stays_nothing(self, value: float) -> None:
-        q, scale, sum16 = quantise(np.full((2, 64), value, dtype=np.float32))
-        assert not q.any()
-        assert not scale.any()
-        assert not sum16.any()
+        blocks = quantise(np.full((2, 64), value, dtype=np.float32))
+        assert not any(blocks[field].any() for field in BLOCK.names)
 
 
 def test_extreme_quants_do_not_saturate(rng: np.random.Generator) -> None:
@@ -129,10 +130,10 @@ def test_extreme_quants_do_not_saturate(rng: np.random.Generator) -> None:
     q = np.full((16, 64), 255, dtype=np.uint8)
     weight = native.pack_quantised(q, np.ones((16, 2), np.float32), bits=8, group=32)
     for value in (127, -127, -128):
-        x = np.full((3, 64), value, dtype=np.int8)
-        sums = np.full((3, 4), value * 16, dtype=np.int32)
+        x = np.zeros((3, 2), BLOCK)
+        x["q"], x["scale"], x["scaled_sum"], x["sum16"] = value, 1, value * 32, value * 16
         y = poisoned(3, 16)
-        native.gemm(weight, x, np.ones((3, 2), np.float32), sums, y)
+        native.gemm(weight, x.view(np.uint8), y)
         np.testing.assert_array_equal(y, 255.0 * value * 64)
 
 
@@ -146,19 +147,17 @@ class TestRefusals:
     def test_shapes_that_do_not_fit(self, rng: np.random.Generator) -> None:
         case = make_case("q4_0", 32, 64, rng)
         assert case is not None
-        q, scale, sum16 = quantise(np.ones((2, 64), np.float32))
-        with pytest.raises(ValueError, match="q has shape"):
-            native.gemm(case.weight, q[:, :32].copy(), scale, sum16, poisoned(2, 32))
-        with pytest.raises(ValueError, match="scale has shape"):
-            native.gemm(case.weight, q, scale[:1], sum16, poisoned(2, 32))
+        x = quantise(np.ones((2, 64), np.float32)).view(np.uint8)
+        with pytest.raises(ValueError, match="x has shape"):
+            native.gemm(case.weight, x[:, :44].copy(), poisoned(2, 32))
         with pytest.raises(ValueError, match="y has shape"):
-            native.gemm(case.weight, q, scale, sum16, poisoned(2, 31))
+            native.gemm(case.weight, x, poisoned(2, 31))
         with pytest.raises(ValueError, match="columns"):
-            native.gemm(case.weight, q, scale, sum16, poisoned(2, 32), col_begin=8)
+            native.gemm(case.weight, x, poisoned(2, 32), col_begin=8)
         with pytest.raises(ValueError, match="columns"):
-            native.gemm(case.weight, q, scale, sum16, poisoned(2, 32), col_end=48)
+            native.gemm(case.weight, x, poisoned(2, 32), col_end=48)
         with pytest.raises(ValueError, match="bias"):
-            native.gemm(case.weight, q, scale, sum16, poisoned(2, 32), np.zeros(31, np.float32))
+            native.gemm(case.weight, x, poisoned(2, 32), np.zeros(31, np.float32))
         with pytest.raises(ValueError, match="gemm_float is for"):
             native.gemm_float(case.weight, np.ones((2, 64), np.float32), poisoned(2, 32))
         with pytest.raises(ValueError, match="row 32"):
@@ -168,7 +167,8 @@ class TestRefusals:
         case = make_case("q4_0", 16, 32, rng)
         assert case is not None
         with pytest.raises(TypeError):
-            native.gemm(case.weight, *quantise(np.ones((2, 32), np.float32)), np.zeros((2, 16)))
+            x = quantise(np.ones((2, 32), np.float32)).view(np.uint8)
+            native.gemm(case.weight, x, np.zeros((2, 16)))
 
     def test_weights_that_cannot_be_packed(self) -> None:
         ones = np.ones((2, 1), np.float32)
