@@ -1,5 +1,6 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstring>
 #include <optional>
@@ -149,15 +150,27 @@ nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>> to_bytes(const PackedWeight& 
 
 // ---- products ----
 
-// Quantised rows come and go as bytes, [rows, k / 32 * sizeof(QuantBlock)].
-constexpr int64_t block_bytes(int64_t k) { return k / kActivationGroup * int64_t{sizeof(QuantBlock)}; }
+// Quantised rows come and go as bytes.
+Outliers make_outliers(const std::vector<int32_t>& columns, int64_t k) {
+    require(columns.size() <= Outliers::kMax, "there are more than 8 outliers");
+    Outliers outliers{.count = static_cast<int64_t>(columns.size())};
+    int32_t least = 0;
+    for (size_t i = 0; i < columns.size(); ++i) {
+        require(columns[i] >= least && columns[i] < k, "outliers must be ascending columns of x");
+        outliers.columns[i] = columns[i];
+        least = columns[i] + 1;
+    }
+    return outliers;
+}
 
-void quantize_array(Input<float, 2> x, Output<uint8_t, 2> out) {
+void quantize_array(Input<float, 2> x, Output<uint8_t, 2> out, const std::vector<int32_t>& columns) {
     const int64_t rows = size(x, 0), k = size(x, 1);
     require(k % kActivationGroup == 0, "x has " + std::to_string(k) + " columns, expected a multiple of 32");
-    auto* const blocks = reinterpret_cast<QuantBlock*>(dense_output(out, "out", rows, block_bytes(k)));
+    const Outliers outliers = make_outliers(columns, k);
+    const QuantRows to{reinterpret_cast<std::byte*>(dense_output(out, "out", rows, QuantRows::row_bytes(k))), k,
+                       &outliers};
     const nb::gil_scoped_release release;
-    quantize_rows(x.data(), k, rows, k, blocks);
+    for (int64_t row = 0; row < rows; ++row) quantize(x.data() + row * k, 0, k, to, row);
 }
 
 struct Columns {
@@ -178,15 +191,17 @@ Columns check_result(const PackedWeight& w, int64_t rows, const Output<float, 2>
 }
 
 void gemm_arrays(const PackedWeight& w, Input<uint8_t, 2> x, Output<float, 2> y, Optional<float, 1> bias,
-                 int64_t col_begin, std::optional<int64_t> col_end) {
+                 int64_t col_begin, std::optional<int64_t> col_end, const std::vector<int32_t>& outlier_columns) {
     require(w.format.quantised(), "gemm is for int4 and int8 weights");
     const int64_t rows = size(x, 0);
-    require_shape(x, "x", rows, block_bytes(w.k));
+    require_shape(x, "x", rows, QuantRows::row_bytes(w.k));
+    const Outliers outliers = make_outliers(outlier_columns, w.k);
     const Columns columns = check_result(w, rows, y, bias, col_begin, col_end);
-    const auto* const blocks = reinterpret_cast<const QuantBlock*>(x.data());
+    // The kernels only read what QuantRows points to.
+    const QuantRows quantised{reinterpret_cast<std::byte*>(const_cast<uint8_t*>(x.data())), w.k, &outliers};
     const float* const bias_data = bias ? bias->data() : nullptr;
     const nb::gil_scoped_release release;
-    gemm(w, blocks, rows, y.data(), y.stride(0), bias_data, columns.begin, columns.end);
+    gemm(w, quantised, rows, y.data(), y.stride(0), bias_data, columns.begin, columns.end);
 }
 
 void gemm_float_arrays(const PackedWeight& w, Input<float, 2> x, Output<float, 2> y, Optional<float, 1> bias,
@@ -242,11 +257,11 @@ void bind_gemm(nb::module_& m) {
         "isa", [] { return isa_name(active_isa()); }, "The instruction set in use: PELLUCID_ISA or the best there is.");
     m.def("features", features, "What this CPU offers.");
     bind_weights(m);
-    m.def("quantize_rows", quantize_array, "x"_a, "out"_a.noconvert(),
-          "float32 x [rows, k] into blocks of 32: uint8 out [rows, k / 32 * 44] is, for each, int8 q[32],\n"
-          "float32 scale, float32 scale * sum of q, int16 sums of q over either half.");
+    m.def("quantize_rows", quantize_array, "x"_a, "out"_a.noconvert(), "outliers"_a = std::vector<int32_t>(),
+          "float32 x [rows, k] into uint8 out [rows, k / 32 * 44 + 32]. A row is, for every 32 columns, int8 q[32],\n"
+          "float32 scale, float32 scale * sum of q, int16 sums of q over either half; then float32 outliers[8].");
     m.def("gemm", gemm_arrays, "w"_a, "x"_a, "y"_a.noconvert(), "bias"_a = nb::none(), "col_begin"_a = 0,
-          "col_end"_a = nb::none(),
+          "col_end"_a = nb::none(), "outliers"_a = std::vector<int32_t>(),
           "Columns [col_begin, col_end) of y [rows, n] = x * w^T + bias, for x that quantize_rows made.");
     m.def("gemm_float", gemm_float_arrays, "w"_a, "x"_a, "y"_a.noconvert(), "bias"_a = nb::none(), "col_begin"_a = 0,
           "col_end"_a = nb::none(), "The same for float weights and float32 activations.");

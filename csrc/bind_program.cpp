@@ -66,9 +66,10 @@ Embedding::Index parse_index(const std::string& index) {
     return index == "tokens" ? Embedding::Index::Tokens : Embedding::Index::Positions;
 }
 
-void run(Program& program, ThreadTeam& team, Input<int64_t, 1> token_ids, Input<int64_t, 1> positions,
-         Input<int64_t, 1> slot_mapping, Input<int32_t, 2> block_tables, Input<int32_t, 1> query_start,
-         Input<int32_t, 1> seq_lens, Input<int64_t, 1> sampled, Output<float, 2> out) {
+// Checks the arrays of a step and calls `use(inputs, out)`.
+void with_step(const Program& program, Input<int64_t, 1> token_ids, Input<int64_t, 1> positions,
+               Input<int64_t, 1> slot_mapping, Input<int32_t, 2> block_tables, Input<int32_t, 1> query_start,
+               Input<int32_t, 1> seq_lens, Input<int64_t, 1> sampled, Output<float, 2> out, auto use) {
     require(program.finalized(), "the program is not finalized");
     const int64_t rows = size(token_ids, 0), sequences = size(seq_lens, 0);
     require(size(positions, 0) == rows, "positions and token_ids differ in length");
@@ -92,7 +93,21 @@ void run(Program& program, ThreadTeam& team, Input<int64_t, 1> token_ids, Input<
                             .sampled = sampled.data()};
     float* const to = out.data();
     const nb::gil_scoped_release release;
-    program.run(team, inputs, to);
+    use(inputs, to);
+}
+
+void run(Program& program, ThreadTeam& team, Input<int64_t, 1> token_ids, Input<int64_t, 1> positions,
+         Input<int64_t, 1> slot_mapping, Input<int32_t, 2> block_tables, Input<int32_t, 1> query_start,
+         Input<int32_t, 1> seq_lens, Input<int64_t, 1> sampled, Output<float, 2> out) {
+    with_step(program, token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled, out,
+              [&](const StepInputs& inputs, float* to) { program.run(team, inputs, to); });
+}
+
+void learn_outliers(Program& program, Input<int64_t, 1> token_ids, Input<int64_t, 1> positions,
+                    Input<int64_t, 1> slot_mapping, Input<int32_t, 2> block_tables, Input<int32_t, 1> query_start,
+                    Input<int32_t, 1> seq_lens, Input<int64_t, 1> sampled, Output<float, 2> out) {
+    with_step(program, token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled, out,
+              [&](const StepInputs& inputs, float* to) { program.learn_outliers(inputs, to); });
 }
 
 void argmax(Input<float, 2> logits, nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> out) {
@@ -219,6 +234,9 @@ void bind_program(nb::module_& m) {
     program.def("finalize", &Program::finalize, "output"_a, "max_rows"_a)
         .def("run", &run, "team"_a, "token_ids"_a, "positions"_a, "slot_mapping"_a, "block_tables"_a, "query_start"_a,
              "seq_lens"_a, "sampled"_a, "out"_a.noconvert())
+        .def("learn_outliers", &learn_outliers, "token_ids"_a, "positions"_a, "slot_mapping"_a, "block_tables"_a,
+             "query_start"_a, "seq_lens"_a, "sampled"_a, "out"_a.noconvert(),
+             "Run the step, and let the columns that were largest in it be outliers from now on.")
         .def("describe", &Program::describe, "One line per instruction; unread buffers stand in parentheses.")
         .def_prop_rw("timed", &Program::timed, &Program::set_timed, "Whether runs note what each instruction takes.")
         .def("times", &Program::times, "Nanoseconds of each instruction in the last timed run.")

@@ -19,12 +19,14 @@ struct QuantGemm {
     const std::byte* strips;  // strip 0 of the weight
     int64_t n, k;
     int64_t strip_begin, strip_end;
-    const QuantBlock* x;  // [rows, k / 32]
+    const std::byte* x;  // row 0 of a QuantRows
+    int64_t x_stride;    // bytes
+    Outliers outliers;
     int64_t rows;
     float* y;  // row 0, column 0
     int64_t y_stride;
     const float* bias;  // [n] or null
-    float* scratch;     // room for the scales of a tile's strips, widened to fp32: see quant_scratch_floats
+    float* scratch;     // see quant_scratch_floats
 };
 
 struct FloatGemm {
@@ -44,8 +46,9 @@ struct FloatGemm {
 
 // At most this many strips share a tile, on any instruction set.
 constexpr int64_t kMaxTileStrips = 4;
+// Of each of a tile's strips the scales, widened to fp32, and the columns that outliers are multiplied with.
 constexpr int64_t quant_scratch_floats(int64_t k, int64_t group) {
-    return kMaxTileStrips * (k / group) * 2 * kStripColumns;
+    return kMaxTileStrips * (k / group * 2 + Outliers::kMax) * kStripColumns;
 }
 
 // Rows of tile `index` when `rows` are shared out as evenly as possible over tiles of at most `max_rows`.
@@ -59,7 +62,7 @@ struct RowTiles {
 };
 
 struct KernelTable {
-    void (*quantize_rows)(const float* x, int64_t x_stride, int64_t rows, int64_t k, QuantBlock* out);
+    void (*quantize_blocks)(const float* x, int64_t count, QuantBlock* out);
     void (*gemm_quant)(const QuantGemm&);
     void (*gemm_float)(const FloatGemm&);
 };

@@ -89,16 +89,38 @@ struct QuantBlock {
 };
 static_assert(sizeof(QuantBlock) == 44);
 
-// Rows [rows, k] become blocks [rows, k / 32]; k is a multiple of 32. scale = absmax / 127; q is x / scale rounded to
-// nearest, ties to even.
-void quantize_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, QuantBlock* out);
+// Columns that stay fp32 beside the blocks and are zero inside of them: the few whose values are so large that their
+// neighbours would lose their precision to them (Dettmers et al. 2022, LLM.int8()). The choice is one for all rows.
+struct Outliers {
+    static constexpr int64_t kMax = 8;
+    int64_t count = 0;
+    int32_t columns[kMax] = {};  // ascending
+};
+
+// Rows of k columns, a multiple of 32. Each is k / 32 blocks, then the values of the outliers.
+struct QuantRows {
+    std::byte* data = nullptr;
+    int64_t k = 0;
+    const Outliers* outliers = nullptr;
+
+    static constexpr int64_t row_bytes(int64_t k) {
+        return k / kActivationGroup * int64_t{sizeof(QuantBlock)} + Outliers::kMax * int64_t{sizeof(float)};
+    }
+    QuantRows from(int64_t row) const { return {data + row * row_bytes(k), k, outliers}; }
+    QuantBlock* blocks(int64_t row) const { return reinterpret_cast<QuantBlock*>(data + row * row_bytes(k)); }
+    float* outlier_values(int64_t row) const { return reinterpret_cast<float*>(blocks(row) + k / kActivationGroup); }
+};
+
+// x, which is columns [begin, begin + count) of row `row`: both multiples of 32. scale = absmax / 127; q is x / scale
+// rounded to nearest, ties to even.
+void quantize(const float* x, int64_t begin, int64_t count, const QuantRows& out, int64_t row);
 
 // ---- products ---------------------------------------------------------------------------------------------
 
 // y[i, c] for i in [0, rows) and c in [col_begin, col_end): col_begin is a multiple of 16, col_end too or n.
 // Multiples of 32 are a little faster. `y` is row 0, column 0 of the result, strides are in floats, `bias` is [n] or
 // null.
-void gemm(const PackedWeight& w, const QuantBlock* x, int64_t rows, float* y, int64_t y_stride, const float* bias,
+void gemm(const PackedWeight& w, const QuantRows& x, int64_t rows, float* y, int64_t y_stride, const float* bias,
           int64_t col_begin, int64_t col_end);
 
 // The same for BFloat16 and Float32 weights.

@@ -13,14 +13,14 @@ constexpr int kFloatTileRows = 6, kFloatTileStrips = 1;
 
 #include "ops/gemm_float.h"
 #include "ops/gemm_quant.h"
-#include "ops/quantize_rows.h"
+#include "ops/quantize_blocks.h"
 
 namespace pellucid {
 
 #if defined(__AVXVNNI__)
-const KernelTable kAvx2VnniKernels = {quantize_rows_impl, gemm_quant_impl, gemm_float_impl};
+const KernelTable kAvx2VnniKernels = {quantize_blocks_impl, gemm_quant_impl, gemm_float_impl};
 #else
-const KernelTable kAvx2Kernels = {quantize_rows_impl, gemm_quant_impl, gemm_float_impl};
+const KernelTable kAvx2Kernels = {quantize_blocks_impl, gemm_quant_impl, gemm_float_impl};
 #endif
 
 }  // namespace pellucid

@@ -12,10 +12,10 @@ constexpr int kFloatTileRows = 12, kFloatTileStrips = 2;
 
 #include "ops/gemm_float.h"
 #include "ops/gemm_quant.h"
-#include "ops/quantize_rows.h"
+#include "ops/quantize_blocks.h"
 
 namespace pellucid {
 
-const KernelTable kAvx512Kernels = {quantize_rows_impl, gemm_quant_impl, gemm_float_impl};
+const KernelTable kAvx512Kernels = {quantize_blocks_impl, gemm_quant_impl, gemm_float_impl};
 
 }  // namespace pellucid

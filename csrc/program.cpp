@@ -62,7 +62,9 @@ Program::Memory Program::allocate(int64_t bytes) {
     return memory;
 }
 
-void Program::run(ThreadTeam& team, const StepInputs& inputs, float* out) {
+void Program::run(ThreadTeam& team, const StepInputs& inputs, float* out) { execute(team, inputs, out, nullptr); }
+
+void Program::execute(ThreadTeam& team, const StepInputs& inputs, float* out, Energies* energies) {
     require(finalized(), "the program is not finalized");
     check(inputs);
     if (inputs.rows == 0) return;
@@ -77,6 +79,7 @@ void Program::run(ThreadTeam& team, const StepInputs& inputs, float* out) {
     step.output = out;
     step.plans = &plans_;
     step.partials = reinterpret_cast<float*>(partials_.get());
+    step.energies = energies;
     opened_.resize(stages_.size() + 1);
     Execution execution(*this, step);
     team.run(execution);

@@ -68,6 +68,9 @@ public:
 
     void finalize(const Columns& output, int64_t max_rows);
     void run(ThreadTeam& team, const StepInputs& inputs, float* out);
+    // Runs the step, and lets the columns that were largest in it be outliers from now on. Which ones does not depend on
+    // the machine's threads.
+    void learn_outliers(const StepInputs& inputs, float* out);
 
     int64_t output_columns() const { return buffers_.at(output_.buffer).columns; }
     int64_t arena_bytes() const { return arena_bytes_; }
@@ -106,6 +109,7 @@ private:
     void check(const StepInputs& inputs) const;
     void check_sequences(const StepInputs& inputs) const;
     void make_room(uint32_t num_threads);
+    void execute(ThreadTeam& team, const StepInputs& inputs, float* out, Energies* energies);
     static Memory allocate(int64_t bytes);
 
     List list_;

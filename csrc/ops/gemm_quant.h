@@ -4,8 +4,8 @@
 // One element of y is, over the groups g of k in ascending order,
 //     sum = fma(scale_g * a_g, float(dot_g), sum)        dot_g = sum of q * x over the group, minus zero * sum of x
 //     sum = fma(minimum_g, a_g * sum of x, sum)          with minima only
-// and y = sum + bias. dot_g is exact, so only the order of the groups matters for the bits, and it is the same in
-// every tile shape.
+// then, over the outliers in ascending order, sum = fma(w, x, sum), and y = sum + bias. dot_g is exact, so only the
+// order of the groups matters for the bits, and it is the same in every tile shape.
 
 #pragma once
 
@@ -26,11 +26,13 @@ struct Format {
     static constexpr int kScaleFloats = (kMinima ? 2 : 1) * static_cast<int>(kStripColumns);
 };
 
-// The strips of one tile: where their quants are, and their scales as fp32, [group][scale, minimum][16 columns].
+// The strips of one tile: where their quants are, their scales as fp32, [group][scale, minimum][16 columns], and the
+// weights of the outliers, [outlier][16 columns].
 template <int kStrips>
 struct Strips {
     const std::byte* quants[kStrips];
     const float* scales[kStrips];
+    const float* outliers[kStrips];
 };
 
 // The same block of each row of a tile.
@@ -38,12 +40,14 @@ template <int kRows>
 struct Rows {
     const QuantBlock* block[kRows];
 
-    Rows(const QuantBlock* first, int64_t blocks_per_row) {
-        for (int r = 0; r < kRows; ++r) block[r] = first + r * blocks_per_row;
+    Rows(const std::byte* first, int64_t stride) {
+        for (int r = 0; r < kRows; ++r) block[r] = reinterpret_cast<const QuantBlock*>(first + r * stride);
     }
     void next() {
         for (const QuantBlock*& b : block) ++b;
     }
+    // Once the last block is behind us: the value of an outlier.
+    float outlier(int row, int64_t index) const { return reinterpret_cast<const float*>(block[row])[index]; }
 };
 
 // Where the dot products of unsigned q start so that those of q - zero come out.
@@ -122,6 +126,12 @@ PELLUCID_INLINE void quant_tile(const QuantGemm& call, const Strips<kStrips>& st
             add_group<F>(strips, group * F::kScaleFloats, x, g, dot, sum);
         }
     }
+    for (int64_t i = 0; i < call.outliers.count; ++i)
+        for (int v = 0; v < kStrips * kVectorsPerStrip; ++v) {
+            const Float w = load(strips.outliers[v / kVectorsPerStrip] + i * kStripColumns +
+                                 v % kVectorsPerStrip * kLanes);
+            for (int r = 0; r < kRows; ++r) sum[r][v] = fma(w, spread(x.outlier(r, i)), sum[r][v]);
+        }
 }
 
 template <class F, int kRows, int kStrips>
@@ -129,8 +139,7 @@ void tile_and_store(const QuantGemm& call, const Strips<kStrips>& strips, Ahead 
     Sums<kRows, kStrips> sum;
     for (auto& row_sums : sum)
         for (Float& v : row_sums) v = spread(0.0f);
-    const int64_t blocks = call.k / kActivationGroup;
-    const Rows<kRows> x(call.x + row * blocks, blocks);
+    const Rows<kRows> x(call.x + row * call.x_stride, call.x_stride);
     quant_tile<F, kRows, kStrips>(call, strips, x, ahead, sum);
     store_tile<kRows, kStrips>(sum, call, row, strip);
 }
@@ -162,6 +171,23 @@ void widen_scales(const QuantGemm& call, const std::byte* strip, float* out) {
     }
 }
 
+// The columns of one strip that outliers are multiplied with, once for all rows.
+template <class F>
+void take_out(const QuantGemm& call, const std::byte* quants, const float* scales, float* out) {
+    for (int64_t i = 0; i < call.outliers.count; ++i) {
+        const int64_t column = call.outliers.columns[i], place = column % F::kDepth;
+        const std::byte* line = quants + column / F::kDepth * kLine;
+        const float* scale = scales + column / F::kGroup * F::kScaleFloats;
+        // A value is 8 bits of four bytes; of 4-bit ones the second four are in the high nibbles.
+        const int shift = static_cast<int>(place % 4 * 8 + place / 4 * 4);
+        for (int v = 0; v < kVectorsPerStrip; ++v, out += kLanes) {
+            const Int q = low_bits<F::kBits>(shift_right(load_bytes(line + v * kLanes * 4), shift));
+            const Float w = mul(load(scale + v * kLanes), to_float(add(q, spread(-call.format.zero))));
+            store(out, F::kMinima ? add(w, load(scale + kStripColumns + v * kLanes)) : w);
+        }
+    }
+}
+
 // Calls the tile that has exactly `rows` rows.
 template <class F, int kRows, int kStrips>
 void dispatch_tile(int64_t rows, const QuantGemm& call, const Strips<kStrips>& strips, Ahead ahead, int64_t row,
@@ -179,10 +205,14 @@ void strips_times_rows(const QuantGemm& call, int64_t strip) {
     Strips<kStrips> strips;
     for (int s = 0; s < kStrips; ++s) {
         const std::byte* p = call.strips + (strip + s) * call.layout.bytes;
-        float* scales = call.scratch + s * (call.k / F::kGroup) * F::kScaleFloats;
-        widen_scales<F>(call, p, scales);
+        const int64_t scale_floats = call.k / F::kGroup * F::kScaleFloats;
+        float* const scales = call.scratch + s * (scale_floats + Outliers::kMax * kStripColumns);
+        float* const outliers = scales + scale_floats;
         strips.quants[s] = p + call.layout.quants_offset;
         strips.scales[s] = scales;
+        strips.outliers[s] = outliers;
+        widen_scales<F>(call, p, scales);
+        take_out<F>(call, strips.quants[s], scales, outliers);
     }
 
     const int64_t blocks = call.k / kActivationGroup;

@@ -191,8 +191,7 @@ void Attention::store(const Step& step, const QueryTile& tile, int64_t group, Pa
     ops().finish(total, queries(step, tile, group), to.data, to.stride);
     if (!quantised_) return;
     for (int64_t token = 0; token < tile.num_tokens; ++token)
-        quantize_rows(to.row(token), width, 1, width,
-                      step.quantised(quantised_.buffer, tile.first_row + token, group * width));
+        step.quantise(quantised_.buffer, tile.first_row + token, to.row(token), group * width, width);
 }
 
 }  // namespace pellucid

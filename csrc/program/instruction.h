@@ -49,7 +49,7 @@ protected:
 
 // Leaves a row in quantised form as well, if somebody asked for it.
 inline void quantise_row(const Step& step, const Columns& out, int64_t row, const float* x) {
-    if (out) quantize_rows(x, out.count, 1, out.count, step.quantised(out.buffer, row));
+    if (out) step.quantise(out.buffer, row, x, 0, out.count);
 }
 
 // ---- one row at a time ----

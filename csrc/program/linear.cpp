@@ -73,7 +73,7 @@ FloatView Linear::multiply(const Step& step, const Block& rows, int64_t begin, i
     float* const column_0 = first - begin;
     const float* const b = bias ? bias.data : nullptr;
     if (weight.format.quantised()) {
-        const QuantBlock* const input = step.quantised(x.buffer, rows.row_begin);
+        const QuantRows input = step.quantised(x.buffer).from(rows.row_begin);
         gemm(weight, input, rows.rows(), column_0, all.stride, b, begin, end);
     } else {
         const FloatView input = step.floats(x);
@@ -94,7 +94,7 @@ void Linear::activate(const Step& step, const Block& block, float* scratch) cons
             float* to = scratch + 2 * kRoom;
             if (!step.is_unread(out.buffer)) to = step.floats(out).row(row) + begin;
             activation.apply(product.row(r), up.row(r), to, count);
-            if (quantised_) quantize_rows(to, count, 1, count, step.quantised(quantised_.buffer, row, begin));
+            if (quantised_) step.quantise(quantised_.buffer, row, to, begin, count);
         }
     }
 }

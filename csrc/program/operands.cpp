@@ -14,7 +14,7 @@ int64_t Buffer::bytes(int64_t rows) const {
     switch (kind) {
         case BufferKind::Float: return whole_lines(columns * 4 * rows);
         case BufferKind::Quantised:
-            return whole_lines(columns / kActivationGroup * int64_t{sizeof(QuantBlock)} * rows);
+            return whole_lines(QuantRows::row_bytes(columns) * rows);
         default: return 0;
     }
 }

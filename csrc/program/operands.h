@@ -63,7 +63,7 @@ struct FloatView {
 
 enum class BufferKind : uint8_t {
     Float,      // [rows, columns] fp32
-    Quantised,  // [rows, columns / 32] QuantBlock
+    Quantised,  // QuantRows of `columns` columns
     Output,     // fp32 too, in the caller's memory
 };
 
@@ -73,6 +73,7 @@ struct Buffer {
     // Nobody reads it: then it has no place, and whoever would write it makes do with scratch memory.
     bool unread = false;
     int64_t place = 0;  // bytes from the start of the arena
+    Outliers outliers = {};  // of a quantised one
 
     int64_t bytes(int64_t rows) const;
 };

@@ -130,7 +130,8 @@ void Gather::run_row(const Step& step, int64_t row, float*) const {
         copy_row(step.floats(x).row(from), step.floats(out).row(row), n);
         return;
     }
-    std::copy_n(step.quantised(x.buffer, from), n / kActivationGroup, step.quantised(out.buffer, row));
+    std::memcpy(step.quantised(out.buffer).from(row).data, step.quantised(x.buffer).from(from).data,
+                static_cast<size_t>(QuantRows::row_bytes(n)));
 }
 
 // ---- keys and values ----

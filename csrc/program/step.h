@@ -74,6 +74,15 @@ private:
 int64_t softmax_floats(int64_t rows, int64_t head_dim);
 PartialSoftmax softmax_at(float* place, int64_t rows);
 
+// How large the columns of the quantised buffers are: the sums of their squares over all rows.
+struct Energies {
+    std::vector<std::vector<double>> of_buffer;
+
+    void add(int buffer, const float* x, int64_t begin, int64_t count) {
+        for (int64_t i = 0; i < count; ++i) of_buffer[buffer][begin + i] += double{x[i]} * double{x[i]};
+    }
+};
+
 struct Step {
     StepInputs inputs;
     uint32_t num_threads = 1;
@@ -81,7 +90,8 @@ struct Step {
     std::byte* arena = nullptr;
     float* output = nullptr;
     const std::vector<AttentionPlan>* plans = nullptr;
-    float* partials = nullptr;  // of the attention layer that runs
+    float* partials = nullptr;     // of the attention layer that runs
+    Energies* energies = nullptr;  // only while outliers are chosen, by one thread
 
     bool is_unread(int buffer) const { return (*buffers)[buffer].unread; }
     FloatView floats(const Columns& columns) const {
@@ -89,10 +99,14 @@ struct Step {
         float* data = buffer.kind == BufferKind::Output ? output : reinterpret_cast<float*>(arena + buffer.place);
         return {data + columns.begin, buffer.columns};
     }
-    // Row r of a quantised buffer, from `column` on, which is a multiple of 32.
-    QuantBlock* quantised(int index, int64_t r, int64_t column = 0) const {
+    QuantRows quantised(int index) const {
         const Buffer& buffer = (*buffers)[index];
-        return reinterpret_cast<QuantBlock*>(arena + buffer.place) + (r * buffer.columns + column) / kActivationGroup;
+        return {arena + buffer.place, buffer.columns, &buffer.outliers};
+    }
+    // x becomes columns [begin, begin + count) of row r of a quantised buffer.
+    void quantise(int index, int64_t r, const float* x, int64_t begin, int64_t count) const {
+        quantize(x, begin, count, quantised(index), r);
+        if (energies) energies->add(index, x, begin, count);
     }
     // Row r of `columns`, or `scratch` if nobody reads them.
     float* row_or(const Columns& columns, int64_t r, float* scratch) const {

@@ -55,6 +55,11 @@ inline Int spread4(const int8_t* p) {
 }
 inline Int low_nibbles(Int v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 inline Int high_nibbles(Int v) { return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15)); }
+inline Int shift_right(Int v, int bits) { return _mm256_srl_epi32(v, _mm_cvtsi32_si128(bits)); }
+template <int kBits>
+inline Int low_bits(Int v) {
+    return _mm256_and_si256(v, _mm256_set1_epi32((1 << kBits) - 1));
+}
 
 #if defined(__AVXVNNI__)
 inline Int dot4bit(Int sum, Int w, Int x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }

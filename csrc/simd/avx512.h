@@ -47,6 +47,11 @@ inline Int spread4(const int8_t* p) {
 }
 inline Int low_nibbles(Int v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 inline Int high_nibbles(Int v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
+inline Int shift_right(Int v, int bits) { return _mm512_srl_epi32(v, _mm_cvtsi32_si128(bits)); }
+template <int kBits>
+inline Int low_bits(Int v) {
+    return _mm512_and_si512(v, _mm512_set1_epi32((1 << kBits) - 1));
+}
 inline Int dot4bit(Int sum, Int w, Int x) { return _mm512_dpbusd_epi32(sum, w, x); }
 inline Int dot8bit(Int sum, Int w, Int x) { return _mm512_dpbusd_epi32(sum, w, x); }
 

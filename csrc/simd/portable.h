@@ -99,11 +99,15 @@ inline Int spread4(const int8_t* p) {
     std::memcpy(&four, p, 4);
     return spread(four);
 }
-inline Int logical_shift_right(Int v, int bits) {
+inline Int shift_right(Int v, int bits) {
     return reinterpret_cast<Int>(reinterpret_cast<Unsigned>(v) >> static_cast<uint32_t>(bits));
 }
+template <int kBits>
+inline Int low_bits(Int v) {
+    return v & ((1 << kBits) - 1);
+}
 inline Int low_nibbles(Int v) { return v & 0x0f0f0f0f; }
-inline Int high_nibbles(Int v) { return logical_shift_right(v, 4) & 0x0f0f0f0f; }
+inline Int high_nibbles(Int v) { return shift_right(v, 4) & 0x0f0f0f0f; }
 
 inline Int add_pairs(Int words) { return ((words << 16) >> 16) + (words >> 16); }
 inline Int multiply_words(Int a, Int b) {
@@ -113,7 +117,7 @@ inline Int multiply_words(Int a, Int b) {
 // Bytes are told apart by value, not by address, so both byte orders are fine as long as w and x agree.
 inline Int dot8bit(Int sum, Int w, Int x) {
     const Short even_x = reinterpret_cast<Short>(x << 8) >> 8, odd_x = reinterpret_cast<Short>(x) >> 8;
-    const Int even_w = w & 0x00ff00ff, odd_w = logical_shift_right(w, 8) & 0x00ff00ff;
+    const Int even_w = w & 0x00ff00ff, odd_w = shift_right(w, 8) & 0x00ff00ff;
     return sum + add_pairs(multiply_words(even_w, reinterpret_cast<Int>(even_x))) +
            add_pairs(multiply_words(odd_w, reinterpret_cast<Int>(odd_x)));
 }

@@ -75,23 +75,27 @@ PackedWeight random_bfloat16(int64_t n, int64_t k, bool round_activations) {
 
 struct Activations {
     std::vector<float> x;
-    std::vector<QuantBlock> quantised;
+    std::vector<std::byte> memory;
+    Outliers outliers;
     std::vector<float> y;
 
     Activations(int64_t rows, int64_t max_k, int64_t max_n)
         : x(static_cast<size_t>(rows * max_k), 0.5f),
-          quantised(x.size() / 32),
+          memory(static_cast<size_t>(rows * QuantRows::row_bytes(max_k))),
           y(static_cast<size_t>(rows * max_n)) {
         for (auto& v : x) v = static_cast<float>(std::rand()) / static_cast<float>(RAND_MAX) - 0.5f;
-        quantize_rows(x.data(), max_k, rows, max_k, quantised.data());
+        for (int32_t i = 0; i < Outliers::kMax; ++i) outliers.columns[outliers.count++] = 50 * i;
+        const QuantRows all = quantised(max_k);
+        for (int64_t row = 0; row < rows; ++row) quantize(x.data() + row * max_k, 0, max_k, all, row);
     }
+    QuantRows quantised(int64_t k) { return {memory.data(), k, &outliers}; }
 };
 
 // This thread's share of the columns of one product.
 void product(const PackedWeight& w, Activations& a, int64_t rows, int thread, int threads) {
     const int64_t pairs = (strip_count(w.n) + 1) / 2;
     const int64_t begin = pairs * thread / threads * 32, end = std::min(w.n, pairs * (thread + 1) / threads * 32);
-    if (w.format.quantised()) return gemm(w, a.quantised.data(), rows, a.y.data(), w.n, nullptr, begin, end);
+    if (w.format.quantised()) return gemm(w, a.quantised(w.k), rows, a.y.data(), w.n, nullptr, begin, end);
     gemm_float(w, a.x.data(), w.k, rows, a.y.data(), w.n, nullptr, begin, end);
 }
 

@@ -99,13 +99,19 @@ void check_product(const char* what, const WeightFormat& f, int64_t n, int64_t k
         compare(what, w, x, y, bias, rows, f.round_activations ? 1e-2 : 1e-5);
         return;
     }
-    std::vector<QuantBlock> quantised(x.size() / 32);
-    quantize_rows(x.data(), k, rows, k, quantised.data());
-    for (size_t i = 0; i < x.size(); ++i)
-        x[i] = quantised[i / 32].scale * static_cast<float>(quantised[i / 32].q[i % 32]);
+    const Outliers outliers{.count = 2, .columns = {1, static_cast<int32_t>(k) - 1}};
+    std::vector<std::byte> memory(static_cast<size_t>(rows * QuantRows::row_bytes(k)));
+    const QuantRows quantised{memory.data(), k, &outliers};
+    for (int64_t r = 0; r < rows; ++r) {
+        quantize(x.data() + r * k, 0, k, quantised, r);
+        for (int64_t i = 0; i < k; ++i) {
+            const QuantBlock& block = quantised.blocks(r)[i / 32];
+            if (i != 1 && i != k - 1) x[r * k + i] = block.scale * static_cast<float>(block.q[i % 32]);
+        }
+    }
     const int64_t middle = strip_count(n) / 2 * kStripColumns;
-    gemm(w, quantised.data(), rows, y.data(), n, bias.data(), 0, middle);
-    gemm(w, quantised.data(), rows, y.data(), n, bias.data(), middle, n);
+    gemm(w, quantised, rows, y.data(), n, bias.data(), 0, middle);
+    gemm(w, quantised, rows, y.data(), n, bias.data(), middle, n);
     compare(what, w, x, y, bias, rows, 1e-4);
 }
 

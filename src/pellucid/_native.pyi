@@ -1,5 +1,6 @@
 """The C++ kernels (csrc/). What each call does is said there: csrc/kernels.h and csrc/program.h."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from numpy.typing import NDArray
@@ -62,7 +63,7 @@ def pack_super(
 ) -> PackedWeight: ...
 def pack_float(w: Array) -> PackedWeight: ...
 def pack_bfloat16(w: Array, round_activations: bool = False) -> PackedWeight: ...
-def quantize_rows(x: Array, out: Array) -> None: ...
+def quantize_rows(x: Array, out: Array, outliers: Sequence[int] = ()) -> None: ...
 def gemm(
     w: PackedWeight,
     x: Array,
@@ -70,6 +71,7 @@ def gemm(
     bias: Array | None = None,
     col_begin: int = 0,
     col_end: int | None = None,
+    outliers: Sequence[int] = (),
 ) -> None: ...
 def gemm_float(
     w: PackedWeight,
@@ -160,6 +162,17 @@ class Program:
     def run(
         self,
         team: ThreadTeam,
+        token_ids: Array,
+        positions: Array,
+        slot_mapping: Array,
+        block_tables: Array,
+        query_start: Array,
+        seq_lens: Array,
+        sampled: Array,
+        out: Array,
+    ) -> None: ...
+    def learn_outliers(
+        self,
         token_ids: Array,
         positions: Array,
         slot_mapping: Array,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,16 +28,35 @@ EPSILON = float(np.finfo(np.float32).eps)
 
 
 BLOCK = np.dtype([("q", "i1", 32), ("scale", "f4"), ("scaled_sum", "f4"), ("sum16", "i2", 2)])
+MAX_OUTLIERS = 8
 
 
-def quantise(x: np.ndarray) -> np.ndarray:
-    """Rows as the kernels make them for their products: BLOCK [rows, k / 32]."""
+def row_type(k: int) -> np.dtype:
+    """One quantised row of `k` columns."""
+    return np.dtype([("blocks", BLOCK, k // 32), ("outliers", "f4", MAX_OUTLIERS)])
+
+
+def quantise(x: np.ndarray, outliers: Sequence[int] = ()) -> np.ndarray:
+    """Rows as the kernels make them for their products: row_type [rows]."""
     from pellucid import _native
 
-    rows, k = x.shape
-    out = np.full((rows, k // 32 * BLOCK.itemsize), 77, dtype=np.uint8)
-    _native.quantize_rows(x, out)
-    return out.view(BLOCK)
+    kind = row_type(x.shape[1])
+    out = np.full((len(x), kind.itemsize), 77, dtype=np.uint8)
+    _native.quantize_rows(x, out, outliers)
+    return out.view(kind)[:, 0]
+
+
+def as_bytes(rows: np.ndarray) -> np.ndarray:
+    return rows[:, None].view(np.uint8)
+
+
+def meaning(rows: np.ndarray, outliers: Sequence[int] = ()) -> np.ndarray:
+    """What quantised rows stand for: [rows, k] float64."""
+    blocks = rows["blocks"]
+    x = (blocks["q"] * blocks["scale"][..., None].astype(np.float64)).reshape(len(rows), -1)
+    for index, column in enumerate(outliers):
+        x[:, column] += rows["outliers"][:, index]
+    return x
 
 
 @dataclass
@@ -53,8 +73,7 @@ class Case:
     def expected(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The product in float64, and how far fp32 accumulation may be off, element by element."""
         if self.quantised:
-            blocks = quantise(x)
-            x64 = (blocks["q"] * blocks["scale"][..., None].astype(np.float64)).reshape(x.shape)
+            x64 = meaning(quantise(x))
         elif self.rounds_activations:
             x64 = bfloat16_to_float(to_bfloat16(x)).astype(np.float64)
         else:

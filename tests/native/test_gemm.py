@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.native.formats import BLOCK, FLOAT_FORMATS, QUANT_FORMATS, Case, make_case, quantise
+from tests.native.formats import (
+    EPSILON,
+    FLOAT_FORMATS,
+    QUANT_FORMATS,
+    Case,
+    as_bytes,
+    make_case,
+    meaning,
+    quantise,
+    row_type,
+)
 
 native = pytest.importorskip("pellucid._native", reason="the native kernels are not built")
 
@@ -20,7 +30,7 @@ def poisoned(*shape: int) -> np.ndarray:
 def product(case: Case, x: np.ndarray, y: np.ndarray | None = None, **columns: int) -> np.ndarray:
     y = poisoned(len(x), case.n) if y is None else y
     if case.quantised:
-        native.gemm(case.weight, quantise(x).view(np.uint8), y, case.bias, **columns)
+        native.gemm(case.weight, as_bytes(quantise(x)), y, case.bias, **columns)
     else:
         native.gemm_float(case.weight, x, y, case.bias, **columns)
     return y
@@ -103,7 +113,7 @@ class TestQuantizeRows:
     def test_is_the_formula(self, rng: np.random.Generator) -> None:
         magnitudes = 10.0 ** np.arange(5)[:, None]
         x = (rng.standard_normal((5, 96)) * magnitudes).astype(np.float32)
-        blocks = quantise(x)
+        blocks = quantise(x)["blocks"]
         groups = x.reshape(5, 3, 32)
         absmax = np.abs(groups).max(-1)
         np.testing.assert_array_equal(blocks["scale"], absmax / np.float32(127))
@@ -117,12 +127,12 @@ class TestQuantizeRows:
     def test_halves_go_to_even(self) -> None:
         x = np.zeros((1, 32), dtype=np.float32)
         x[0, :6] = [127, 0.5, 1.5, 2.5, -0.5, -1.5]
-        assert quantise(x)["q"][0, 0, :6].tolist() == [127, 0, 2, 2, 0, -2]
+        assert quantise(x)["blocks"]["q"][0, 0, :6].tolist() == [127, 0, 2, 2, 0, -2]
 
     @pytest.mark.parametrize("value", [0.0, 1e-40, 1e-37])
     def test_nothing_stays_nothing(self, value: float) -> None:
-        blocks = quantise(np.full((2, 64), value, dtype=np.float32))
-        assert not any(blocks[field].any() for field in BLOCK.names)
+        blocks = quantise(np.full((2, 64), value, dtype=np.float32))["blocks"]
+        assert not any(blocks[field].any() for field in blocks.dtype.names)
 
 
 def test_extreme_quants_do_not_saturate(rng: np.random.Generator) -> None:
@@ -130,11 +140,50 @@ def test_extreme_quants_do_not_saturate(rng: np.random.Generator) -> None:
     q = np.full((16, 64), 255, dtype=np.uint8)
     weight = native.pack_quantised(q, np.ones((16, 2), np.float32), bits=8, group=32)
     for value in (127, -127, -128):
-        x = np.zeros((3, 2), BLOCK)
-        x["q"], x["scale"], x["scaled_sum"], x["sum16"] = value, 1, value * 32, value * 16
+        x = np.zeros(3, row_type(64))
+        blocks = x["blocks"]
+        blocks["q"], blocks["scale"] = value, 1
+        blocks["scaled_sum"], blocks["sum16"] = value * 32, value * 16
         y = poisoned(3, 16)
-        native.gemm(weight, x.view(np.uint8), y)
+        native.gemm(weight, as_bytes(x), y)
         np.testing.assert_array_equal(y, 255.0 * value * 64)
+
+
+class TestOutliers:
+    COLUMNS = (0, 31, 32, 40, 200, 255)
+
+    def test_stay_as_they_are_and_spare_their_neighbours(self, rng: np.random.Generator) -> None:
+        x = rng.standard_normal((5, 256), dtype=np.float32)
+        rounding = np.abs(meaning(quantise(x)) - x).max()
+        x[:, self.COLUMNS] *= 1000
+        rows = quantise(x, self.COLUMNS)
+        np.testing.assert_array_equal(rows["outliers"][:, : len(self.COLUMNS)], x[:, self.COLUMNS])
+        assert np.abs(meaning(rows, self.COLUMNS) - x).max() <= rounding
+
+    @pytest.mark.parametrize("name", QUANT_FORMATS)
+    def test_product_is_the_formula(self, name: str, rng: np.random.Generator) -> None:
+        for rows in ROWS:
+            case = make_case(name, 100, 256, rng)
+            assert case is not None
+            x = rng.standard_normal((rows, 256), dtype=np.float32)
+            x[:, self.COLUMNS] *= 50
+            y = poisoned(rows, 100)
+            quantised = quantise(x, self.COLUMNS)
+            native.gemm(case.weight, as_bytes(quantised), y, case.bias, outliers=self.COLUMNS)
+            meant = meaning(quantised, self.COLUMNS)
+            expected = meant @ case.dense.T + (0 if case.bias is None else case.bias)
+            bound = 300 * EPSILON * (np.abs(meant) @ np.abs(case.dense).T + 1)
+            assert (np.abs(y - expected) <= bound).all()
+
+    def test_have_to_be_columns_in_order(self) -> None:
+        for outliers, message in (
+            ([1, 1], "ascending"),
+            ([-1], "ascending"),
+            ([64], "ascending"),
+            (range(9), "more than 8"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                quantise(np.ones((2, 64), np.float32), list(outliers))
 
 
 def test_no_rows_is_no_work(rng: np.random.Generator) -> None:
@@ -147,7 +196,7 @@ class TestRefusals:
     def test_shapes_that_do_not_fit(self, rng: np.random.Generator) -> None:
         case = make_case("q4_0", 32, 64, rng)
         assert case is not None
-        x = quantise(np.ones((2, 64), np.float32)).view(np.uint8)
+        x = as_bytes(quantise(np.ones((2, 64), np.float32)))
         with pytest.raises(ValueError, match="x has shape"):
             native.gemm(case.weight, x[:, :44].copy(), poisoned(2, 32))
         with pytest.raises(ValueError, match="y has shape"):
@@ -167,7 +216,7 @@ class TestRefusals:
         case = make_case("q4_0", 16, 32, rng)
         assert case is not None
         with pytest.raises(TypeError):
-            x = quantise(np.ones((2, 32), np.float32)).view(np.uint8)
+            x = as_bytes(quantise(np.ones((2, 32), np.float32)))
             native.gemm(case.weight, x, np.zeros((2, 16)))
 
     def test_weights_that_cannot_be_packed(self) -> None:

@@ -6,6 +6,8 @@ executor's affair. (A recorded CUDA graph would be a third executor.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +23,9 @@ from pellucid.runner.batch import Ints, StepRows
 
 # Logits held at once: those of a whole prompt over a large vocabulary would take gigabytes.
 MAX_LOGITS_BYTES = 256 << 20
+# What outliers are learned from: tokens spread over the vocabulary.
+SAMPLE_TOKENS = 64
+SAMPLE_STRIDE = 7919
 
 
 class Forward(Protocol):
@@ -40,7 +45,13 @@ class Executor(Protocol):
 
 
 def make_executor(
-    model: Model, kv: list[KVLayer], device: torch.device, max_rows: int, threads: int
+    model: Model,
+    kv: list[KVLayer],
+    device: torch.device,
+    *,
+    max_rows: int,
+    max_model_len: int,
+    threads: int,
 ) -> Executor:
     """The executor that fits the model's ops; `max_rows` is the largest step.
 
@@ -50,7 +61,7 @@ def make_executor(
     if not isinstance(model.ops, NativeOps):
         return TorchExecutor(model, kv, device)
     try:
-        return NativeExecutor(model, model.ops, kv, max_rows, threads)
+        return NativeExecutor(model, model.ops, kv, max_rows, max_model_len, threads)
     except ValueError as error:
         raise ModelError(
             f"native kernels cannot run this model ({error}); use --kernels reference"
@@ -88,7 +99,13 @@ class NativeExecutor:
     """The whole step as one call of a recorded program."""
 
     def __init__(
-        self, model: Model, ops: NativeOps, kv: list[KVLayer], max_rows: int, threads: int
+        self,
+        model: Model,
+        ops: NativeOps,
+        kv: list[KVLayer],
+        max_rows: int,
+        max_model_len: int,
+        threads: int,
     ) -> None:
         self._team = thread_team(threads)
         # What is left to torch is sampling. Its idle threads spin for a while after each op, on the
@@ -98,6 +115,28 @@ class NativeExecutor:
             lambda token_ids, inputs: model.logits(model.forward(token_ids, inputs, kv)), max_rows
         )
         self._vocab_size = model.config.vocab_size
+        self._learn_outliers(kv[0], min(SAMPLE_TOKENS, max_rows, max_model_len))
+
+    def _learn_outliers(self, pool: KVLayer, length: int) -> None:
+        """Show the program `length` tokens, so that it finds the columns it must not round.
+
+        Which these are is a property of the model, hardly of the text. Always the same tokens, so
+        that a model's numbers are the same after every start. What this leaves in the KV pool lies
+        in blocks that nobody has been given yet.
+        """
+        num_blocks, block_size = pool.k.shape[:2]
+        length = min(length, num_blocks * block_size)
+        places = np.arange(length)
+        step = StepRows(
+            rows=np.zeros(1, np.int64),
+            query_start=np.array([0, length], np.int32),
+            seq_lens=np.array([length], np.int32),
+            token_ids=places * SAMPLE_STRIDE % self._vocab_size,
+            positions=places,
+            slot_mapping=places,
+            block_tables=np.arange(-(-length // block_size), dtype=np.int32)[None],
+        )
+        self._call(self._program.learn_outliers, step, places[: self.max_logits])
 
     def launch(self, step: StepRows, wanted: Ints) -> NativeForward:
         return NativeForward(self, step, wanted)
@@ -109,9 +148,13 @@ class NativeExecutor:
 
     def run(self, step: StepRows, rows: Ints) -> NDArray[np.float32]:
         """Compute the step and the logits of `rows`: [len(rows), vocab]."""
+        return self._call(partial(self._program.run, self._team), step, rows)
+
+    def _call(
+        self, function: Callable[..., None], step: StepRows, rows: Ints
+    ) -> NDArray[np.float32]:
         out = np.empty((len(rows), self._vocab_size), np.float32)
-        self._program.run(
-            self._team,
+        function(
             step.token_ids,
             step.positions,
             step.slot_mapping,

@@ -61,7 +61,14 @@ class TorchRunner:
         self._model = model
         self._take_memory(config)
         max_rows = max(config.scheduler.max_num_batched_tokens, WARM_UP_TOKENS)
-        self._executor = make_executor(model, self._kv, self.device, max_rows, threads)
+        self._executor = make_executor(
+            model,
+            self._kv,
+            self.device,
+            max_rows=max_rows,
+            max_model_len=self._max_model_len,
+            threads=threads,
+        )
         self._info = self._describe(config, name)
         self._batch = Batch(
             config.scheduler.max_num_seqs, self._info.max_model_len, self._capacity.block_size

@@ -1,4 +1,4 @@
-// fp32 rows to int8 with a scale per 32 columns. Included by one unit per instruction set, after its simd header.
+// fp32 to int8 with a scale per 32 columns. Included by one unit per instruction set, after its simd header.
 
 #pragma once
 
@@ -33,11 +33,8 @@ inline void quantize_block(const float* x, QuantBlock& out) {
     out.scaled_sum = out.scale * static_cast<float>(out.sum16[0] + out.sum16[1]);
 }
 
-void quantize_rows_impl(const float* x, int64_t x_stride, int64_t rows, int64_t k, QuantBlock* out) {
-    const int64_t blocks = k / kActivationGroup;
-    for (int64_t row = 0; row < rows; ++row)
-        for (int64_t b = 0; b < blocks; ++b)
-            quantize_block(x + row * x_stride + b * kActivationGroup, out[row * blocks + b]);
+void quantize_blocks_impl(const float* x, int64_t count, QuantBlock* out) {
+    for (int64_t i = 0; i < count; ++i) quantize_block(x + i * kActivationGroup, out[i]);
 }
 
 }  // namespace
