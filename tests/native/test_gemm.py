@@ -215,8 +215,8 @@ class TestRefusals:
     def test_an_output_of_another_type_is_not_copied(self, rng: np.random.Generator) -> None:
         case = make_case("q4_0", 16, 32, rng)
         assert case is not None
+        x = as_bytes(quantise(np.ones((2, 32), np.float32)))
         with pytest.raises(TypeError):
-            x = as_bytes(quantise(np.ones((2, 32), np.float32)))
             native.gemm(case.weight, x, np.zeros((2, 16)))
 
     def test_weights_that_cannot_be_packed(self) -> None:
