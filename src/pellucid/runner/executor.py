@@ -18,6 +18,7 @@ from pellucid.kernels.interface import KVLayer
 from pellucid.kernels.native import NativeOps, thread_team
 from pellucid.models.base import Model
 from pellucid.runner.batch import Ints, StepRows
+from pellucid.sample.backends import NativeSampler, Sampler, TorchSampler
 
 # Logits held at once: those of a whole prompt over a large vocabulary would take gigabytes.
 MAX_LOGITS_BYTES = 256 << 20
@@ -33,6 +34,8 @@ class Forward(Protocol):
 
 class Executor(Protocol):
     """Runs a model over steps, and fills the KV pool that it was made with."""
+
+    sampler: Sampler  # for its logits
 
     def launch(self, step: StepRows, wanted: Ints) -> Forward:
         """Start on all rows of `step`, of which `wanted` will be asked for logits."""
@@ -64,6 +67,7 @@ class TorchExecutor:
         self._model = model
         self._kv = kv
         self._device = device
+        self.sampler: Sampler = TorchSampler()
 
     @torch.no_grad()
     def launch(self, step: StepRows, wanted: Ints) -> TorchForward:
@@ -91,8 +95,9 @@ class NativeExecutor:
         self, model: Model, ops: NativeOps, kv: list[KVLayer], max_rows: int, threads: int
     ) -> None:
         self._team = thread_team(threads)
-        # What is left to torch is sampling. Its idle threads spin for a while after each op, on the
-        # cores that the team needs next: with them a step of one sequence takes half as long again.
+        self.sampler: Sampler = NativeSampler(self._team)
+        # Little is left to torch. Its idle threads spin for a while after each op, on the cores
+        # that the team needs next: with them a step of one sequence takes half as long again.
         torch.set_num_threads(1)
         self._program = ops.record(
             lambda token_ids, inputs: model.logits(model.forward(token_ids, inputs, kv)), max_rows

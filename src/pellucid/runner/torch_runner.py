@@ -24,7 +24,7 @@ from pellucid.runner.base import Chunk, KVCapacity, NewRow, StepPlan, StepResult
 from pellucid.runner.batch import Batch, Ints, StepRows
 from pellucid.runner.executor import Forward, make_executor
 from pellucid.runner.memory import fit_model_len, kv_block_bytes, kv_pool_blocks, model_len_limit
-from pellucid.runner.sampling import RowSampling, describe_tokens
+from pellucid.runner.sampling import RowSampling
 from pellucid.sampling_params import SamplingParams
 
 # Prompt logprobs are computed for so many tokens at a time: logits of a whole prompt over a large
@@ -66,7 +66,9 @@ class TorchRunner:
         self._batch = Batch(
             config.scheduler.max_num_seqs, self._info.max_model_len, self._capacity.block_size
         )
-        self._sampling = RowSampling(config.scheduler.max_num_seqs, self._info.eos_token_ids)
+        self._sampling = RowSampling(
+            self._executor.sampler, config.scheduler.max_num_seqs, self._info.eos_token_ids
+        )
         self._warm_up()
 
     def info(self) -> EngineInfo:
@@ -241,7 +243,7 @@ class TorchRunner:
             for at in range(0, len(prompt.targets), PROMPT_LOGPROB_ROWS):
                 part = prompt.targets[at : at + PROMPT_LOGPROB_ROWS]
                 logits = forward.logits(prompt.first + at, prompt.first + at + len(part))
-                entries += describe_tokens(logits, part, [prompt.num_top] * len(part))
+                entries += self._sampling.describe(logits, part, [prompt.num_top] * len(part))
             result.prompt_logprobs[prompt.index] = entries
 
 
