@@ -18,9 +18,7 @@ VOCABS = (1, 2, 15, 127, 128, 129, 300, 1003, 5000)
 TEAMS = {threads: native.ThreadTeam(threads) for threads in (1, 2, 3, 4)}
 
 
-def make_batch(
-    n: int, vocab: int, rng: np.random.Generator
-) -> tuple[torch.Tensor, SamplingColumns]:
+def make_batch(n: int, vocab: int, rng: np.random.Generator) -> tuple[np.ndarray, SamplingColumns]:
     """Rows of every kind of logits with every mixture of parameters."""
     logits = rng.standard_normal((n, vocab)) * rng.choice([0.01, 1.0, 4.0, 30.0], (n, 1))
     kinds = rng.integers(0, 8, n)
@@ -48,10 +46,10 @@ def make_batch(
     columns.top_p = columns.top_p.astype(np.float32)
     columns.min_p = columns.min_p.astype(np.float32)
     columns.top_k = columns.top_k.astype(np.int64)
-    return torch.from_numpy(logits.astype(np.float32)), columns
+    return logits.astype(np.float32), columns
 
 
-def outcome(logits: torch.Tensor, columns: SamplingColumns, *, threads: int) -> list[bytes]:
+def outcome(logits: np.ndarray, columns: SamplingColumns, *, threads: int) -> list[bytes]:
     """All that there is to know of each row, as bytes."""
     sampler = NativeSampler(TEAMS[threads])
     tokens, failed = sampler.sample(logits, columns, np.arange(len(logits)))
@@ -75,9 +73,9 @@ def test_tokens_are_those_of_an_exact_draw_but_for_close_calls(batch, threads):
     logits, columns = batch
     every = np.arange(len(logits))
     tokens, failed = NativeSampler(TEAMS[threads]).sample(logits, columns, every)
-    reference, _ = TorchSampler().sample(logits, columns, every)
+    reference, _ = TorchSampler().sample(torch.from_numpy(logits), columns, every)
     assert not failed.any()
-    for i, row in enumerate(logits.numpy()):
+    for i, row in enumerate(logits):
         token, close = exact_draw(
             row,
             *(float(columns.temperature[i]), int(columns.top_k[i]), float(columns.top_p[i])),
@@ -114,7 +112,7 @@ def test_logprobs_are_the_references(batch, threads, num_top):
     logits, columns = batch
     tokens, _ = NativeSampler(TEAMS[threads]).sample(logits, columns, np.arange(len(logits)))
     found = NativeSampler(TEAMS[threads]).logprobs(logits, tokens, num_top)
-    expected = TorchSampler().logprobs(logits, tokens, num_top)
+    expected = TorchSampler().logprobs(torch.from_numpy(logits), tokens, num_top)
     assert (found.rank == expected.rank).all()
     assert (found.top_ids == expected.top_ids).all()
     np.testing.assert_allclose(found.chosen, expected.chosen, rtol=2e-6, atol=4e-6)
@@ -122,8 +120,8 @@ def test_logprobs_are_the_references(batch, threads, num_top):
 
 
 def test_broken_rows_have_no_logprobs():
-    logits = torch.zeros(4, 200)
-    logits[0, 150], logits[1, 3], logits[2] = torch.nan, torch.inf, -torch.inf
+    logits = np.zeros((4, 200), np.float32)
+    logits[0, 150], logits[1, 3], logits[2] = np.nan, np.inf, -np.inf
     found = NativeSampler(TEAMS[2]).logprobs(logits, np.zeros(4, np.int64), 3)
     assert np.isnan(found.chosen[:3]).all()
     assert np.isnan(found.top[:3]).all()
@@ -147,7 +145,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="no columns"):
         native.sample(team, logits[:, :0].copy(), np.array([0, 1]), *fine, columns.position, *out)
     with pytest.raises(ValueError, match="token_ids are not all from 0 to 4"):
-        NativeSampler(team).logprobs(torch.from_numpy(logits), np.array([0, 5]), 1)
+        NativeSampler(team).logprobs(logits, np.array([0, 5]), 1)
     one, ids = [np.ones(1, np.float32)], np.array([5])
     for rows, tokens, message in (
         ([0], ids, "token_ids are not all"),

@@ -86,5 +86,5 @@ def test_both_backends_penalise_to_the_same_bits():
     ]
     expected = logits.clone()
     TorchSampler().penalise(expected, range(9), penalties)
-    NativeSampler(native.ThreadTeam(3)).penalise(logits, range(9), penalties)
+    NativeSampler(native.ThreadTeam(3)).penalise(logits.numpy(), range(9), penalties)
     assert torch.equal(logits.view(torch.int32), expected.view(torch.int32))

@@ -6,7 +6,7 @@ executor's affair. (A recorded CUDA graph would be a third executor.)
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,15 +27,18 @@ MAX_LOGITS_BYTES = 256 << 20
 class Forward(Protocol):
     """A step under way."""
 
-    def logits(self, begin: int, end: int) -> Tensor:
-        """Float32 [end - begin, vocab] of the wanted rows begin .. end - 1."""
+    def logits(self, begin: int, end: int) -> Any:
+        """Float32 [end - begin, vocab] of the wanted rows begin .. end - 1.
+
+        A tensor or an array, as the executor's sampler takes it.
+        """
         ...
 
 
 class Executor(Protocol):
     """Runs a model over steps, and fills the KV pool that it was made with."""
 
-    sampler: Sampler  # for its logits
+    sampler: Sampler[Any]  # for its logits
 
     def launch(self, step: StepRows, wanted: Ints) -> Forward:
         """Start on all rows of `step`, of which `wanted` will be asked for logits."""
@@ -67,7 +70,7 @@ class TorchExecutor:
         self._model = model
         self._kv = kv
         self._device = device
-        self.sampler: Sampler = TorchSampler()
+        self.sampler: Sampler[Any] = TorchSampler()
 
     @torch.no_grad()
     def launch(self, step: StepRows, wanted: Ints) -> TorchForward:
@@ -95,7 +98,7 @@ class NativeExecutor:
         self, model: Model, ops: NativeOps, kv: list[KVLayer], max_rows: int, threads: int
     ) -> None:
         self._team = thread_team(threads)
-        self.sampler: Sampler = NativeSampler(self._team)
+        self.sampler: Sampler[Any] = NativeSampler(self._team)
         # Little is left to torch. Its idle threads spin for a while after each op, on the cores
         # that the team needs next: with them a step of one sequence takes half as long again.
         torch.set_num_threads(1)
@@ -143,10 +146,10 @@ class NativeForward:
         self._wanted = wanted
         self._compute(0)
 
-    def logits(self, begin: int, end: int) -> Tensor:
+    def logits(self, begin: int, end: int) -> NDArray[np.float32]:
         if not self._first <= begin <= end <= self._first + len(self._held):
             self._compute(begin)
-        return torch.from_numpy(self._held[begin - self._first : end - self._first])
+        return self._held[begin - self._first : end - self._first]
 
     def _compute(self, first: int) -> None:
         self._first = first

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pellucid.messages import TokenLogprobs
 from pellucid.runner.base import NewRow
@@ -35,7 +33,7 @@ class Choice:
 class RowSampling:
     """How each row of a `Batch` samples. Row numbers are the batch's."""
 
-    def __init__(self, sampler: Sampler, max_num_seqs: int, eos_token_ids: list[int]) -> None:
+    def __init__(self, sampler: Sampler[Any], max_num_seqs: int, eos_token_ids: list[int]) -> None:
         self._sampler = sampler
         self._eos_token_ids = eos_token_ids
         self._columns = SamplingColumns(
@@ -92,8 +90,10 @@ class RowSampling:
         """(place, alternatives per token) where a request asked for prompt logprobs."""
         return _found(self._num_prompt_logprobs, rows)
 
-    def choose(self, logits: Tensor, rows: Ints, batch: Batch) -> Choice:
+    def choose(self, logits: Any, rows: Ints, batch: Batch) -> Choice:
         """The next token of each row from its float32 logits [n, V], which are used up.
+
+        They are what the sampler takes, a tensor or an array.
 
         Logprobs are those of the model's own logits, before any of the request's parameters.
         """
@@ -105,7 +105,9 @@ class RowSampling:
         self._edit(logits, rows, batch)
         self._columns.position = batch.num_tokens
         token_ids, failed = self._sampler.sample(logits, self._columns, rows)
-        errors = {i: _why_failed(logits[i]) for i in failed.nonzero()[0].tolist()}
+        errors = {}
+        if failed.any():
+            errors = {i: _why_failed(logits[i]) for i in failed.nonzero()[0].tolist()}
         self._count(rows, token_ids, failed)
         logprobs: list[TokenLogprobs | None] = [None] * len(rows)
         if wanted:
@@ -114,7 +116,7 @@ class RowSampling:
                 logprobs[i] = entry
         return Choice(token_ids, logprobs, errors)
 
-    def describe(self, logits: Tensor, token_ids: Ints, num_top: list[int]) -> list[TokenLogprobs]:
+    def describe(self, logits: Any, token_ids: Ints, num_top: list[int]) -> list[TokenLogprobs]:
         """Logprobs of a token per row of raw logits [n, V]; `num_top` alternatives, -1 for all."""
         vocab_size = logits.shape[1]
         counts = [vocab_size if n < 0 else n for n in num_top]
@@ -130,7 +132,7 @@ class RowSampling:
             for i, count in enumerate(counts)
         ]
 
-    def _edit(self, logits: Tensor, rows: Ints, batch: Batch) -> None:
+    def _edit(self, logits: Any, rows: Ints, batch: Batch) -> None:
         """Bias, then penalties, then bans, so that a ban is final."""
         constrained = _found(self._constraints, rows)
         for i, constraints in constrained:
@@ -181,7 +183,7 @@ def _seed(new: NewRow) -> int:
     return zlib.crc32(new.request_id.encode()) if seed is None else seed
 
 
-def _why_failed(logits: Tensor) -> str:
-    if torch.isneginf(logits).all():
+def _why_failed(logits: Any) -> str:
+    if (logits == -np.inf).all():
         return "every token is ruled out by the request's constraints"
     return "the model's logits are not finite"

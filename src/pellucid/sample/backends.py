@@ -8,7 +8,7 @@ the row's probability. Each by itself gives a row the same bits whatever other r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +22,19 @@ if TYPE_CHECKING:
     from pellucid import _native
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Logits = TypeVar("Logits", contravariant=True)
 
 
-class Sampler(Protocol):
-    """What is done with float32 logits [n, V]. A backend may ask for them on its own device."""
+class Sampler(Protocol[Logits]):
+    """What is done with float32 logits [n, V]: tensors, or arrays if the sampler is native."""
 
-    def penalise(self, logits: Tensor, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
+    def penalise(self, logits: Logits, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
         """Apply each of the penalties to its row, in place; see `apply_penalties`."""
         ...
 
     def sample(
-        self, logits: Tensor, columns: SamplingColumns, rows: Ints
+        self, logits: Logits, columns: SamplingColumns, rows: Ints
     ) -> tuple[Ints, NDArray[np.bool_]]:
         """A token for each row; row i of the logits is row rows[i] of the columns.
 
@@ -40,13 +42,13 @@ class Sampler(Protocol):
         """
         ...
 
-    def logprobs(self, logits: Tensor, token_ids: Ints, num_top: int) -> Logprobs:
+    def logprobs(self, logits: Logits, token_ids: Ints, num_top: int) -> Logprobs:
         """See `compute_logprobs`."""
         ...
 
 
 class TorchSampler:
-    """The reference. Implements `Sampler`."""
+    """The reference, for tensors on any device. Implements `Sampler`."""
 
     def penalise(self, logits: Tensor, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
         apply_penalties(logits, rows, penalties)
@@ -61,7 +63,7 @@ class TorchSampler:
 
 
 class NativeSampler:
-    """The kernels of csrc/sampling.h, for dense logits on the CPU. Implements `Sampler`."""
+    """The kernels of csrc/sampling.h, for dense arrays. Implements `Sampler`."""
 
     def __init__(self, team: _native.ThreadTeam) -> None:
         from pellucid import _native
@@ -69,10 +71,10 @@ class NativeSampler:
         self._native = _native
         self._team = team
 
-    def penalise(self, logits: Tensor, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
+    def penalise(self, logits: Floats, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
         self._native.penalise(
             self._team,
-            logits.numpy(),
+            logits,
             list(rows),
             [p.counts.token_ids for p in penalties],
             [p.counts.generated for p in penalties],
@@ -80,12 +82,12 @@ class NativeSampler:
         )
 
     def sample(
-        self, logits: Tensor, columns: SamplingColumns, rows: Ints
+        self, logits: Floats, columns: SamplingColumns, rows: Ints
     ) -> tuple[Ints, NDArray[np.bool_]]:
         token_ids, failed = np.empty(len(rows), np.int64), np.empty(len(rows), np.bool_)
         self._native.sample(
             self._team,
-            logits.numpy(),
+            logits,
             rows,
             columns.temperature,
             columns.top_k,
@@ -98,7 +100,7 @@ class NativeSampler:
         )
         return token_ids, failed
 
-    def logprobs(self, logits: Tensor, token_ids: Ints, num_top: int) -> Logprobs:
+    def logprobs(self, logits: Floats, token_ids: Ints, num_top: int) -> Logprobs:
         n, width = len(token_ids), min(num_top, logits.shape[1])
         found = Logprobs(
             chosen=np.empty(n, np.float32),
@@ -108,7 +110,7 @@ class NativeSampler:
         )
         self._native.logprobs(
             self._team,
-            logits.numpy(),
+            logits,
             token_ids,
             found.chosen,
             found.rank,
