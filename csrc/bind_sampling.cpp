@@ -78,7 +78,8 @@ void penalise_rows(ThreadTeam& team, Dense<float, 2> logits, const std::vector<i
         require(size(generated[i], 0) == entries, "token_ids and generated differ in length");
         check_ids("token_ids", token_ids[i].data(), entries, in.vocab);
         const auto [repetition, frequency, presence] = weights[i];
-        penalties.push_back({rows[i], token_ids[i].data(), generated[i].data(), entries, repetition, frequency, presence});
+        penalties.push_back(
+            {rows[i], token_ids[i].data(), generated[i].data(), entries, repetition, frequency, presence});
     }
     const nb::gil_scoped_release release;
     penalise(team, in, penalties);

@@ -1,7 +1,7 @@
-// From rows of float32 logits to tokens and log probabilities, on a thread team: what src/pellucid/sample describes and
-// does in torch, without a sort. All arrays are dense and trusted; rows are shared among the threads, and the vocabulary
-// too where there are fewer rows than threads. A row's results depend on that row alone, and not on the instruction set
-// as long as it has fused multiply-add.
+// From rows of float32 logits to tokens and log probabilities, on a thread team: what src/pellucid/sample describes
+// and does in torch, without a sort. All arrays are dense and trusted; rows are shared among the threads, and the
+// vocabulary too where there are fewer rows than threads. A row's results depend on that row alone, and not on the
+// instruction set as long as it has fused multiply-add.
 
 #pragma once
 

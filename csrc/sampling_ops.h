@@ -1,7 +1,7 @@
 // What sampling needs of each instruction set: a member of OpTable. The rules of kernel_table.h hold here too.
 //
-// A row of logits is seen as groups of 128 neighbouring ids; what is computed per group depends on the group alone, so a
-// row may be cut between groups in any way. Ids behind the last one, in the last group, count as -inf.
+// A row of logits is seen as groups of 128 neighbouring ids; what is computed per group depends on the group alone, so
+// a row may be cut between groups in any way. Ids behind the last one, in the last group, count as -inf.
 
 #pragma once
 

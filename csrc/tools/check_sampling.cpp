@@ -96,7 +96,8 @@ int check_sampling() {
                 for (int64_t row = 0; row < rows; ++row) x[row * vocab] = 1.0f;
                 const Logits logits{x.data(), rows, vocab};
                 check_tokens(team, logits);
-                for (int64_t num_top : {int64_t{0}, int64_t{1}, vocab / 2, vocab}) check_logprobs(team, logits, num_top);
+                for (int64_t num_top : {int64_t{0}, int64_t{1}, vocab / 2, vocab})
+                    check_logprobs(team, logits, num_top);
                 check_penalties(team, logits);
             }
     }
