@@ -110,13 +110,6 @@ void learn_outliers(Program& program, Input<int64_t, 1> token_ids, Input<int64_t
               [&](const StepInputs& inputs, float* to) { program.learn_outliers(inputs, to); });
 }
 
-void argmax(Input<float, 2> logits, nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> out) {
-    const int64_t rows = size(logits, 0), columns = size(logits, 1);
-    require(columns > 0, "logits have no columns");
-    require(size(out, 0) == rows, "out and logits differ in length");
-    for (int64_t row = 0; row < rows; ++row) out.data()[row] = ops().argmax(logits.data() + row * columns, columns);
-}
-
 void bind_operands(nb::module_& m) {
     nb::class_<ThreadTeam>(m, "ThreadTeam", "Threads that run programs; the calling thread is one of them.")
         .def(nb::init<uint32_t>(), "num_threads"_a)
@@ -242,8 +235,6 @@ void bind_program(nb::module_& m) {
         .def("times", &Program::times, "Nanoseconds of each instruction in the last timed run.")
         .def("poison", &Program::poison)
         .def_prop_ro("arena_bytes", &Program::arena_bytes);
-    m.def("argmax", &argmax, "logits"_a, "out"_a.noconvert(),
-          "The first of the largest of each row [n, vocab] -> out [n] int64. NaN never wins.");
 }
 
 }  // namespace pellucid

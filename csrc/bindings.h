@@ -13,6 +13,7 @@ namespace pellucid {
 void bind_gemm(nanobind::module_& m);
 void bind_peak(nanobind::module_& m);
 void bind_program(nanobind::module_& m);
+void bind_sampling(nanobind::module_& m);
 
 // Inputs are dense (nanobind copies one that is not). Outputs are never copied: they are bound with .noconvert().
 template <class T, int kDimensions>

@@ -5,4 +5,5 @@ NB_MODULE(_native, m) {
     pellucid::bind_gemm(m);
     pellucid::bind_peak(m);
     pellucid::bind_program(m);
+    pellucid::bind_sampling(m);
 }

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "sampling_ops.h"
+
 namespace pellucid {
 
 // How a KV pool holds its numbers. Float16 has 11 bits of mantissa to BFloat16's 8, in as many bytes; what is beyond
@@ -76,7 +78,7 @@ struct OpTable {
     void (*rotate)(const float* x, const float* cos, const float* sin, int64_t half, float* out, int64_t n);
     void (*to_bfloat16)(const float* x, uint16_t* out, int64_t n);  // to nearest, ties to even
     void (*to_float16)(const float* x, uint16_t* out, int64_t n);   // likewise; saturates; NaN stays NaN
-    int64_t (*argmax)(const float* x, int64_t n);                   // the first of the largest; n >= 1; NaN never wins
+    SamplingOps sampling;
 
     // Writes what the tile's rows get from positions [256 * partition, ...) to `out`. Slots that no token of the tile
     // sees are not read. `scratch` starts on a cache line.

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "messages": {"sampling_params"},
     "kernels": {"_native"},
-    "sample": set(),
+    "sample": {"_native"},
     "quant": {"kernels.interface"},
     "models": {"errors", "kernels", "layers"},
     "layers": {"errors", "kernels", "models.config"},

@@ -59,18 +59,5 @@ void softcap_row(const float* x, float cap, float* out, int64_t n) {
     map_row(x, out, n, [&](Float v) { return mul(tanh(div(v, spread(cap))), spread(cap)); });
 }
 
-int64_t argmax_row(const float* x, int64_t n) {
-    // The largest first, then where it is: two passes of simple vectors beat one that carries positions along.
-    Float largest = spread(-__builtin_inff());
-    for_vectors(n, [&](int64_t i, int count) {
-        const Float v = load_up_to(x + i, count);
-        largest = max(count == kLanes ? v : keep_lanes(v, 0, count, largest), largest);
-    });
-    const float wanted = max_of_lanes(largest);
-    for (int64_t i = 0; i < n; ++i)
-        if (x[i] == wanted) return i;
-    return 0;  // nothing but NaN
-}
-
 }  // namespace
 }  // namespace pellucid

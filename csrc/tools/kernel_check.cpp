@@ -9,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "check_sampling.h"
 #include "cpu_features.h"
 #include "strip_layout.h"
 
@@ -149,6 +150,7 @@ int main() {
     check_format("float32", {.kind = WeightKind::Float32});
     check_format("bfloat16", {.kind = WeightKind::BFloat16});
     check_format("bfloat16 rounded", {.kind = WeightKind::BFloat16, .round_activations = true});
+    failures += check_sampling();
     std::printf(failures ? "%d failures\n" : "all good\n", failures);
     return failures ? 1 : 0;
 }

@@ -84,7 +84,36 @@ def gemm_float(
 def dequantize_row(w: PackedWeight, row: int, out: Array) -> None: ...
 def multiply_in_registers(arithmetic: str, rounds: int) -> int: ...
 def read_all(data: Array) -> int: ...
-def argmax(logits: Array, out: Array) -> None: ...
+def sample(
+    team: ThreadTeam,
+    logits: Array,
+    rows: Array,
+    temperature: Array,
+    top_k: Array,
+    top_p: Array,
+    min_p: Array,
+    seed: Array,
+    position: Array,
+    token_ids: Array,
+    failed: Array,
+) -> None: ...
+def logprobs(
+    team: ThreadTeam,
+    logits: Array,
+    token_ids: Array,
+    chosen: Array,
+    rank: Array,
+    top_ids: Array,
+    top: Array,
+) -> None: ...
+def penalise(
+    team: ThreadTeam,
+    logits: Array,
+    rows: list[int],
+    token_ids: list[NDArray[Any]],
+    generated: list[NDArray[Any]],
+    weights: list[tuple[float, float, float]],
+) -> None: ...
 
 class ThreadTeam:
     def __init__(self, num_threads: int) -> None: ...

@@ -39,7 +39,8 @@ def test_all_other_tests_on(isa: str) -> None:
     assert shown.stdout.strip() == isa, shown.stderr
     if isa == native.isa():
         return  # the tests beside this one run on it
-    tests = [str(HERE / f"test_{name}.py") for name in ("gemm", "row_ops", "attention", "program")]
+    names = ("gemm", "row_ops", "attention", "program", "sampling")
+    tests = [str(HERE / f"test_{name}.py") for name in names]
     result = run(isa, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests)
     assert result.returncode == 0, result.stdout[-3000:]
 
@@ -53,6 +54,9 @@ digest = hashlib.sha256()
 for name in [*QUANT_FORMATS, "float32", "bfloat16"]:
     case = make_case(name, 40, 512, rng)
     digest.update(product(case, rng.standard_normal((5, 512), dtype=np.float32)).tobytes())
+from tests.native.test_sampling import make_batch, outcome
+for row in outcome(*make_batch(20, 1003, rng), threads=2):
+    digest.update(row)
 print(digest.hexdigest())
 """
 

@@ -193,15 +193,3 @@ def test_float16_pool_keeps_nan() -> None:
     recorder.program.write_kv(rows, rows, native.KVPool(*pool))
     run(recorder.finish(rows), range(1), 16, slots=torch.zeros(1, dtype=torch.int64))
     assert all(part.isnan().all() for part in pool)
-
-
-def test_argmax_takes_the_first_and_never_nan() -> None:
-    logits = random(40, 1001)
-    logits[3, 700] = logits[3, 200] = 99.0
-    logits[4, 5] = torch.nan
-    logits[5] = -torch.inf
-    out = torch.empty(40, dtype=torch.int64)
-    native.argmax(logits.numpy(), out.numpy())
-    expected = logits.nan_to_num(nan=-torch.inf, neginf=-torch.inf).argmax(1)
-    assert torch.equal(out, expected)
-    assert out[3] == 200

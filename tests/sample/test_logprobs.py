@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from pellucid.sample.logprobs import compute_logprobs
-
 
 @pytest.mark.parametrize("vocab", [40, 5000])
 @pytest.mark.parametrize("num_top", [0, 1, 20, 10**6])
-def test_values_ranks_and_alternatives(vocab, num_top):
+def test_values_ranks_and_alternatives(vocab, num_top, sampler):
     logits = torch.randn(7, vocab, generator=torch.Generator().manual_seed(1)) * 5
     logits[3, 1:4] = logits[3].max()  # equals at the top
     chosen = np.array([0, 1, 2, 3, 4, 5, vocab - 1])
-    found = compute_logprobs(logits, chosen, num_top)
+    found = sampler.logprobs(logits, chosen, num_top)
     raw = logits.double().numpy()
     expected = raw - np.log(np.exp(raw).sum(-1, keepdims=True))
     for row in range(7):
@@ -27,12 +25,12 @@ def test_values_ranks_and_alternatives(vocab, num_top):
     np.testing.assert_allclose(found.chosen, picked, rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_alone_gets_the_bits_it_gets_in_a_batch():
+def test_a_row_alone_gets_the_bits_it_gets_in_a_batch(sampler):
     logits = torch.randn(20, 5000, generator=torch.Generator().manual_seed(2)) * 5
     chosen = np.arange(20) * 7
-    together = compute_logprobs(logits, chosen, 20)
+    together = sampler.logprobs(logits, chosen, 20)
     for row in range(20):
-        alone = compute_logprobs(logits[row : row + 1], chosen[row : row + 1], 3)
+        alone = sampler.logprobs(logits[row : row + 1], chosen[row : row + 1], 3)
         assert alone.chosen[0] == together.chosen[row]
         assert alone.top[0].tolist() == together.top[row, :3].tolist()
         assert alone.top_ids[0].tolist() == together.top_ids[row, :3].tolist()

@@ -13,7 +13,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from pellucid.sample.sampler import SamplingColumns, sample
+from pellucid.sample.sampler import SamplingColumns
 
 VOCAB = 300  # not a whole number of groups
 
@@ -106,7 +106,7 @@ def test_brute_force_agrees_with_transformers(row, logits):
 
 
 @pytest.mark.parametrize("row", SETTINGS, ids=str)
-def test_tokens_follow_the_distribution(row, logits):
+def test_tokens_follow_the_distribution(row, logits, sample):
     n = 20_000
     expected = brute_force(logits, *settings_of(row))
     tokens, failed = sample(torch.from_numpy(np.tile(logits, (n, 1))), columns(n, seed=11, **row))
@@ -123,7 +123,7 @@ def test_tokens_follow_the_distribution(row, logits):
     assert chi_square <= freedom + 4.5 * np.sqrt(2 * freedom) + 5
 
 
-def test_different_seeds_follow_the_distribution_too(logits):
+def test_different_seeds_follow_the_distribution_too(logits, sample):
     n = 20_000
     expected = brute_force(logits, 1.0, 0, 0.7, 0.0)
     rows = torch.from_numpy(np.tile(logits, (n, 1)))
@@ -134,7 +134,7 @@ def test_different_seeds_follow_the_distribution_too(logits):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_row_alone_gets_the_token_it_gets_in_a_batch(threads):
+def test_a_row_alone_gets_the_token_it_gets_in_a_batch(threads, make_sampler):
     n, vocab = 48, 5000
     rng = np.random.default_rng(2)
     logits = torch.from_numpy((rng.standard_normal((n, vocab)) * 3).astype(np.float32))
@@ -147,13 +147,14 @@ def test_a_row_alone_gets_the_token_it_gets_in_a_batch(threads):
         seed=rng.integers(-(2**63), 2**63 - 1, n),
         position=rng.integers(0, 8192, n),
     )
+    sample = make_sampler(threads).sample
+    order = rng.permutation(n)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        together, _ = sample(logits, batch)
-        alone = [int(sample(logits[i : i + 1], batch.take(np.array([i])))[0][0]) for i in range(n)]
-        order = rng.permutation(n)
-        shuffled, _ = sample(logits[order], batch.take(order))
+        together, _ = sample(logits, batch, np.arange(n))
+        alone = [int(sample(logits[i : i + 1], batch, np.array([i]))[0][0]) for i in range(n)]
+        shuffled, _ = sample(logits[order], batch, order)
     finally:
         torch.set_num_threads(before)
     assert together.tolist() == alone
@@ -161,7 +162,7 @@ def test_a_row_alone_gets_the_token_it_gets_in_a_batch(threads):
 
 
 @pytest.mark.parametrize("grid", [0.0, 0.25])
-def test_a_row_with_top_k_gets_the_same_token_among_rows_without(grid):
+def test_a_row_with_top_k_gets_the_same_token_among_rows_without(grid, sample):
     """All rows with top_k are drawn from a part of the vocabulary; with others, from the whole."""
     n, vocab = 40, 49152
     logits = torch.randn(n + 1, vocab, generator=torch.Generator().manual_seed(5)) * 2
@@ -174,7 +175,7 @@ def test_a_row_with_top_k_gets_the_same_token_among_rows_without(grid):
     assert apart.tolist() == together[:n].tolist()
 
 
-def test_same_seed_and_position_give_the_same_token_and_others_do_not(logits):
+def test_same_seed_and_position_give_the_same_token_and_others_do_not(logits, sample):
     rows = torch.from_numpy(np.tile(logits, (50, 1)))
     first, _ = sample(rows, columns(50, seed=1))
     again, _ = sample(rows, columns(50, seed=1))
@@ -185,21 +186,21 @@ def test_same_seed_and_position_give_the_same_token_and_others_do_not(logits):
 
 
 @pytest.mark.parametrize("vocab", [1, 2, 127, 128, 129, 1000, 50257])
-def test_greedy_is_argmax_for_any_vocabulary(vocab):
+def test_greedy_is_argmax_for_any_vocabulary(vocab, sample):
     logits = torch.randn(9, vocab, generator=torch.Generator().manual_seed(vocab))
     tokens, failed = sample(logits, columns(9, temperature=0.0))
     assert tokens.tolist() == logits.argmax(-1).tolist()
     assert not failed.any()
 
 
-def test_greedy_takes_the_lowest_id_among_equals():
+def test_greedy_takes_the_lowest_id_among_equals(sample):
     logits = torch.zeros(3, 1000)
     logits[1, [130, 127, 999]] = 4.0
     logits[2, [700, 699]] = 4.0
     assert sample(logits, columns(3, temperature=0.0))[0].tolist() == [0, 127, 699]
 
 
-def test_equal_logits_at_the_edge_of_a_filter_are_all_kept():
+def test_equal_logits_at_the_edge_of_a_filter_are_all_kept(sample):
     logits = torch.zeros(4000, 256)
     logits[:, 10] = 1.0
     tokens, _ = sample(logits, columns(4000, top_k=2))
@@ -210,7 +211,13 @@ def test_equal_logits_at_the_edge_of_a_filter_are_all_kept():
     assert set(tokens.tolist()) == {10}
 
 
-def test_logits_are_left_as_they_are(logits):
+def test_a_top_p_that_is_zero_in_float32_leaves_the_likeliest(logits, sample):
+    rows = torch.from_numpy(np.tile(logits, (20, 1)))
+    tokens, _ = sample(rows, columns(20, top_p=1e-60))
+    assert set(tokens.tolist()) == {int(logits.argmax())}
+
+
+def test_logits_are_left_as_they_are(logits, sample):
     rows = torch.from_numpy(np.tile(logits[:256], (8, 1)))
     before = rows.clone()
     sample(rows, columns(8, temperature=[0, 1] * 4, top_p=0.5, top_k=9, min_p=0.1))
@@ -218,7 +225,7 @@ def test_logits_are_left_as_they_are(logits):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_broken_rows_fail_and_leave_the_others_alone(temperature, logits):
+def test_broken_rows_fail_and_leave_the_others_alone(temperature, logits, sample):
     rows = torch.from_numpy(np.tile(logits, (6, 1)))
     settings = columns(6, temperature=temperature, top_p=0.9, top_k=20, min_p=0.01, position=7)
     expected = int(sample(rows, settings)[0][0])
@@ -232,7 +239,7 @@ def test_broken_rows_fail_and_leave_the_others_alone(temperature, logits):
     assert tokens[1:5].tolist() == [0] * 4  # a valid id, whatever comes after
 
 
-def test_forbidden_tokens_are_never_drawn():
+def test_forbidden_tokens_are_never_drawn(sample):
     logits = torch.full((3000, 500), -torch.inf)
     logits[:, [3, 200, 499]] = torch.tensor([0.0, 0.5, 1.0])
     for settings in ({}, {"top_k": 400}, {"top_p": 0.99}, {"min_p": 0.01}):
@@ -241,7 +248,7 @@ def test_forbidden_tokens_are_never_drawn():
         assert not failed.any()
 
 
-def test_extreme_temperatures_keep_the_order():
+def test_extreme_temperatures_keep_the_order(sample):
     logits = torch.randn(64, 2000, generator=torch.Generator().manual_seed(0)) * 8
     logits[1] *= 1e34  # divided by the temperature, they overflow
     tokens, failed = sample(logits, columns(64, temperature=1e-5))

@@ -59,6 +59,7 @@ class Batch:
         self._num_blocks = np.zeros(max_num_seqs, np.int64)
         self._row_of: dict[str, int] = {}
         self._free = list(range(max_num_seqs - 1, -1, -1))
+        self._counted = np.arange(max_num_seqs + 1, dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self._row_of)
@@ -104,17 +105,21 @@ class Batch:
                 self._extend_blocks(row, chunk.new_block_ids)
         rows = np.array(row_of_chunk, np.int64)
         starts = np.array([chunk.start for chunk in chunks], np.int64)
-        counts = np.array([chunk.num_tokens for chunk in chunks], np.int64)
-        ends = starts + counts
+        counts = [chunk.num_tokens for chunk in chunks]
+        if counts.count(1) == len(counts):  # nothing but decodes, the common case
+            ends, row_of_token, positions = starts + 1, rows, starts
+            query_start = self._counted[: len(rows) + 1]
+        else:
+            ends = starts + counts
+            query_start, row_of_token, positions = _flatten(rows, starts, np.array(counts))
         self._check(chunks, rows, ends)
 
-        query_start, row_of_token, positions = _flatten(rows, starts, counts)
         blocks, offsets = np.divmod(positions, self.block_size)
         slots = self._block_tables[row_of_token, blocks] * np.int64(self.block_size) + offsets
         widest = -(-int(ends.max(initial=0)) // self.block_size)
         return StepRows(
             rows=rows,
-            query_start=query_start.astype(np.int32),
+            query_start=query_start,
             seq_lens=ends.astype(np.int32),
             token_ids=self.token_ids[row_of_token, positions].astype(np.int64),
             positions=positions,
@@ -137,11 +142,9 @@ class Batch:
             )
 
 
-def _flatten(rows: Ints, starts: Ints, counts: Ints) -> tuple[Ints, Ints, Ints]:
+def _flatten(rows: Ints, starts: Ints, counts: Ints) -> tuple[NDArray[np.int32], Ints, Ints]:
     """Where each chunk's tokens begin among those of the step; row and position of each token."""
-    if (counts == 1).all():  # the common case of nothing but decodes
-        return np.arange(len(rows) + 1), rows, starts
     query_start = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(counts, out=query_start[1:])
     positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], counts)
-    return query_start, np.repeat(rows, counts), positions
+    return query_start.astype(np.int32), np.repeat(rows, counts), positions

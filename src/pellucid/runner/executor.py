@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from pellucid.kernels.interface import KVLayer
 from pellucid.kernels.native import NativeOps, thread_team
 from pellucid.models.base import Model
 from pellucid.runner.batch import Ints, StepRows
+from pellucid.sample.backends import NativeSampler, Sampler, TorchSampler
 
 # Logits held at once: those of a whole prompt over a large vocabulary would take gigabytes.
 MAX_LOGITS_BYTES = 256 << 20
@@ -31,13 +32,18 @@ SAMPLE_STRIDE = 7919
 class Forward(Protocol):
     """A step under way."""
 
-    def logits(self, begin: int, end: int) -> Tensor:
-        """Float32 [end - begin, vocab] of the wanted rows begin .. end - 1."""
+    def logits(self, begin: int, end: int) -> Any:
+        """Float32 [end - begin, vocab] of the wanted rows begin .. end - 1.
+
+        A tensor or an array, as the executor's sampler takes it.
+        """
         ...
 
 
 class Executor(Protocol):
     """Runs a model over steps, and fills the KV pool that it was made with."""
+
+    sampler: Sampler[Any]  # for its logits
 
     def launch(self, step: StepRows, wanted: Ints) -> Forward:
         """Start on all rows of `step`, of which `wanted` will be asked for logits."""
@@ -75,6 +81,7 @@ class TorchExecutor:
         self._model = model
         self._kv = kv
         self._device = device
+        self.sampler: Sampler[Any] = TorchSampler()
 
     @torch.no_grad()
     def launch(self, step: StepRows, wanted: Ints) -> TorchForward:
@@ -108,8 +115,9 @@ class NativeExecutor:
         threads: int,
     ) -> None:
         self._team = thread_team(threads)
-        # What is left to torch is sampling. Its idle threads spin for a while after each op, on the
-        # cores that the team needs next: with them a step of one sequence takes half as long again.
+        self.sampler: Sampler[Any] = NativeSampler(self._team)
+        # Little is left to torch. Its idle threads spin for a while after each op, on the cores
+        # that the team needs next: with them a step of one sequence takes half as long again.
         torch.set_num_threads(1)
         self._program = ops.record(
             lambda token_ids, inputs: model.logits(model.forward(token_ids, inputs, kv)), max_rows
@@ -181,10 +189,10 @@ class NativeForward:
         self._wanted = wanted
         self._compute(0)
 
-    def logits(self, begin: int, end: int) -> Tensor:
+    def logits(self, begin: int, end: int) -> NDArray[np.float32]:
         if not self._first <= begin <= end <= self._first + len(self._held):
             self._compute(begin)
-        return torch.from_numpy(self._held[begin - self._first : end - self._first])
+        return self._held[begin - self._first : end - self._first]
 
     def _compute(self, first: int) -> None:
         self._first = first

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pellucid.messages import TokenLogprobs
 from pellucid.runner.base import NewRow
 from pellucid.runner.batch import Batch, Ints
+from pellucid.sample.backends import Sampler
 from pellucid.sample.constraints import Constraints, apply_bans, apply_bias
-from pellucid.sample.logprobs import compute_logprobs
-from pellucid.sample.penalties import TokenCounts, apply_penalties
-from pellucid.sample.sampler import SamplingColumns, sample
+from pellucid.sample.penalties import Penalties, TokenCounts
+from pellucid.sample.sampler import SamplingColumns
 from pellucid.sampling_params import SamplingParams
 
 Value = TypeVar("Value")
@@ -35,7 +33,8 @@ class Choice:
 class RowSampling:
     """How each row of a `Batch` samples. Row numbers are the batch's."""
 
-    def __init__(self, max_num_seqs: int, eos_token_ids: list[int]) -> None:
+    def __init__(self, sampler: Sampler[Any], max_num_seqs: int, eos_token_ids: list[int]) -> None:
+        self._sampler = sampler
         self._eos_token_ids = eos_token_ids
         self._columns = SamplingColumns(
             temperature=np.zeros(max_num_seqs, np.float32),
@@ -46,7 +45,7 @@ class RowSampling:
             position=np.zeros(max_num_seqs, np.int64),
         )
         # Most requests need none of these.
-        self._penalties: dict[int, tuple[SamplingParams, TokenCounts]] = {}
+        self._penalties: dict[int, Penalties] = {}
         self._constraints: dict[int, Constraints] = {}
         self._num_logprobs: dict[int, int] = {}
         self._num_prompt_logprobs: dict[int, int] = {}
@@ -67,7 +66,12 @@ class RowSampling:
             prompt = new.token_ids[: new.num_prompt_tokens]
             generated = new.token_ids[new.num_prompt_tokens :]
             counts = TokenCounts(prompt if params.repetition_penalty != 1.0 else [], generated)
-            self._penalties[row] = params, counts
+            self._penalties[row] = Penalties(
+                counts,
+                params.repetition_penalty,
+                params.frequency_penalty,
+                params.presence_penalty,
+            )
         constraints = self._constraints_of(params)
         if constraints:
             self._constraints[row] = constraints
@@ -86,56 +90,66 @@ class RowSampling:
         """(place, alternatives per token) where a request asked for prompt logprobs."""
         return _found(self._num_prompt_logprobs, rows)
 
-    def choose(self, logits: Tensor, rows: Ints, batch: Batch) -> Choice:
+    def choose(self, logits: Any, rows: Ints, batch: Batch) -> Choice:
         """The next token of each row from its float32 logits [n, V], which are used up.
+
+        They are what the sampler takes, a tensor or an array.
 
         Logprobs are those of the model's own logits, before any of the request's parameters.
         """
         logprobs_of = _found(self._num_logprobs, rows)
         wanted = [i for i, _ in logprobs_of]
-        raw = logits[wanted] if wanted else None
+        raw = logits
+        if wanted and (len(wanted) < len(rows) or self._penalties or self._constraints):
+            raw = logits[wanted]
         self._edit(logits, rows, batch)
-        columns = self._columns.take(rows)
-        columns.position = batch.num_tokens[rows]
-        token_ids, failed = sample(logits, columns)
-        errors = {int(i): _why_failed(logits[i]) for i in failed.nonzero()[0]}
+        self._columns.position = batch.num_tokens
+        token_ids, failed = self._sampler.sample(logits, self._columns, rows)
+        errors = {}
+        if failed.any():
+            errors = {i: _why_failed(logits[i]) for i in failed.nonzero()[0].tolist()}
         self._count(rows, token_ids, failed)
         logprobs: list[TokenLogprobs | None] = [None] * len(rows)
-        if raw is not None:
-            found = describe_tokens(raw, token_ids[wanted], [count for _, count in logprobs_of])
+        if wanted:
+            found = self.describe(raw, token_ids[wanted], [count for _, count in logprobs_of])
             for i, entry in zip(wanted, found, strict=True):
                 logprobs[i] = entry
         return Choice(token_ids, logprobs, errors)
 
-    def _edit(self, logits: Tensor, rows: Ints, batch: Batch) -> None:
+    def describe(self, logits: Any, token_ids: Ints, num_top: list[int]) -> list[TokenLogprobs]:
+        """Logprobs of a token per row of raw logits [n, V]; `num_top` alternatives, -1 for all."""
+        vocab_size = logits.shape[1]
+        counts = [vocab_size if n < 0 else n for n in num_top]
+        found = self._sampler.logprobs(logits, token_ids, max(counts))
+        return [
+            TokenLogprobs(
+                token_id=int(token_ids[i]),
+                logprob=float(found.chosen[i]),
+                rank=int(found.rank[i]),
+                top_ids=found.top_ids[i, :count].tolist(),
+                top_logprobs=found.top[i, :count].tolist(),
+            )
+            for i, count in enumerate(counts)
+        ]
+
+    def _edit(self, logits: Any, rows: Ints, batch: Batch) -> None:
         """Bias, then penalties, then bans, so that a ban is final."""
         constrained = _found(self._constraints, rows)
         for i, constraints in constrained:
             apply_bias(logits, i, constraints)
-        self._penalise(logits, rows)
+        penalised = _found(self._penalties, rows)
+        if penalised:
+            places, penalties = zip(*penalised, strict=True)
+            self._sampler.penalise(logits, places, penalties)
         for i, constraints in constrained:
             known = batch.known_tokens(rows[i])
             num_generated = len(known) - int(batch.num_prompt_tokens[rows[i]])
             apply_bans(logits, i, constraints, known, num_generated)
 
-    def _penalise(self, logits: Tensor, rows: Ints) -> None:
-        found = _found(self._penalties, rows)
-        if not found:
-            return
-        penalised = [entry for _, entry in found]
-        apply_penalties(
-            logits,
-            [i for i, _ in found],
-            [counts for _, counts in penalised],
-            repetition=np.array([p.repetition_penalty for p, _ in penalised], np.float32),
-            frequency=np.array([p.frequency_penalty for p, _ in penalised], np.float32),
-            presence=np.array([p.presence_penalty for p, _ in penalised], np.float32),
-        )
-
     def _count(self, rows: Ints, token_ids: Ints, failed: NDArray[np.bool_]) -> None:
-        for i, (_, counts) in _found(self._penalties, rows):
+        for i, penalties in _found(self._penalties, rows):
             if not failed[i]:
-                counts.add(int(token_ids[i]))
+                penalties.counts.add(int(token_ids[i]))
 
     def _constraints_of(self, params: SamplingParams) -> Constraints:
         eos = [] if params.ignore_eos else self._eos_token_ids
@@ -146,23 +160,6 @@ class RowSampling:
             end_token_ids=[*eos, *params.stop_token_ids],
             min_tokens=params.min_tokens,
         )
-
-
-def describe_tokens(logits: Tensor, token_ids: Ints, num_top: list[int]) -> list[TokenLogprobs]:
-    """Logprobs of a token per row of raw logits [n, V], with `num_top` alternatives (-1: all)."""
-    vocab_size = logits.shape[1]
-    counts = [vocab_size if n < 0 else n for n in num_top]
-    found = compute_logprobs(logits, token_ids, max(counts))
-    return [
-        TokenLogprobs(
-            token_id=int(token_ids[i]),
-            logprob=float(found.chosen[i]),
-            rank=int(found.rank[i]),
-            top_ids=found.top_ids[i, :count].tolist(),
-            top_logprobs=found.top[i, :count].tolist(),
-        )
-        for i, count in enumerate(counts)
-    ]
 
 
 def _found(table: dict[int, Value], rows: Ints) -> list[tuple[int, Value]]:
@@ -186,7 +183,7 @@ def _seed(new: NewRow) -> int:
     return zlib.crc32(new.request_id.encode()) if seed is None else seed
 
 
-def _why_failed(logits: Tensor) -> str:
-    if torch.isneginf(logits).all():
+def _why_failed(logits: Any) -> str:
+    if (logits == -np.inf).all():
         return "every token is ruled out by the request's constraints"
     return "the model's logits are not finite"

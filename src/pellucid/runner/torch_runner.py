@@ -24,7 +24,7 @@ from pellucid.runner.base import Chunk, KVCapacity, NewRow, StepPlan, StepResult
 from pellucid.runner.batch import Batch, Ints, StepRows
 from pellucid.runner.executor import Forward, make_executor
 from pellucid.runner.memory import fit_model_len, kv_block_bytes, kv_pool_blocks, model_len_limit
-from pellucid.runner.sampling import RowSampling, describe_tokens
+from pellucid.runner.sampling import RowSampling
 from pellucid.sampling_params import SamplingParams
 
 # Prompt logprobs are computed for so many tokens at a time: logits of a whole prompt over a large
@@ -73,7 +73,9 @@ class TorchRunner:
         self._batch = Batch(
             config.scheduler.max_num_seqs, self._info.max_model_len, self._capacity.block_size
         )
-        self._sampling = RowSampling(config.scheduler.max_num_seqs, self._info.eos_token_ids)
+        self._sampling = RowSampling(
+            self._executor.sampler, config.scheduler.max_num_seqs, self._info.eos_token_ids
+        )
         self._warm_up()
 
     def info(self) -> EngineInfo:
@@ -199,8 +201,11 @@ class TorchRunner:
 
     def _work(self, plan: StepPlan, step: StepRows) -> StepWork:
         """What is to be done with the logits of a step."""
-        sampling = np.array([chunk.samples for chunk in plan.chunks], bool).nonzero()[0]
-        wanted = [(step.query_start[sampling + 1] - 1).astype(np.int64)]
+        sampling = [index for index, chunk in enumerate(plan.chunks) if chunk.samples]
+        rows, ends = step.rows, step.query_start[1:]
+        if len(sampling) < len(plan.chunks):
+            rows, ends = rows[sampling], ends[sampling]
+        wanted = [ends.astype(np.int64) - 1]
         prompts = []
         for index, num_top in self._sampling.prompt_logprobs(step.rows):
             chunk, row = plan.chunks[index], step.rows[index]
@@ -209,7 +214,7 @@ class TorchRunner:
             targets = self._batch.known_tokens(row)[chunk.start + 1 : end + 1].astype(np.int64)
             prompts.append(PromptLogprobs(index, sum(map(len, wanted)), targets, num_top))
             wanted.append(step.query_start[index] + np.arange(len(targets)))
-        return StepWork(sampling, step.rows[sampling], prompts, np.concatenate(wanted))
+        return StepWork(sampling, rows, prompts, np.concatenate(wanted) if prompts else wanted[0])
 
     def finish(
         self, plan: StepPlan, work: StepWork, forward: Forward | None, begin: float
@@ -231,7 +236,7 @@ class TorchRunner:
         device_api.synchronize(self.device)
         computed = time.monotonic()
         choice = self._sampling.choose(logits, rows, self._batch)
-        chunks, tokens = work.sampling.tolist(), choice.token_ids.tolist()
+        chunks, tokens = work.sampling, choice.token_ids.tolist()
         for index, token, entry in zip(chunks, tokens, choice.logprobs, strict=True):
             result.token_ids[index] = [token]
             result.logprobs[index] = None if entry is None else [entry]
@@ -248,7 +253,7 @@ class TorchRunner:
             for at in range(0, len(prompt.targets), PROMPT_LOGPROB_ROWS):
                 part = prompt.targets[at : at + PROMPT_LOGPROB_ROWS]
                 logits = forward.logits(prompt.first + at, prompt.first + at + len(part))
-                entries += describe_tokens(logits, part, [prompt.num_top] * len(part))
+                entries += self._sampling.describe(logits, part, [prompt.num_top] * len(part))
             result.prompt_logprobs[prompt.index] = entries
 
 
@@ -266,7 +271,7 @@ class PromptLogprobs:
 class StepWork:
     """Which logits a step is computed for: first those to sample from, then those of prompts."""
 
-    sampling: Ints  # indices of the chunks that sample
+    sampling: list[int]  # indices of the chunks that sample
     rows: Ints  # of their requests
     prompts: list[PromptLogprobs]
     wanted: Ints  # rows of the step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,15 +69,14 @@ class Constraints:
         return banned
 
 
-def apply_bias(logits: Tensor, row: int, constraints: Constraints) -> None:
-    """Add the request's logit_bias to its row of logits [n, V], in place."""
+def apply_bias(logits: Any, row: int, constraints: Constraints) -> None:
+    """Add the request's logit_bias to its row of logits [n, V], tensor or array, in place."""
     if len(constraints.biased):
-        ids = torch.from_numpy(constraints.biased).to(logits.device)
-        logits[row, ids] += torch.from_numpy(constraints.bias).to(logits.device)
+        logits[row, _like(constraints.biased, logits)] += _like(constraints.bias, logits)
 
 
 def apply_bans(
-    logits: Tensor,
+    logits: Any,
     row: int,
     constraints: Constraints,
     token_ids: NDArray[np.int32],
@@ -84,9 +84,14 @@ def apply_bans(
 ) -> None:
     """Set what must not come next to -inf in the request's row of logits [n, V], in place."""
     if constraints.allowed is not None:
-        allowed = torch.from_numpy(constraints.allowed).to(logits.device)
+        allowed = _like(constraints.allowed, logits)
         kept = logits[row, allowed]
-        logits[row] = -torch.inf
+        logits[row] = -np.inf
         logits[row, allowed] = kept
     if banned := constraints.banned(token_ids, num_generated):
-        logits[row, torch.tensor(banned, device=logits.device)] = -torch.inf
+        logits[row, _like(np.array(banned), logits)] = -np.inf
+
+
+def _like(values: NDArray[Any], logits: Any) -> Any:
+    """What can index the logits, or be added to them."""
+    return torch.from_numpy(values).to(logits.device) if isinstance(logits, Tensor) else values

@@ -8,6 +8,7 @@ the sequence grows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -53,29 +54,36 @@ class TokenCounts:
         return place
 
 
-def apply_penalties(
-    logits: Tensor,
-    rows: Sequence[int],
-    counts: Sequence[TokenCounts],
-    repetition: NDArray[np.float32],
-    frequency: NDArray[np.float32],
-    presence: NDArray[np.float32],
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """One sequence's tokens and what is held against them; 1, 0 and 0 are no penalties."""
+
+    counts: TokenCounts
+    repetition: float
+    frequency: float
+    presence: float
+
+
+def apply_penalties(logits: Tensor, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
     """Penalise, in place, the tokens that the given rows of logits [n, V] already hold.
 
     Repetition (Keskar et al. 2019, CTRL) comes first and counts every token of `counts`, prompt
     included: positive logits are divided by it, the others multiplied. Then frequency is subtracted
     once per time that a token was generated, and presence once if it was generated at all.
     """
-    lengths = [len(c.token_ids) for c in counts]
+    lengths = [len(p.counts.token_ids) for p in penalties]
+
+    def spread(values: list[float]) -> Tensor:
+        return _tensor(np.repeat(np.array(values, np.float32), lengths), logits)
+
     flat = np.repeat(np.asarray(rows, np.int64) * logits.shape[1], lengths)
-    index = _tensor(flat + np.concatenate([c.token_ids for c in counts]), logits)
-    generated = _tensor(np.concatenate([c.generated for c in counts]), logits)
-    factor = _tensor(np.repeat(repetition, lengths), logits)
+    index = _tensor(flat + np.concatenate([p.counts.token_ids for p in penalties]), logits)
+    generated = _tensor(np.concatenate([p.counts.generated for p in penalties]), logits)
+    factor = spread([p.repetition for p in penalties])
     values = logits.view(-1)[index]
     values = torch.where(values > 0.0, values / factor, values * factor)
-    values -= _tensor(np.repeat(frequency, lengths), logits) * generated
-    values -= _tensor(np.repeat(presence, lengths), logits) * (generated > 0.0)
+    values -= spread([p.frequency for p in penalties]) * generated
+    values -= spread([p.presence for p in penalties]) * (generated > 0.0)
     logits.view(-1)[index] = values
 
 

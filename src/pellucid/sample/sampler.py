@@ -135,7 +135,8 @@ def _redraw_outside_nucleus(weights: Tensor, token_ids: Tensor, columns: Samplin
     while True:
         chosen = candidates.gather(1, token_ids[rows][:, None])
         likelier = torch.gt(candidates, chosen, out=torch.empty_like(candidates)).mul_(candidates)
-        outside = _mass(likelier)[:, -1] >= capacity
+        mass = _mass(likelier)[:, -1]
+        outside = (mass >= capacity) & (mass > 0.0)  # a tiny top_p is 0 in float32
         if not outside.any():
             return
         draw += 1

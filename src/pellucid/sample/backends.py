@@ -1,0 +1,120 @@
+"""Who does the sampling: torch on any device, or the C++ kernels on a CPU.
+
+Both choose the same token from the same logits and seed, except where rounding decides: where the
+number drawn falls between two tokens, or a logit or a nucleus ends at a bound, within some 1e-6 of
+the row's probability. Each by itself gives a row the same bits whatever other rows there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pellucid.sample.logprobs import Logprobs, compute_logprobs
+from pellucid.sample.penalties import Penalties, apply_penalties
+from pellucid.sample.sampler import SamplingColumns, sample
+
+if TYPE_CHECKING:
+    from pellucid import _native
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Logits = TypeVar("Logits", contravariant=True)
+
+
+class Sampler(Protocol[Logits]):
+    """What is done with float32 logits [n, V]: tensors, or arrays if the sampler is native."""
+
+    def penalise(self, logits: Logits, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
+        """Apply each of the penalties to its row, in place; see `apply_penalties`."""
+        ...
+
+    def sample(
+        self, logits: Logits, columns: SamplingColumns, rows: Ints
+    ) -> tuple[Ints, NDArray[np.bool_]]:
+        """A token for each row; row i of the logits is row rows[i] of the columns.
+
+        See `sampler.sample`. The logits are left as they are.
+        """
+        ...
+
+    def logprobs(self, logits: Logits, token_ids: Ints, num_top: int) -> Logprobs:
+        """See `compute_logprobs`."""
+        ...
+
+
+class TorchSampler:
+    """The reference, for tensors on any device. Implements `Sampler`."""
+
+    def penalise(self, logits: Tensor, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
+        apply_penalties(logits, rows, penalties)
+
+    def sample(
+        self, logits: Tensor, columns: SamplingColumns, rows: Ints
+    ) -> tuple[Ints, NDArray[np.bool_]]:
+        return sample(logits, columns.take(rows))
+
+    def logprobs(self, logits: Tensor, token_ids: Ints, num_top: int) -> Logprobs:
+        return compute_logprobs(logits, token_ids, num_top)
+
+
+class NativeSampler:
+    """The kernels of csrc/sampling.h, for dense arrays. Implements `Sampler`."""
+
+    def __init__(self, team: _native.ThreadTeam) -> None:
+        from pellucid import _native
+
+        self._native = _native
+        self._team = team
+
+    def penalise(self, logits: Floats, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
+        self._native.penalise(
+            self._team,
+            logits,
+            list(rows),
+            [p.counts.token_ids for p in penalties],
+            [p.counts.generated for p in penalties],
+            [(p.repetition, p.frequency, p.presence) for p in penalties],
+        )
+
+    def sample(
+        self, logits: Floats, columns: SamplingColumns, rows: Ints
+    ) -> tuple[Ints, NDArray[np.bool_]]:
+        token_ids, failed = np.empty(len(rows), np.int64), np.empty(len(rows), np.bool_)
+        self._native.sample(
+            self._team,
+            logits,
+            rows,
+            columns.temperature,
+            columns.top_k,
+            columns.top_p,
+            columns.min_p,
+            columns.seed,
+            columns.position,
+            token_ids,
+            failed,
+        )
+        return token_ids, failed
+
+    def logprobs(self, logits: Floats, token_ids: Ints, num_top: int) -> Logprobs:
+        n, width = len(token_ids), min(num_top, logits.shape[1])
+        found = Logprobs(
+            chosen=np.empty(n, np.float32),
+            rank=np.empty(n, np.int64),
+            top_ids=np.empty((n, width), np.int64),
+            top=np.empty((n, width), np.float32),
+        )
+        self._native.logprobs(
+            self._team,
+            logits,
+            token_ids,
+            found.chosen,
+            found.rank,
+            found.top_ids,
+            found.top,
+        )
+        return found
