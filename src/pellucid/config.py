@@ -123,6 +123,9 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     threads: Annotated[
         Threads | None, _about("Compute threads; all physical cores by default.")
     ] = None
+    fake_step_ms: Annotated[
+        float, _about("Milliseconds that a step of the fake runner sleeps.", ge=0.0)
+    ] = 0.0
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
