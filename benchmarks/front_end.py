@@ -1,9 +1,9 @@
 """What a streamed token costs the front end: CPU time of its process, without a model.
 
-`pellucid serve --runner fake` answers CLIENTS streams at once, at 2,000 tokens/s (a step of 32 tokens
-every 16 ms) and as fast as it can. Its CPU time is read before and after, so parsing the requests,
-tokenising the prompts and ending the answers are in the figure. The clients are bare sockets in this
-process, in an ordinary event loop they would take more than what is measured.
+`pellucid serve --runner fake` answers CLIENTS streams at once, at 2,000 tokens/s (a step of 32
+tokens every 16 ms) and as fast as it can; and one stream at 500. Its CPU time is read before and
+after, so parsing the requests, tokenising the prompts and ending the answers are in the figure. The
+clients are bare sockets in this process: an HTTP library would take more than what is measured.
 """
 
 from __future__ import annotations
@@ -17,30 +17,47 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
 
 from benchmarks.report import save
 
-CLIENTS = 32
 PROMPT_TOKENS = 128
 ANSWER_TOKENS = 128
-ANSWERS_PER_CLIENT = 5
 RUNS = 3
-STEP_MS = {"paced": 15.0, "unpaced": 0.0}  # of the fake engine, which sleeps that long
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": [100 + i for i in range(PROMPT_TOKENS)]},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Tell a story. " * 25}]},
 }
 
 
+@dataclass(frozen=True)
+class Load:
+    name: str
+    clients: int
+    answers_per_client: int
+    step_ms: float  # the fake engine sleeps that long
+
+    @property
+    def num_tokens(self) -> int:
+        return self.clients * self.answers_per_client * ANSWER_TOKENS
+
+
+LOADS = (
+    Load("32 streams, 2,000 tokens/s", 32, 5, 15.0),
+    Load("32 streams, unpaced", 32, 15, 0.0),
+    Load("1 stream, 500 tokens/s", 1, 12, 1.8),
+)
+
+
 class Client:
     """A connection that reads one streamed answer after the other."""
 
-    def __init__(self, port: int, request: bytes) -> None:
+    def __init__(self, port: int, request: bytes, num_answers: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
-        self.num_left = ANSWERS_PER_CLIENT
+        self.num_left = num_answers
         self.num_events = 0
         self._request = request
         self._tail = b""
@@ -63,11 +80,11 @@ class Client:
         return self.num_left == 0
 
 
-def run(server: psutil.Process, port: int, path: str) -> dict[str, float]:
+def run(load: Load, server: psutil.Process, port: int, path: str) -> dict[str, float]:
     """One round of all clients; CPU time is of the server's process alone, all its threads."""
     request = post(path, {**BODIES[path], "max_tokens": ANSWER_TOKENS, "ignore_eos": True})
     begin, cpu_begin = time.perf_counter(), server.cpu_times()
-    clients = [Client(port, request) for _ in range(CLIENTS)]
+    clients = [Client(port, request, load.answers_per_client) for _ in range(load.clients)]
     with selectors.DefaultSelector() as selector:
         for client in clients:
             selector.register(client.socket, selectors.EVENT_READ, client)
@@ -78,14 +95,13 @@ def run(server: psutil.Process, port: int, path: str) -> dict[str, float]:
                     key.data.socket.close()
     seconds, cpu_end = time.perf_counter() - begin, server.cpu_times()
     user, system = cpu_end.user - cpu_begin.user, cpu_end.system - cpu_begin.system
-    num_tokens = CLIENTS * ANSWERS_PER_CLIENT * ANSWER_TOKENS
     return {
-        "tokens_per_s": num_tokens / seconds,
-        "cpu_us_per_token": (user + system) / num_tokens * 1e6,
-        "user_us_per_token": user / num_tokens * 1e6,
-        "system_us_per_token": system / num_tokens * 1e6,
+        "tokens_per_s": load.num_tokens / seconds,
+        "cpu_us_per_token": (user + system) / load.num_tokens * 1e6,
+        "user_us_per_token": user / load.num_tokens * 1e6,
+        "system_us_per_token": system / load.num_tokens * 1e6,
         "cpu_share": (user + system) / seconds,
-        "events_per_token": sum(client.num_events for client in clients) / num_tokens,
+        "events_per_token": sum(client.num_events for client in clients) / load.num_tokens,
     }
 
 
@@ -96,9 +112,9 @@ def post(path: str, body: dict[str, Any]) -> bytes:
 
 
 @contextmanager
-def serving(step_ms: float) -> Iterator[tuple[psutil.Process, int]]:
+def serving(load: Load) -> Iterator[tuple[psutil.Process, int]]:
     """The server's front end and its port."""
-    flags = f"--runner fake --fake-step-ms {step_ms} --max-num-seqs {CLIENTS} --port 0"
+    flags = f"--runner fake --fake-step-ms {load.step_ms} --max-num-seqs {load.clients} --port 0"
     command = [sys.executable, "-m", "pellucid", "serve", *flags.split()]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -116,25 +132,17 @@ def serving(step_ms: float) -> Iterator[tuple[psutil.Process, int]]:
 
 
 def main() -> None:
-    results = {}
-    for pace, step_ms in STEP_MS.items():
-        with serving(step_ms) as (server, port):
+    results = []
+    for load in LOADS:
+        with serving(load) as (server, port):
             for path in BODIES:
-                run(server, port, path)  # warm
-                runs = [run(server, port, path) for _ in range(RUNS)]
+                run(load, server, port, path)  # warm
+                runs = [run(load, server, port, path) for _ in range(RUNS)]
                 median = sorted(runs, key=lambda figures: figures["cpu_us_per_token"])[RUNS // 2]
-                results[f"{path} {pace}"] = {"median": median, "runs": runs}
+                results.append({"load": asdict(load), "path": path, "median": median, "runs": runs})
                 print(
-                    f"{path:22} {pace:8} {median['tokens_per_s']:6.0f} tokens/s"
+                    f"{load.name:28} {path:22} {median['tokens_per_s']:6.0f} tokens/s"
                     f" {median['cpu_us_per_token']:6.1f} us/token"
                     f" (system {median['system_us_per_token']:.1f})"
                 )
-    save(
-        "front_end",
-        results,
-        clients=CLIENTS,
-        prompt_tokens=PROMPT_TOKENS,
-        answer_tokens=ANSWER_TOKENS,
-        answers_per_client=ANSWERS_PER_CLIENT,
-        step_ms=STEP_MS,
-    )
+    save("front_end", results, prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS, runs=RUNS)
