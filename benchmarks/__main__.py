@@ -9,6 +9,7 @@ NAMES = (
     "scheduler_step",
     "step_overhead",
     "front_end",
+    "token_budget",
     "engine_speed",
     "prefix_ttft",
     "fidelity",
