@@ -142,5 +142,5 @@ def test_front_end_never_loads_torch(statement: str) -> None:
 
 def test_tensor_side_needs_no_front_end_packages() -> None:
     statement = "import pellucid.models.registry, pellucid.load.weights, pellucid.load.model_config"
-    front = {"fastapi", "typer", "rich", "uvicorn", "jinja2", "zmq", "huggingface_hub", "gguf"}
+    front = {"fastapi", "typer", "rich", "uvicorn", "jinja2", "huggingface_hub", "gguf"}
     assert loaded_by(statement, front | {"transformers"}) == set()

@@ -92,8 +92,12 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     ] = "fifo"
     max_num_seqs: Annotated[int, _about("Most requests that run at once.", ge=1, le=65536)] = 64
     max_num_batched_tokens: Annotated[
-        int, _about("Token budget of one step, prompt and generated tokens together.", ge=1)
-    ] = 2048
+        Count | None,
+        _about(
+            "Token budget of one step, prompt and generated tokens together; by default 256 on a "
+            "CPU, 2048 on a GPU, and at least twice --max-num-seqs."
+        ),
+    ] = None
     max_chunk_tokens: Annotated[
         int,
         _about("Most prompt tokens of one request in one step, so that others keep moving.", ge=1),
@@ -104,6 +108,17 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     request_timeout: Annotated[
         float, _about("Seconds a request may take in all before it ends with an error.", gt=0.0)
     ] = 600.0
+
+    def token_budget(self, device: str) -> int:
+        """`max_num_batched_tokens`, or what suits the device ("cpu", "cuda:0").
+
+        Open streams, and whoever arrives, wait for the end of a step: it should be no longer than
+        it must. A CPU computes 256 rows about as fast per row as any number; a GPU needs more.
+        """
+        if self.max_num_batched_tokens is not None:
+            return self.max_num_batched_tokens
+        enough = 2048 if device.startswith("cuda") else 256
+        return max(enough, 2 * self.max_num_seqs)  # answers leave half of it to prompts
 
 
 class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +138,9 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     threads: Annotated[
         Threads | None, _about("Compute threads; all physical cores by default.")
     ] = None
+    fake_step_ms: Annotated[
+        float, _about("Milliseconds that a step of the fake runner sleeps.", ge=0.0)
+    ] = 0.0
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

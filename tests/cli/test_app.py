@@ -44,7 +44,7 @@ def test_help_needs_no_heavy_import() -> None:
         "import sys; from pellucid.cli import main\n"
         "try: main(['serve', '--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'numpy', 'fastapi', 'uvicorn', 'tokenizers', 'httpx', 'zmq', 'yaml'}\n"
+        "heavy = {'torch', 'numpy', 'fastapi', 'uvicorn', 'tokenizers', 'httpx', 'yaml'}\n"
         "print('loaded:', sorted(heavy & sys.modules.keys()))"
     )
     answer = subprocess.run(

@@ -24,6 +24,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "dtype": ("float32", "float32"),
     "memory_fraction": ("0.25", 0.25),
     "request_timeout": ("2.5", 2.5),
+    "fake_step_ms": ("1.5", 1.5),
     "runner": ("fake", "fake"),
     "device": ("cuda:1", "cuda:1"),
     "quantization": ("int8", "int8"),

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import stat
+import socket
+import threading
 from collections.abc import Callable
+from itertools import pairwise
 
+import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pellucid.config import EngineConfig
 from pellucid.engine.client import EngineClient, InProcessClient, ProcessClient
+from pellucid.engine.link import EngineEnd, frame
 from pellucid.errors import ConfigError, EngineDead
 from pellucid.messages import Abort, AddRequest
 from pellucid.runner.fake import expected_answer
@@ -88,16 +94,16 @@ def test_a_setting_the_engine_refuses_is_told_as_such() -> None:
     asyncio.run(run())
 
 
-def test_the_link_is_private_and_leaves_nothing_behind() -> None:
+def test_the_link_has_no_name_that_others_could_connect_to() -> None:
     async def run() -> None:
         client = ProcessClient(CONFIG)
         await client.start()
-        folder = client._directory
-        assert folder is not None
-        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
-        assert sorted(os.listdir(folder)) == ["commands", "events"]
+        engine = psutil.Process(client.pid)
+        assert engine.net_connections("inet") == []
+        (link,) = engine.net_connections("unix")
+        assert not link.laddr
+        assert not link.raddr
         await client.close()
-        assert not os.path.exists(folder)
 
     asyncio.run(run())
 
@@ -106,12 +112,39 @@ def test_garbage_on_the_link_never_reaches_the_scheduler() -> None:
     async def run() -> None:
         client = ProcessClient(CONFIG)
         await client.start()
-        client._commands.send(b"\x80\x04cposix\nsystem\n.")  # what a pickle would run
+        assert client._link is not None
+        garbage = b"\x80\x04cposix\nsystem\n."  # what a pickle would run
+        client._link._writer.write(len(garbage).to_bytes(4, "little") + garbage)
         with pytest.raises(EngineDead, match=r"DecodeError|ValidationError"):
             await asyncio.wait_for(exhaust(client), timeout=5)
         await client.close()
 
     asyncio.run(run())
+
+
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 30, 30_000]), max_size=6),
+    cuts=st.lists(st.floats(0, 1), max_size=12),
+)
+def test_commands_arrive_whole_and_in_order_however_the_stream_is_cut(
+    sizes: list[int], cuts: list[float]
+) -> None:
+    commands = [message(f"r{i}", list(range(size))) for i, size in enumerate(sizes)]
+    stream = b"".join(map(frame, commands))
+    places = sorted({0, len(stream), *(int(cut * len(stream)) for cut in cuts)})
+    ours, theirs = socket.socketpair()
+    engine = EngineEnd(theirs.detach())
+    received = []
+    with ours:
+        for begin, end in pairwise(places):
+            writer = threading.Thread(target=ours.sendall, args=(stream[begin:end],))
+            writer.start()  # more than the socket holds has to be read while it is written
+            while writer.is_alive():
+                received += engine.receive(wait=False)
+            received += engine.receive(wait=False)
+    assert received == commands
+    with pytest.raises(ConnectionError):
+        engine.receive(wait=True)
 
 
 def test_an_engine_whose_front_end_died_ends_itself() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pellucid.config import SchedulerSettings
 from pellucid.runner.fake import expected_answer
 from tests.engine.helpers import core, drain, message, tokens
 
@@ -226,3 +227,20 @@ def test_the_first_token_says_how_long_its_request_waited() -> None:
     assert middle.times is None
     assert last.times is not None
     assert last.times.finished is not None
+
+
+def test_the_default_budget_has_room_for_every_answer_and_a_prompt() -> None:
+    engine = core(num_blocks=4000, block_size=16, max_num_seqs=300)
+    for i in range(299):
+        engine.add(message(f"r{i}", [i], max_tokens=100))
+    while len(engine.scheduler.running) < 299:
+        engine.step()
+    engine.add(message("late", list(range(1000)), max_tokens=100))
+    stats = engine.step().stats
+    assert stats.num_generated_tokens == 299
+    assert stats.num_prompt_tokens >= 299
+
+
+def test_the_default_budget_suits_the_device_and_gives_way_to_a_setting() -> None:
+    assert SchedulerSettings().token_budget("cpu") < SchedulerSettings().token_budget("cuda:0")
+    assert SchedulerSettings(max_num_batched_tokens=7).token_budget("cpu") == 7

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
+import socket
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
@@ -14,13 +13,13 @@ import msgspec
 
 from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
+from pellucid.engine.link import FrontEnd
 from pellucid.errors import ConfigError, EngineDead, ModelError
 from pellucid.messages import (
     AddRequest,
     Command,
     EngineFailed,
     EngineInfo,
-    Event,
     StepOutput,
 )
 
@@ -121,9 +120,7 @@ class ProcessClient:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._process: asyncio.subprocess.Process | None = None
-        self._directory: str | None = None
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(Event)
+        self._link: FrontEnd | None = None
         self._exit: asyncio.Task[int] | None = None
         self._failure: str | None = None
         self._closed = False
@@ -155,10 +152,9 @@ class ProcessClient:
         return event
 
     def send(self, command: Command) -> None:
-        if not self.alive:
+        if self._link is None or not self.alive:
             raise EngineDead(self._epitaph())
-        # Never blocks: zmq queues in this process, and admission control bounds the queue.
-        self._commands.send(self._encoder.encode(command))
+        self._link.send(command)
 
     async def outputs(self) -> AsyncIterator[StepOutput]:
         while not self._closed:
@@ -183,33 +179,22 @@ class ProcessClient:
             except TimeoutError:
                 self._process.kill()
                 await self._exit
-        if self._directory is not None:
-            self._commands.close(linger=0)
-            self._events.close(linger=0)
-            self._context.term()
-            shutil.rmtree(self._directory, ignore_errors=True)
+        if self._link is not None:
+            self._link.close()
 
     async def _spawn(self) -> None:
-        import zmq
-        import zmq.asyncio
-
-        from pellucid.engine.process import COMMANDS, EVENTS
-
-        self._directory = tempfile.mkdtemp(prefix="pellucid-")  # mode 0700: ours alone
-        self._context = zmq.Context()
-        self._commands = self._context.socket(zmq.PUSH)
-        self._commands.set_hwm(0)
-        self._commands.bind(f"ipc://{self._directory}/{COMMANDS}")
-        self._events = zmq.asyncio.Socket(self._context, zmq.PULL)
-        self._events.bind(f"ipc://{self._directory}/{EVENTS}")
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "pellucid.engine.process",
-            self._directory,
-            stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the front end, which then stops the engine
-        )
+        ours, theirs = socket.socketpair()
+        with theirs:  # the engine's copy has to be the only one, or its death would not be heard
+            self._link = await FrontEnd.open(ours)
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "pellucid.engine.process",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the front end, which then stops the engine
+            )
         self._exit = asyncio.create_task(self._process.wait())
         stdin = self._process.stdin
         if stdin is None:
@@ -220,19 +205,14 @@ class ProcessClient:
 
     async def _receive(self) -> EngineInfo | StepOutput:
         """The next event. Raises what EngineFailed stands for, or EngineDead at the end."""
-        exited = self._exit
-        if exited is None:
+        if self._link is None or self._exit is None:
             raise EngineDead("the engine is not running")
-        receiving = asyncio.ensure_future(self._events.recv())
         try:
-            await asyncio.wait({receiving, exited}, return_when=asyncio.FIRST_COMPLETED)
-            if not receiving.done():  # it is dead; what it sent before may still be on its way
-                await asyncio.wait({receiving}, timeout=0.2)
-            if not receiving.done():
-                raise EngineDead(self._epitaph())
-            event: Event = self._decoder.decode(receiving.result())
-        finally:
-            receiving.cancel()
+            event = await self._link.receive()
+        except (EOFError, ConnectionError):
+            # The process closes its end by dying; only then is there an exit status to tell.
+            await asyncio.wait({self._exit}, timeout=1.0)
+            raise EngineDead(self._epitaph()) from None
         if isinstance(event, EngineFailed):
             self._failure = event.message
             if event.kind == "model":

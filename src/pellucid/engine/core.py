@@ -29,7 +29,9 @@ class EngineCore:
         kv = KVCacheManager(
             capacity.num_blocks, capacity.block_size, prefix_caching=cache.prefix_caching
         )
-        self.scheduler = Scheduler(scheduler, kv, load_policy(scheduler.policy))
+        self.scheduler = Scheduler(
+            scheduler, kv, load_policy(scheduler.policy), scheduler.token_budget(self.info.device)
+        )
         self._eos = frozenset(self.info.eos_token_ids)
         self._refused: list[TokenDelta] = []
         self._aborted = False  # the state changed outside a step and has to be told

@@ -1,15 +1,14 @@
-"""The engine process: `python -m pellucid.engine.process DIRECTORY`, started by `ProcessClient`.
+"""The engine process: `python -m pellucid.engine.process DESCRIPTOR`, started by `ProcessClient`.
 
-    stdin      the configuration, one JSON line; then nothing until its end, which means "stop"
-    commands   ipc socket in DIRECTORY, a private folder: front end -> engine
-    events     ipc socket in DIRECTORY: engine -> front end
+    stdin        the configuration, one JSON line; then nothing until its end, which means "stop"
+    DESCRIPTOR   an inherited socket: commands come in, events go out (see `link.py`)
 
-No listening port, no pickle: messages are msgpack structs of `messages.py`. When the front end
-dies, the kernel closes the pipe to our stdin and the process ends with it.
+When the front end dies, the kernel closes the pipe to our stdin and the process ends with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -18,51 +17,15 @@ import traceback
 from typing import Literal
 
 import msgspec
-import zmq
 
 from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
+from pellucid.engine.link import EngineEnd
 from pellucid.errors import ConfigError, ModelError
-from pellucid.messages import AddRequest, Command, EngineFailed, Event
-
-COMMANDS = "commands"
-EVENTS = "events"
+from pellucid.messages import AddRequest, EngineFailed
 
 
-class Link:
-    """The engine's end of the two sockets."""
-
-    def __init__(self, directory: str) -> None:
-        self._context = zmq.Context()
-        self._commands = self._context.socket(zmq.PULL)
-        self._commands.connect(f"ipc://{directory}/{COMMANDS}")
-        self._events = self._context.socket(zmq.PUSH)
-        self._events.setsockopt(zmq.LINGER, 1000)  # last words get a second to be heard
-        self._events.connect(f"ipc://{directory}/{EVENTS}")
-        self._decoder = msgspec.msgpack.Decoder(Command)
-        self._encoder = msgspec.msgpack.Encoder()
-
-    def receive(self, *, wait: bool) -> list[Command]:
-        """All commands that have arrived; with `wait`, block until there is one."""
-        commands: list[Command] = []
-        flags = 0 if wait else zmq.NOBLOCK
-        while True:
-            try:
-                commands.append(self._decoder.decode(self._commands.recv(flags)))
-            except zmq.Again:
-                return commands
-            flags = zmq.NOBLOCK
-
-    def send(self, event: Event) -> None:
-        self._events.send(self._encoder.encode(event))
-
-    def close(self) -> None:
-        self._commands.close(linger=0)
-        self._events.close()
-        self._context.term()
-
-
-def run_loop(core: EngineCore, link: Link) -> None:
+def run_loop(core: EngineCore, link: EngineEnd) -> None:
     """Step while there is work; block on the socket while there is none."""
     while True:
         for command in link.receive(wait=not core.has_work):
@@ -75,7 +38,7 @@ def run_loop(core: EngineCore, link: Link) -> None:
 
 
 def main() -> None:
-    link = Link(sys.argv[1])
+    link = EngineEnd(int(sys.argv[1]))
     try:
         config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
         threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -87,8 +50,8 @@ def main() -> None:
         link.send(core.info)
         run_loop(core, link)
     except BaseException as error:
-        link.send(_last_words(error))
-        link.close()
+        with contextlib.suppress(ConnectionError):  # perhaps nobody is left to hear them
+            link.send(_last_words(error))
         if not isinstance(error, (ModelError, ConfigError)):
             traceback.print_exc()
         sys.stdout.flush()

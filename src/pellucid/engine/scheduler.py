@@ -36,9 +36,14 @@ class Scheduler:
     """Decides what every step computes. Knows requests, blocks and limits; no tensors, no text."""
 
     def __init__(
-        self, settings: SchedulerSettings, kv: KVCacheManager, policy: SchedulingPolicy
+        self,
+        settings: SchedulerSettings,
+        kv: KVCacheManager,
+        policy: SchedulingPolicy,
+        token_budget: int,
     ) -> None:
         self.settings = settings
+        self.token_budget = token_budget  # of one step
         self.kv = kv
         self.policy = policy
         self.requests: dict[str, Request] = {}  # waiting and running
@@ -85,7 +90,7 @@ class Scheduler:
 
     def schedule(self, now: float) -> StepPlan:
         """Plan the next step. Block tables are extended here; counters advance in `update`."""
-        self._budget = self.settings.max_num_batched_tokens
+        self._budget = self.token_budget
         self._chunks, self._new_rows, self._preempted = {}, {}, False
         self._schedule_running(now)
         if not self._preempted:  # whoever stepped back this step needs the memory next step

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from codecs import utf_8_decode
 from collections.abc import Iterable, Sequence
 
-from pellucid.frontend.tokenizer import UTF8, Tokenizer, strip_spaces
+from pellucid.frontend.tokenizer import Tokenizer, strip_spaces
 from pellucid.sampling_params import SamplingParams
 
 
@@ -21,18 +22,17 @@ class Detokenizer:
     spaces between special tokens.
     """
 
-    __slots__ = ("_decoder", "_in_character", "_skipped", "_strip", "_tokenizer")
+    __slots__ = ("_begun", "_in_character", "_skipped", "_strip", "_tokenizer")
 
     def __init__(
         self, tokenizer: Tokenizer, params: SamplingParams, prompt_ids: Sequence[int] = ()
     ) -> None:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if params.skip_special_tokens else frozenset[int]()
-        self._decoder = UTF8("replace")
         tail = self._prompt_tail(prompt_ids)
         # A prompt of token ids may end inside a character, which the answer then completes.
-        self._decoder.decode(tail)
-        self._in_character = bool(self._decoder.getstate()[0])
+        self._begun = tail[utf_8_decode(tail, "replace", False)[1] :]  # bytes of a character
+        self._in_character = bool(self._begun)
         self._strip = 0 if tail else tokenizer.num_stripped_spaces
 
     def push(self, token_ids: Iterable[int]) -> str:
@@ -48,7 +48,9 @@ class Detokenizer:
         return b"".join([token_bytes(i) for i in token_ids if i not in skipped])
 
     def _text(self, data: bytes, *, final: bool) -> str:
-        text = self._decoder.decode(data, final)
+        data = self._begun + data
+        text, num_decoded = utf_8_decode(data, "replace", final)
+        self._begun = data[num_decoded:]
         if text and self._in_character:
             self._in_character = False
             text = text.removeprefix("\ufffd")  # the prompt's own broken character

@@ -8,7 +8,6 @@ same bytes read the same way, so they cannot disagree.
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from pellucid.load.hub import ModelFiles
 
 SPACE = "\u2581"  # SentencePiece writes a space as this block character
-UTF8 = codecs.getincrementaldecoder("utf-8")
 MAX_VOCAB_SIZE = 1 << 22  # ids need not be dense, and a table as long as the largest is kept
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 

@@ -100,6 +100,7 @@ class FakeRunner:
             num_blocks=config.cache.num_kv_blocks or 4096,
             block_size=config.cache.block_size,
             max_model_len=config.model.max_model_len or 8192,
+            step_seconds=config.runner.fake_step_ms / 1e3,
             name=config.model.served_model_name or "fake",
         )
 

@@ -60,7 +60,7 @@ class TorchRunner:
             model, name = self._load(config, files)
         self._model = model
         self._take_memory(config)
-        max_rows = max(config.scheduler.max_num_batched_tokens, WARM_UP_TOKENS)
+        max_rows = max(config.scheduler.token_budget(str(self.device)), WARM_UP_TOKENS)
         self._executor = make_executor(
             model,
             self._kv,
