@@ -165,7 +165,7 @@ public:
     KVPool pool;
 
 private:
-    void store(const float* head, void* base, int64_t element) const;
+    void store(const float* head, void* base, float* scales, int64_t index) const;
 };
 
 // ---- several rows at a time ----

@@ -40,10 +40,13 @@ struct FloatTensor {
     explicit operator bool() const { return data != nullptr; }
 };
 
-// One layer's keys and values, dense [num_blocks, block_size, num_kv_heads, head_dim] each.
+// One layer's keys and values, dense [num_blocks, block_size, num_kv_heads, head_dim] each; with Int8 the scales lie
+// beside them, [num_blocks, block_size, num_kv_heads].
 struct KVPool {
     void* k = nullptr;
     void* v = nullptr;
+    float* k_scale = nullptr;
+    float* v_scale = nullptr;
     KVType type = KVType::Float32;
     int64_t num_blocks = 0;
     int64_t block_size = 0;

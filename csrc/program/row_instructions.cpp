@@ -151,7 +151,7 @@ void WriteKV::visit_writes(const Visitor& visit) {
 }
 
 void WriteKV::run_row(const Step& step, int64_t row, float* scratch) const {
-    const int64_t size = pool.head_dim, slot = step.inputs.slots[row] * pool.slot_columns();
+    const int64_t size = pool.head_dim, first_head = step.inputs.slots[row] * pool.num_kv_heads;
     const auto prepare = [&](const float* head, const FloatTensor& weight, float eps, float* to) {
         if (weight) {
             ops().rms_norm(head, weight.data, eps, to, size);
@@ -169,17 +169,19 @@ void WriteKV::run_row(const Step& step, int64_t row, float* scratch) const {
     }
     for (int64_t i = 0; i < k.count; i += size) {
         if (cos) prepare(keys + i, k_weight, k_eps, scratch);
-        store(cos ? scratch : keys + i, pool.k, slot + i);
-        store(values + i, pool.v, slot + i);
+        store(cos ? scratch : keys + i, pool.k, pool.k_scale, first_head + i / size);
+        store(values + i, pool.v, pool.v_scale, first_head + i / size);
     }
 }
 
-void WriteKV::store(const float* head, void* base, int64_t element) const {
-    const int64_t size = pool.head_dim;
+// `index` counts the heads of the pool.
+void WriteKV::store(const float* head, void* base, float* scales, int64_t index) const {
+    const int64_t size = pool.head_dim, element = index * size;
     switch (pool.type) {
         case KVType::Float32: return copy_row(head, static_cast<float*>(base) + element, size);
         case KVType::BFloat16: return ops().to_bfloat16(head, static_cast<uint16_t*>(base) + element, size);
         case KVType::Float16: return ops().to_float16(head, static_cast<uint16_t*>(base) + element, size);
+        case KVType::Int8: return ops().to_int8(head, static_cast<int8_t*>(base) + element, scales + index, size);
     }
 }
 

@@ -38,6 +38,14 @@ inline Float load_int8(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
+// Of each lane: the first or the second of two fp16, or the i-th of four int8.
+inline Float first_half(Int v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
+inline Float second_half(Int v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(v, 16))); }
+template <int i>
+inline Float int8_of(Int v) {
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(v, 24 - 8 * i), 24));
+}
+
 inline Int load_bytes(const void* p) { return _mm512_loadu_si512(p); }
 inline Int spread(int32_t v) { return _mm512_set1_epi32(v); }
 inline Int spread4(const int8_t* p) {

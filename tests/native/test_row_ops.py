@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pellucid.kernels.reference import ReferenceOps
+from pellucid.kernels.reference import ReferenceOps, round_heads
 
 from .programs import Recorder, assert_close, native, run, slices
 
@@ -193,6 +193,37 @@ def test_float16_pool_keeps_nan() -> None:
     recorder.program.write_kv(rows, rows, native.KVPool(*pool))
     run(recorder.finish(rows), range(1), 16, slots=torch.zeros(1, dtype=torch.int64))
     assert all(part.isnan().all() for part in pool)
+
+
+def test_int8_pool_has_a_scale_per_head() -> None:
+    """A zero head and a tiny one among others; the reference's bits."""
+    values = random(6, 3 * 48) * torch.logspace(-8, 4, 3).repeat_interleave(48)
+    values[2] = 0.0
+    values[3, :48] = 1e-33
+    pool = [torch.zeros(3, 2, 3, 48, dtype=torch.int8) for _ in "kv"]
+    scales = [torch.zeros(3, 2, 3) for _ in "kv"]
+    recorder = Recorder()
+    rows = recorder.rows(values)
+    recorder.program.write_kv(rows, rows, native.KVPool(*pool, *scales))
+    slots = torch.tensor([5, 0, 2, 4, 1, 3])
+    run(recorder.finish(rows), range(6), values.shape[1], slots=slots)
+    want, want_scales = round_heads(values.view(6, 3, 48))
+    for part, part_scales in zip(pool, scales, strict=True):
+        assert torch.equal(part.view(6, 3, 48)[slots], want)
+        assert torch.equal(part_scales.view(6, 3)[slots], want_scales)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_int8_pool_shows_what_is_not_finite(wrong: float) -> None:
+    values = torch.ones(1, 48)
+    values[0, 17] = wrong
+    pool = [torch.zeros(1, 1, 1, 48, dtype=torch.int8) for _ in "kv"]
+    scales = [torch.zeros(1, 1, 1) for _ in "kv"]
+    recorder = Recorder()
+    rows = recorder.rows(values)
+    recorder.program.write_kv(rows, rows, native.KVPool(*pool, *scales))
+    run(recorder.finish(rows), range(1), 48, slots=torch.zeros(1, dtype=torch.int64))
+    assert not any(part.isfinite().any() for part in scales)
 
 
 def test_argmax_takes_the_first_and_never_nan() -> None:

@@ -106,7 +106,7 @@ class Tape:
         return self.columns(out), self.columns(total), self.columns(update), added
 
     def pool(self, kv: KVLayer) -> _native.KVPool:
-        return self._pool(kv.k, kv.v)
+        return self._pool(kv.k, kv.v, kv.k_scale, kv.v_scale)
 
     def index(self, ids: Tensor) -> str:
         """Which input of the step `ids` are."""
