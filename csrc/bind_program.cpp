@@ -62,6 +62,7 @@ KVPool make_pool(PoolTensor k, PoolTensor v, Scales k_scale, Scales v_scale) {
     for (size_t axis = 0; axis < 4; ++axis) require(k.shape(axis) == v.shape(axis), "k and v differ in shape");
     require(k.dtype() == v.dtype(), "k and v differ in dtype");
     const KVType type = kv_type(k.dtype());
+    require(reinterpret_cast<uintptr_t>(k.data()) % 4 == 0, "k does not start on a word");
     for (size_t axis = 0; axis < 4; ++axis) require(k.shape(axis) > 0, "the pool is empty");
     return {.k = k.data(),
             .v = v.data(),

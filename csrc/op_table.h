@@ -25,8 +25,8 @@ struct AttentionTile {
     int64_t heads;
     int64_t head_dim;
     int64_t first_position;  // of the first token
-    const void* k;           // of this key/value head in slot 0
-    const void* v;
+    const void* k;           // of this key/value head in block 0; see KVPool
+    const void* v;           // in slot 0
     KVType kv_type;
     int64_t slot_stride;  // elements between two slots: G * D
     const float* k_scale;  // Int8 only: of this key/value head in slot 0

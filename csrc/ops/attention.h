@@ -26,7 +26,7 @@ struct Meeting {
     const AttentionTile& tile;
     int64_t partition;
     const float* q;             // [rows, head_dim], scaled
-    const float* keys;          // panels
+    const KeyVectors* keys;
     const float* key_scales;    // [kPartition], or null
     const float* value_scales;  // likewise
     float* scores;              // [kRowBlock, kPartition]
@@ -44,11 +44,12 @@ void pack_queries(const AttentionTile& tile, float* out) {
     }
 }
 
-// Number `i` of a word of kVectors vectors of keys, times that component of kRows rows of queries.
+// Number `i` of the words at `place` of kVectors vectors of keys, times that component of kRows rows of queries.
 template <KVType kKeys, int kRows, int kVectors>
-inline void add_component(const float* words, int i, const float* q, int64_t head_dim, Float (&sum)[kRows][kVectors]) {
+inline void add_component(const float* const (&keys)[kVectors], int64_t place, int i, const float* q, int64_t head_dim,
+                          Float (&sum)[kRows][kVectors]) {
     Float k[kVectors];
-    for (int v = 0; v < kVectors; ++v) k[v] = Words<kKeys>::number(words + v * kLanes, i);
+    for (int v = 0; v < kVectors; ++v) k[v] = Words<kKeys>::number(keys[v] + place, i);
     for (int r = 0; r < kRows; ++r) {
         const Float component = spread(q[r * head_dim + i]);
         for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(component, k[v], sum[r][v]);
@@ -61,16 +62,18 @@ void score_block(const Meeting& m, int64_t row, int64_t key, Ahead& ahead) {
     constexpr int kNumbers = Words<kKeys>::kNumbers;
     const int64_t head_dim = m.tile.head_dim, words = head_dim / kNumbers;
     const float* q = m.q + row * head_dim;
-    const float* panel = m.keys + key / kPanelKeys * kPanelKeys * words + key % kPanelKeys;
+    const float* keys[kVectors];
+    for (int v = 0; v < kVectors; ++v) keys[v] = m.keys->vectors[key / kLanes + v];
+    const int64_t stride = m.keys->stride;
     Float sum[kRows][kVectors];
     for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) sum[r][v] = spread(0.0f);
-    for (int64_t w = 0; w < words; ++w, panel += kPanelKeys, q += kNumbers) {
+    for (int64_t place = 0; place < words * stride; place += stride, q += kNumbers) {
         ahead.fetch();
-        add_component<kKeys>(panel, 0, q, head_dim, sum);
-        if constexpr (kNumbers > 1) add_component<kKeys>(panel, 1, q, head_dim, sum);
-        if constexpr (kNumbers > 2) add_component<kKeys>(panel, 2, q, head_dim, sum);
-        if constexpr (kNumbers > 2) add_component<kKeys>(panel, 3, q, head_dim, sum);
+        add_component<kKeys>(keys, place, 0, q, head_dim, sum);
+        if constexpr (kNumbers > 1) add_component<kKeys>(keys, place, 1, q, head_dim, sum);
+        if constexpr (kNumbers > 2) add_component<kKeys>(keys, place, 2, q, head_dim, sum);
+        if constexpr (kNumbers > 2) add_component<kKeys>(keys, place, 3, q, head_dim, sum);
     }
     for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) {
@@ -188,19 +191,21 @@ void attend_in(Meeting& m, Ahead& ahead, float* room) {
         find_scales(tile, m.partition, range, tile.k_scale, scales);
         find_scales(tile, m.partition, range, tile.v_scale, scales + kPartition);
     }
-    const PoolRows<kType> keys{static_cast<const std::byte*>(tile.k), offsets};
     const PoolRows<kType> values{static_cast<const std::byte*>(tile.v), offsets};
-    m.keys = room;
-    pack_keys(keys, values, range, tile.head_dim, ahead, room);
+    // Blocks lie anywhere in memory, where no hardware foresees them.
+    for (int64_t i = range.begin; i < range.end; ++i) fetch_row(values.row(i), row_bytes(tile));
+    KeyVectors keys, wide;
+    find_keys(tile, m.partition, range, room, keys);
+    m.keys = &keys;
     if (tile.rows() <= kFewRows) return attend_all_rows<kType>(m, values, ahead);
-    float* second = room + kPartition * tile.head_dim;
+    float* dense = room + kPartition * tile.head_dim;
     if constexpr (kType != KVType::Float32) {
-        widen_keys<kType>(room, range, tile.head_dim, second);
-        m.keys = second;
-        second = room;
+        widen_keys<kType>(keys, range, tile.head_dim, dense, wide);
+        m.keys = &wide;
+        dense = room;
     }
-    pack_values(values, range, tile.head_dim, second);
-    attend_all_rows<KVType::Float32>(m, DenseRows{second, tile.head_dim}, ahead);
+    pack_values(values, range, tile.head_dim, dense);
+    attend_all_rows<KVType::Float32>(m, DenseRows{dense, tile.head_dim}, ahead);
 }
 
 void attend_partition_impl(const AttentionTile& tile, int64_t partition, const NextPartition& next, PartialSoftmax out,
@@ -208,8 +213,7 @@ void attend_partition_impl(const AttentionTile& tile, int64_t partition, const N
     float* scores = scratch;
     float* q = scores + kRowBlock * kPartition;
     float* room = q + tile.rows() * tile.head_dim;
-    int64_t next_offsets[kPartition];
-    Ahead ahead(next, next_offsets);
+    Ahead ahead(next);
     pack_queries(tile, q);
     Meeting m{.tile = tile,
               .partition = partition,

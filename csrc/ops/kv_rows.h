@@ -1,8 +1,9 @@
 // Keys and values of one partition of a paged pool: where they lie, how they are fetched, packed and made floats.
 // Included after a simd header.
 //
-// Keys are transposed 32-bit word by word, whatever numbers are in a word, to panels [64 keys][words] -> [words][64],
-// so that a vector holds the same components of many keys:
+// Values lie row by row, keys as attention reads them: a vector holds the same components of many keys. They are handled
+// in 32-bit words, whatever numbers are in a word, and read from blocks [words][block_size], or from panels [words][64]
+// where a block is no whole number of vectors, and where they were widened for many rows.
 //
 //     float32   1 number per word        bfloat16, float16   2, the lower half first        int8   4, the lowest first
 
@@ -53,9 +54,17 @@ inline void for_blocks(const AttentionTile& tile, int64_t partition, Range range
     }
 }
 
-// offsets[i] is how many bytes after slot 0 position i of the partition lies, for i in `range`.
+inline int64_t row_bytes(const AttentionTile& tile) { return tile.head_dim * kv_bytes(tile.kv_type); }
+inline int64_t slot_bytes(const AttentionTile& tile) { return tile.slot_stride * kv_bytes(tile.kv_type); }
+
+// The keys of the tile's head in a block.
+inline const std::byte* keys_of(const AttentionTile& tile, int64_t block) {
+    return static_cast<const std::byte*>(tile.k) + block * tile.block_size * slot_bytes(tile);
+}
+
+// offsets[i] is how many bytes after slot 0 the value of position i of the partition lies, for i in `range`.
 inline void find_offsets(const AttentionTile& tile, int64_t partition, Range range, int64_t* offsets) {
-    const int64_t stride = tile.slot_stride * kv_bytes(tile.kv_type);
+    const int64_t stride = slot_bytes(tile);
     for_blocks(tile, partition, range, [&](int64_t first, int64_t count, int64_t block, int64_t offset) {
         const int64_t base = (block * tile.block_size + offset) * stride;
         for (int64_t i = 0; i < count; ++i) offsets[first + i] = base + i * stride;
@@ -116,97 +125,108 @@ struct DenseRows {
 
 // ---- fetching ----
 
-// To the cache of level 1 if it is needed soon, else to the one behind it.
-template <bool kSoon>
+// To all caches: what is fetched ahead is evicted to level 2 meanwhile, and yet arrives there sooner than if it was
+// asked for there.
 inline void fetch_row(const std::byte* row, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, kSoon ? 3 : 2);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 3);
 }
 
-// Fetches the keys and values of the partition that comes next, a position at a time, all the while the present one is
-// computed. Else memory and core would take turns to rest.
+// Fetches the keys and values of the partition that comes next, a position's share at a time, all the while the present
+// one is computed. Else memory and core would take turns to rest.
 class Ahead {
 public:
-    Ahead(const NextPartition& next, int64_t* room) {
-        if (!next.tile) return;
-        const AttentionTile& tile = *next.tile;
-        const Range range = all_visible(tile, next.partition);
-        find_offsets(tile, next.partition, range, room);
-        k_ = static_cast<const std::byte*>(tile.k);
-        v_ = static_cast<const std::byte*>(tile.v);
-        bytes_ = tile.head_dim * kv_bytes(tile.kv_type);
-        next_ = room + range.begin;
-        end_ = room + range.end;
+    explicit Ahead(const NextPartition& next) : tile_(next.tile) {
+        if (!tile_) return;
+        const Range range = all_visible(*tile_, next.partition);
+        position_ = next.partition * kPartition + range.begin;
+        end_ = next.partition * kPartition + range.end;
+        bytes_ = row_bytes(*tile_);
+        stride_ = slot_bytes(*tile_);
     }
 
     void fetch() {
-        if (next_ == end_) return;
-        fetch_row<false>(k_ + *next_, bytes_);
-        fetch_row<false>(v_ + *next_, bytes_);
-        ++next_;
+        if (left_ == 0 && !enter_block()) return;
+        fetch_row(k_, bytes_);
+        fetch_row(v_, bytes_);
+        k_ += bytes_;
+        v_ += stride_;
+        --left_;
     }
 
 private:
+    bool enter_block() {
+        if (position_ >= end_) return false;
+        const int64_t block = tile_->block_table[position_ / tile_->block_size];
+        const int64_t offset = position_ % tile_->block_size;
+        left_ = smaller(tile_->block_size - offset, end_ - position_);
+        k_ = keys_of(*tile_, block) + offset * bytes_;
+        v_ = static_cast<const std::byte*>(tile_->v) + (block * tile_->block_size + offset) * stride_;
+        position_ += left_;
+        return true;
+    }
+
+    const AttentionTile* tile_;
+    int64_t position_ = 0, end_ = 0, left_ = 0;
+    int64_t bytes_ = 0, stride_ = 0;
     const std::byte* k_ = nullptr;
     const std::byte* v_ = nullptr;
-    int64_t bytes_ = 0;
-    const int64_t* next_ = nullptr;
-    const int64_t* end_ = nullptr;
 };
 
 // ---- packing ----
 
-// kLanes keys from `key` on, of `words` words each, to their places in a panel. Keys outside of `range` become 0.
-template <class Row>
-inline void transpose_keys(Row row, int64_t key, Range range, int64_t words, float* panel) {
-    const bool all = range.has(key) && range.has(key + kLanes - 1);
-    for (int64_t w = 0; w < words; w += kLanes) {
-        const int count = static_cast<int>(smaller(kLanes, words - w));
-        Float m[kLanes];  // bits, which nothing but a move touches
-        if (all && count == kLanes) {
-            for (int i = 0; i < kLanes; ++i) m[i] = load(row(key + i) + w);
-        } else {
-            for (int i = 0; i < kLanes; ++i)
-                m[i] = range.has(key + i) ? load_up_to(row(key + i) + w, count) : spread(0.0f);
-        }
-        transpose(m);
-        if (count == kLanes) {
-            for (int i = 0; i < kLanes; ++i) store(panel + (w + i) * kPanelKeys, m[i]);
-        } else {
-            for (int i = 0; i < count; ++i) store(panel + (w + i) * kPanelKeys, m[i]);
-        }
-    }
+// Columns [0, count) of a matrix of words, to a panel; at most kLanes.
+inline void copy_columns(const float* from, int64_t from_stride, int64_t rows, int64_t count, float* to) {
+    for (int64_t r = 0; r < rows; ++r, from += from_stride, to += kPanelKeys)
+        store_up_to(to, load_up_to(from, static_cast<int>(count)), static_cast<int>(count));
 }
 
-// Blocks lie anywhere in memory, where no hardware foresees them: keys some way ahead are fetched here, and the values,
-// which are next, as well. (Those that were fetched while the last partition was computed get nearer by it.)
-template <KVType kType>
-void pack_keys(const PoolRows<kType>& keys, const PoolRows<kType>& values, Range range, int64_t head_dim, Ahead& ahead,
-               float* panels) {
-    constexpr int64_t kAhead = 32;
-    const int64_t bytes = head_dim * kv_bytes(kType), words = bytes / 4;
-    const auto row = [&](int64_t key) { return reinterpret_cast<const float*>(keys.row(key)); };
-        for (int64_t i = range.begin; i < smaller(range.begin + kAhead, range.end); ++i) fetch_row<true>(keys.row(i), bytes);
-    for (int64_t key = range.begin / kLanes * kLanes; key < range.end; key += kLanes) {
-        for (int64_t i = larger(key, range.begin); i < smaller(key + kLanes, range.end); ++i) {
-            if (i + kAhead < range.end) fetch_row<true>(keys.row(i + kAhead), bytes);
-            fetch_row<true>(values.row(i), bytes);
-            if (i % 4 == 0) ahead.fetch();
-        }
-        float* panel = panels + key / kPanelKeys * kPanelKeys * words + key % kPanelKeys;
-        transpose_keys(row, key, range, words, panel);
-    }
+// Where the keys of a partition lie: word w of keys [i * kLanes, (i + 1) * kLanes) is at vectors[i] + w * stride. Lanes of
+// keys that nobody sees hold anything.
+struct KeyVectors {
+    const float* vectors[kPartition / kLanes];
+    int64_t stride;
+};
+
+inline void point_to_panels(const float* panels, int64_t words, KeyVectors& keys) {
+    for (int64_t i = 0; i < kPartition / kLanes; ++i)
+        keys.vectors[i] = panels + i * kLanes / kPanelKeys * kPanelKeys * words + i * kLanes % kPanelKeys;
+    keys.stride = kPanelKeys;
 }
 
-// Panels of words to panels of floats.
+// Finds the keys from `range` on back to a multiple of kPanelKeys, in place if that can be. `panels` has room for all.
+inline void find_keys(const AttentionTile& tile, int64_t partition, Range range, float* panels, KeyVectors& keys) {
+    const int64_t words = row_bytes(tile) / 4;
+    const auto words_of = [&](int64_t block) { return reinterpret_cast<const float*>(keys_of(tile, block)); };
+    if (tile.block_size % kLanes == 0) {
+        const Range whole{range.begin / kPanelKeys * kPanelKeys, range.end};
+        for_blocks(tile, partition, whole, [&](int64_t first, int64_t count, int64_t block, int64_t offset) {
+            for (int64_t i = 0; i < count; i += kLanes)
+                keys.vectors[(first + i) / kLanes] = words_of(block) + offset + i;
+        });
+        keys.stride = tile.block_size;
+        return;
+    }
+    point_to_panels(panels, words, keys);
+    for_blocks(tile, partition, range, [&](int64_t first, int64_t count, int64_t block, int64_t offset) {
+        for (int64_t key = first, end = first + count; key < end;) {
+            const int64_t run = smaller(end - key, kLanes - key % kLanes);
+            float* to = panels + (keys.vectors[key / kLanes] - panels) + key % kLanes;
+            copy_columns(words_of(block) + offset + (key - first), tile.block_size, words, run, to);
+            key += run;
+        }
+    });
+}
+
+// From words to panels of floats, from the same multiple of kPanelKeys on.
 template <KVType kType>
-void widen_keys(const float* panels, Range range, int64_t head_dim, float* out) {
+void widen_keys(const KeyVectors& keys, Range range, int64_t head_dim, float* panels, KeyVectors& wide) {
     using Number = Words<kType>;
-    const int64_t words = head_dim / Number::kNumbers;
-    for (int64_t key = range.begin / kLanes * kLanes; key < range.end; key += kLanes) {
-        const float* from = panels + key / kPanelKeys * kPanelKeys * words + key % kPanelKeys;
-        float* to = out + key / kPanelKeys * kPanelKeys * head_dim + key % kPanelKeys;
-        for (int64_t w = 0; w < words; ++w, from += kPanelKeys)
-            for (int i = 0; i < Number::kNumbers; ++i, to += kPanelKeys) store(to, Number::number(from, i));
+    point_to_panels(panels, head_dim, wide);
+    for (int64_t i = range.begin / kPanelKeys * kPanelKeys / kLanes; i * kLanes < range.end; ++i) {
+        const float* from = keys.vectors[i];
+        float* to = panels + (wide.vectors[i] - panels);
+        for (int64_t w = 0; w < head_dim / Number::kNumbers; ++w, from += keys.stride)
+            for (int n = 0; n < Number::kNumbers; ++n, to += kPanelKeys) store(to, Number::number(from, n));
     }
 }
 

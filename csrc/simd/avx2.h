@@ -132,22 +132,6 @@ inline Float load_bfloat16(const uint16_t* p) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
-// Rows become columns.
-inline void transpose(Float (&m)[8]) {
-    Float t[8];
-    for (int i = 0; i < 8; i += 4) {
-        const Float a = _mm256_unpacklo_ps(m[i], m[i + 1]), b = _mm256_unpackhi_ps(m[i], m[i + 1]);
-        const Float c = _mm256_unpacklo_ps(m[i + 2], m[i + 3]), d = _mm256_unpackhi_ps(m[i + 2], m[i + 3]);
-        t[i] = _mm256_shuffle_ps(a, c, 0x44);
-        t[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
-        t[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
-        t[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
-    }
-    for (int c = 0; c < 4; ++c) {
-        m[c] = _mm256_permute2f128_ps(t[c], t[4 + c], 0x20);
-        m[4 + c] = _mm256_permute2f128_ps(t[c], t[4 + c], 0x31);
-    }
-}
 
 }  // namespace
 }  // namespace pellucid

@@ -183,15 +183,6 @@ inline Float load_bfloat16(const uint16_t* p) {
     const Int wide = {p[0], p[1], p[2], p[3]};
     return reinterpret_cast<Float>(wide << 16);
 }
-// Rows become columns.
-inline void transpose(Float (&m)[4]) {
-    for (int i = 0; i < 4; ++i)
-        for (int j = 0; j < i; ++j) {
-            const float upper = m[j][i];
-            m[j][i] = m[i][j];
-            m[i][j] = upper;
-        }
-}
 
 }  // namespace
 }  // namespace pellucid

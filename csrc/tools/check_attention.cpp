@@ -1,5 +1,6 @@
 // Paged attention over odd shapes against softmax in double. What no token of a step sees is NaN.
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -21,7 +22,7 @@ struct Stored {
     std::vector<float> scales;
     std::vector<double> exact;  // [length, groups, head_dim]
 
-    Stored(KVType type, const Shape& shape, int64_t length, const std::vector<int32_t>& blocks) {
+    Stored(KVType type, const Shape& shape, int64_t length, const std::vector<int32_t>& blocks, bool are_keys) {
         const int64_t slots = static_cast<int64_t>(blocks.size()) * shape.block_size, n = shape.head_dim;
         const int64_t bytes = n * kv_bytes(type);
         pool.resize(static_cast<size_t>(slots * shape.groups * bytes), std::byte{0xff});
@@ -30,7 +31,14 @@ struct Stored {
             for (int64_t g = 0; g < shape.groups; ++g) {
                 const int64_t slot = int64_t{blocks[p / shape.block_size]} * shape.block_size + p % shape.block_size;
                 const int64_t head = slot * shape.groups + g;
-                put(type, head, pool.data() + head * bytes, random_floats(n));
+                std::vector<std::byte> row(static_cast<size_t>(bytes));
+                put(type, head, row.data(), random_floats(n));
+                const int64_t size = shape.block_size, block = slot / size * shape.groups + g;
+                for (int64_t w = 0; w < bytes / 4; ++w) {
+                    const int64_t key_word = (block * (bytes / 4) + w) * size + slot % size;
+                    std::byte* to = pool.data() + (are_keys ? 4 * key_word : head * bytes + 4 * w);
+                    std::copy_n(row.data() + 4 * w, 4, to);
+                }
             }
     }
 
@@ -75,7 +83,7 @@ void check_case(KVType type, const Shape& s, int64_t length, int64_t rows) {
     const int64_t num_blocks = (length + s.block_size - 1) / s.block_size + 2, width = s.heads * s.head_dim;
     std::vector<int32_t> blocks(static_cast<size_t>(num_blocks));
     for (int64_t b = 0; b < num_blocks; ++b) blocks[b] = static_cast<int32_t>(num_blocks - 1 - b);
-    Stored keys(type, s, length, blocks), values(type, s, length, blocks);
+    Stored keys(type, s, length, blocks, true), values(type, s, length, blocks, false);
     const std::vector<float> q = random_floats(rows * width);
     const KVPool pool{.k = keys.pool.data(), .v = values.pool.data(), .k_scale = keys.scales.data(),
                       .v_scale = values.scales.data(), .type = type, .num_blocks = num_blocks,

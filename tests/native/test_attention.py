@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pellucid.kernels.native import key_blocks
 from pellucid.kernels.reference import round_heads
 
 from .programs import Recorder, assert_close, native, run
@@ -89,7 +90,7 @@ class Case:
         recorder = Recorder()
         rows = torch.cat([self.q[s][begin:end] for s, begin, end in chunks])
         width = self.heads * self.head_dim
-        pool = native.KVPool(*self.pool)
+        pool = native.KVPool(key_blocks(self.pool[0]), *self.pool[1:])
         out = recorder.op(
             "paged_attention",
             width,

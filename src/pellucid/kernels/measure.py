@@ -27,7 +27,7 @@ from pellucid.kernels.interface import (
     kv_head_bytes,
 )
 from pellucid.kernels.machine_limits import Limits, measure_limits
-from pellucid.kernels.native import NativeOps, thread_team
+from pellucid.kernels.native import NativeOps, key_blocks, thread_team
 from pellucid.kernels.native_weights import NativeWeight, pack_float, pack_integers
 from pellucid.kernels.reference import ReferenceOps, round_heads
 
@@ -184,7 +184,7 @@ class Bench:
         pools = [self._pool(shape, dtype) for _ in range(layers)]
         x, scale = self._random(rows, heads * head_dim), head_dim**-0.5
 
-        def forward(ops: ReferenceOps, t: Tensor) -> Tensor:
+        def forward(ops: ReferenceOps, pools: list[KVLayer], t: Tensor) -> Tensor:
             for pool in pools:  # the output of one layer is as good a query as any
                 t = ops.paged_attention(
                     t.view(len(t), heads, head_dim), pool, inputs, scale
@@ -192,7 +192,10 @@ class Bench:
             return t
 
         ops, reference = NativeOps(), ReferenceOps()
-        seconds, out = self._run(ops, x, "paged_attention", lambda t: forward(ops, t), inputs)
+        packed = [KVLayer(key_blocks(p.k), p.v, p.k_scale, p.v_scale) for p in pools]
+        seconds, out = self._run(
+            ops, x, "paged_attention", lambda t: forward(ops, packed, t), inputs
+        )
         inputs.plan = reference.plan_attention(inputs, pools[0], heads)
         seen = sum(length - count + 1 + i for length, count in sequences for i in range(count))
         decoding = rows == len(sequences)
@@ -202,7 +205,7 @@ class Bench:
             *(str(dtype).removeprefix("torch."), rows, seconds / layers),
             bytes=pool_bytes + rows * 8 * heads * head_dim,
             operations=4 * seen * heads * head_dim,
-            error=_error(out, forward(reference, x)),
+            error=_error(out, forward(reference, pools, x)),
             arithmetic="float32",
         )
 

@@ -113,6 +113,16 @@ class Tape:
         return self._index[ids.data_ptr()]
 
 
+def key_blocks(k: Tensor) -> Tensor:
+    """Keys [num_blocks, block_size, G, D] as the kernels keep them, under the same shape and dtype.
+
+    That is [num_blocks, G, words of D, block_size] in 32-bit words, of which each holds 1, 2 or 4
+    neighbouring components. The pool of a model is written and read by the kernels alone.
+    """
+    words = k.contiguous().view(torch.int32)
+    return words.permute(0, 2, 3, 1).contiguous().view(k.dtype).view(k.shape)
+
+
 class NativeOps(ReferenceOps):
     """Ops that record. They compute nothing: `record` a model, then run the program."""
 
