@@ -168,6 +168,7 @@ def draw(panels: dict[str, Series], title: str) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     labels = {
         "batch": f"sequences in the step (context {BATCH_CONTEXT})",
@@ -183,6 +184,8 @@ def draw(panels: dict[str, Series], title: str) -> None:
         axis.set(xscale="log", yscale="log", xlabel=labels[panel], ylabel="milliseconds")
         axis.set_xticks(x, [str(n) for n in x], rotation=45)
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
