@@ -13,6 +13,7 @@ NAMES = (
     "engine_speed",
     "prefix_ttft",
     "fidelity",
+    "cost",
     "picture",
 )
 

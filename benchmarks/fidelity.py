@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "native, float32 KV": {"kernels": "native", "kv_cache_dtype": "float32"},
     "native, bfloat16 KV": {"kernels": "native", "kv_cache_dtype": "bfloat16"},
     "native, float16 KV": {"kernels": "native", "kv_cache_dtype": "float16"},
+    "native, int8 KV": {"kernels": "native", "kv_cache_dtype": "int8"},
 }
 ORACLE = "reference float32"
 

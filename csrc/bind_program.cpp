@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <optional>
+#include <tuple>
 
 #include "bindings.h"
 #include "program.h"
@@ -18,6 +19,7 @@ namespace {
 
 using Operand = std::optional<Columns>;
 using PoolTensor = nb::ndarray<nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Scales = std::optional<nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>>;
 
 int64_t size(const auto& array, size_t axis) { return static_cast<int64_t>(array.shape(axis)); }
 
@@ -42,23 +44,36 @@ KVType kv_type(nb::dlpack::dtype dtype) {
     };
     if (is(dtype_code::Bfloat, 16)) return KVType::BFloat16;
     if (is(dtype_code::Float, 16)) return KVType::Float16;
-    require(is(dtype_code::Float, 32), "the pool is neither float32 nor bfloat16 nor float16");
+    if (is(dtype_code::Int, 8)) return KVType::Int8;
+    require(is(dtype_code::Float, 32), "the pool is neither float32 nor bfloat16 nor float16 nor int8");
     return KVType::Float32;
 }
 
-KVPool make_pool(PoolTensor k, PoolTensor v) {
+// Of an int8 pool's keys or values: one for each slot and head. Null for other pools.
+float* scales_of(const PoolTensor& pool, const Scales& scales, bool is_int8) {
+    require(scales.has_value() == is_int8, "an int8 pool has scales, and no other has");
+    if (!is_int8) return nullptr;
+    for (size_t axis = 0; axis < 3; ++axis)
+        require(scales->shape(axis) == pool.shape(axis), "scales are not [num_blocks, block_size, G]");
+    return scales->data();
+}
+
+KVPool make_pool(PoolTensor k, PoolTensor v, Scales k_scale, Scales v_scale) {
     for (size_t axis = 0; axis < 4; ++axis) require(k.shape(axis) == v.shape(axis), "k and v differ in shape");
     require(k.dtype() == v.dtype(), "k and v differ in dtype");
     const KVType type = kv_type(k.dtype());
+    require(reinterpret_cast<uintptr_t>(k.data()) % 4 == 0, "k does not start on a word");
     for (size_t axis = 0; axis < 4; ++axis) require(k.shape(axis) > 0, "the pool is empty");
     return {.k = k.data(),
             .v = v.data(),
+            .k_scale = scales_of(k, k_scale, type == KVType::Int8),
+            .v_scale = scales_of(v, v_scale, type == KVType::Int8),
             .type = type,
             .num_blocks = size(k, 0),
             .block_size = size(k, 1),
             .num_kv_heads = size(k, 2),
             .head_dim = size(k, 3),
-            .owner = std::make_shared<std::pair<PoolTensor, PoolTensor>>(k, v)};
+            .owner = std::make_shared<std::tuple<PoolTensor, PoolTensor, Scales, Scales>>(k, v, k_scale, v_scale)};
 }
 
 Embedding::Index parse_index(const std::string& index) {
@@ -127,11 +142,16 @@ void bind_operands(nb::module_& m) {
         .def_ro("buffer", &Columns::buffer)
         .def_ro("begin", &Columns::begin)
         .def_ro("count", &Columns::count);
-    nb::class_<KVPool>(m, "KVPool", 
-                       "One layer's keys and values: [num_blocks, block_size, G, D], float32, bfloat16 or float16.")
+    nb::class_<KVPool>(m, "KVPool",
+                       "One layer's keys and values: [num_blocks, block_size, G, D], float32, bfloat16, float16, or int8 "
+                       "with float32 scales [num_blocks, block_size, G].")
         .def(
-            "__init__", [](KVPool* self, PoolTensor k, PoolTensor v) { new (self) KVPool(make_pool(k, v)); },
-            "k"_a.noconvert(), "v"_a.noconvert());
+            "__init__",
+            [](KVPool* self, PoolTensor k, PoolTensor v, Scales k_scale, Scales v_scale) {
+                new (self) KVPool(make_pool(k, v, k_scale, v_scale));
+            },
+            "k"_a.noconvert(), "v"_a.noconvert(), "k_scale"_a.noconvert() = nb::none(),
+            "v_scale"_a.noconvert() = nb::none());
 }
 
 void bind_row_ops(nb::class_<Program>& program) {

@@ -13,9 +13,10 @@ namespace pellucid {
 
 // How a KV pool holds its numbers. Float16 has 11 bits of mantissa to BFloat16's 8, in as many bytes; what is beyond
 // its range, which keys and values are far from, becomes +-65504.
-enum class KVType : uint8_t { Float32, BFloat16, Float16 };
+// Int8 numbers of one head in one slot share a float32 scale.
+enum class KVType : uint8_t { Float32, BFloat16, Float16, Int8 };
 
-constexpr int64_t kv_bytes(KVType type) { return type == KVType::Float32 ? 4 : 2; }
+constexpr int64_t kv_bytes(KVType type) { return type == KVType::Float32 ? 4 : type == KVType::Int8 ? 1 : 2; }
 
 // Attention of the heads that share one key/value head, for consecutive tokens of one sequence.
 // Row r of the tile is head r % heads of token r / heads.
@@ -26,10 +27,13 @@ struct AttentionTile {
     int64_t heads;
     int64_t head_dim;
     int64_t first_position;  // of the first token
-    const void* k;           // of this key/value head in slot 0
-    const void* v;
+    const void* k;           // of this key/value head in block 0; see KVPool
+    const void* v;           // in slot 0
     KVType kv_type;
     int64_t slot_stride;  // elements between two slots: G * D
+    const float* k_scale;  // Int8 only: of this key/value head in slot 0
+    const float* v_scale;
+    int64_t scale_stride;  // between two slots: G
     const int32_t* block_table;
     int64_t block_size;
     float scale;
@@ -78,6 +82,8 @@ struct OpTable {
     void (*rotate)(const float* x, const float* cos, const float* sin, int64_t half, float* out, int64_t n);
     void (*to_bfloat16)(const float* x, uint16_t* out, int64_t n);  // to nearest, ties to even
     void (*to_float16)(const float* x, uint16_t* out, int64_t n);   // likewise; saturates; NaN stays NaN
+    // scale = absmax / 127, out = x / scale to nearest; the scale is not finite if any x is not.
+    void (*to_int8)(const float* x, int8_t* out, float* scale, int64_t n);
     SamplingOps sampling;
 
     // Writes what the tile's rows get from positions [256 * partition, ...) to `out`. Slots that no token of the tile

@@ -13,7 +13,7 @@
 //     program.layer_norm(out, x, weight, bias, eps)                                   total = update
 //     program.add_layer_norm(out, total, update, residual, weight, bias, eps)
 //     program.rope_and_write_kv(out_q, q, k, v, cos, sin, pool)                       cos, sin: float32
-//     program.write_kv(k, v, pool)                     pool: KVPool(k, v)             [positions, rotated / 2]
+//     program.write_kv(k, v, pool)                     pool: KVPool(k, v[, scales])   [positions, rotated / 2]
 //     program.paged_attention(out, q, pool, scale, window=None, softcap=None)
 //     program.silu_mul(out, gate_up)
 //     program.gelu_mul(out, gate_up, approximate)

@@ -1,157 +1,39 @@
 // Attention of one tile over one partition of 256 positions, and how partitions are put together (online softmax,
 // Milakov and Gimelshein 2018). Included after a simd header.
 //
-// Keys are transposed on the fly to panels [64 keys][D] -> [D][64], so that a vector holds one component of many keys:
-//
 //     scores[row][key]  = sum over d, ascending, of q[row][d] * k[key][d]     one chain per score
 //     out[row][d]       = sum over keys, ascending, of p[row][key] * v[key][d]  one chain per component
 //
 // Both are computed in register blocks of up to kRowBlock rows, whatever shape fits. No chain depends on the shape.
 // Keys that a row does not see have p = 0 exactly and change nothing, so it does not matter that a row beside it does.
+// With an int8 pool a score is multiplied by its key's scale when it is complete, and p by the value's.
 
 #pragma once
 
-#include <type_traits>
-
-#include "vector_math.h"
+#include "../kernel_table.h"
+#include "kv_rows.h"
 
 namespace pellucid {
 namespace {
 
 constexpr int kRowBlock = 6;
-constexpr int kPanelKeys = 64;
 constexpr int kBlockVectors = kLanes == 16 ? 4 : 2;  // kRowBlock * kBlockVectors sums fit the registers
+// Up to so many rows numbers are widened where they are used; of more rows, once for all of them.
+constexpr int64_t kFewRows = 2 * kRowBlock;
 
-struct Range {
-    int64_t begin, end;  // of positions, counted from the start of the partition
+// A tile that meets a partition.
+struct Meeting {
+    const AttentionTile& tile;
+    int64_t partition;
+    const float* q;             // [rows, head_dim], scaled
+    const KeyVectors* keys;
+    const float* key_scales;    // [kPartition], or null
+    const float* value_scales;  // likewise
+    float* scores;              // [kRowBlock, kPartition]
+    PartialSoftmax out;
 
-    bool empty() const { return begin >= end; }
+    int64_t token(int64_t row) const { return row / tile.heads; }
 };
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// What the tokens from `first` to `last` of the tile see of the partition, together.
-inline Range visible(const AttentionTile& tile, int64_t partition, int64_t first, int64_t last) {
-    const int64_t start = partition * kPartition;
-    const int64_t end = tile.first_position + last + 1 - start;
-    const int64_t position = tile.first_position + first;
-    const int64_t begin = tile.window > position ? 0 : position - tile.window + 1 - start;
-    return {larger(begin, 0), smaller(end, kPartition)};
-}
-
-inline Range all_visible(const AttentionTile& tile, int64_t partition) {
-    return visible(tile, partition, 0, tile.num_tokens - 1);
-}
-
-// slots[i] is where position i of the partition lies, for i in `range`.
-inline void find_slots(const AttentionTile& tile, int64_t partition, Range range, int64_t* slots) {
-    const int64_t start = partition * kPartition;
-    for (int64_t i = range.begin; i < range.end;) {
-        const int64_t block = (start + i) / tile.block_size, offset = (start + i) % tile.block_size;
-        const int64_t count = smaller(tile.block_size - offset, range.end - i);
-        const int64_t slot = tile.block_table[block] * tile.block_size + offset;
-        for (int64_t c = 0; c < count; ++c) slots[i + c] = slot + c;
-        i += count;
-    }
-}
-
-// The rows of a head's pool, as floats.
-template <KVType kType>
-struct PoolRows {
-    using Element = std::conditional_t<kType == KVType::Float32, float, uint16_t>;
-
-    const Element* data;
-    int64_t stride;
-    const int64_t* slots;
-
-    const Element* row(int64_t key) const { return data + slots[key] * stride; }
-    Float operator()(int64_t key, int64_t d) const {
-        if constexpr (kType == KVType::Float32) {
-            return load(row(key) + d);
-        } else if constexpr (kType == KVType::BFloat16) {
-            return load_bfloat16(row(key) + d);
-        } else {
-            return load_half(row(key) + d);
-        }
-    }
-    void fetch(int64_t key, int64_t head_dim) const {
-        constexpr int64_t kPerLine = 64 / sizeof(Element);
-        for (int64_t d = 0; d < head_dim; d += kPerLine) __builtin_prefetch(row(key) + d, 0, 2);
-    }
-};
-// Fetches the keys and values of the partition that comes next, a row at a time, all the while the present one is
-// computed. Else memory and core would take turns to rest.
-template <class Rows>
-class Ahead {
-public:
-    Ahead(const Rows& keys, const Rows& values, Range range, int64_t head_dim)
-        : rows_{keys, values}, next_(2 * range.begin), end_(2 * range.end), head_dim_(head_dim) {}
-
-    void fetch() {
-        if (next_ >= end_) return;
-        rows_[next_ % 2].fetch(next_ / 2, head_dim_);
-        ++next_;
-    }
-
-private:
-    Rows rows_[2];
-    int64_t next_, end_, head_dim_;
-};
-
-struct DenseRows {
-    const float* data;
-    int64_t stride;
-    Float operator()(int64_t key, int64_t d) const { return load(data + key * stride + d); }
-};
-
-template <class F>
-inline void with_pool_rows(const AttentionTile& tile, F f) {
-    const auto call = [&]<KVType kType>() {
-        f([](const void* data, int64_t stride, const int64_t* slots) {
-            using Rows = PoolRows<kType>;
-            return Rows{static_cast<const typename Rows::Element*>(data), stride, slots};
-        });
-    };
-    switch (tile.kv_type) {
-        case KVType::Float32: return call.template operator()<KVType::Float32>();
-        case KVType::BFloat16: return call.template operator()<KVType::BFloat16>();
-        case KVType::Float16: return call.template operator()<KVType::Float16>();
-    }
-}
-
-// Blocks lie anywhere in memory, where no hardware foresees them: keys some way ahead are fetched here, and the values,
-// which are next, as well. (Those that were fetched while the last partition was computed get nearer by it.)
-template <class Rows>
-void pack_keys(const Rows& rows, const Rows& values, Range range, int64_t head_dim, Ahead<Rows>& ahead, float* panels) {
-    constexpr int64_t kAhead = 32;
-    for (int64_t key = range.begin; key < smaller(range.begin + kAhead, range.end); ++key) rows.fetch(key, head_dim);
-    for (int64_t key = range.begin / kLanes * kLanes; key < range.end; key += kLanes) {
-        for (int64_t i = larger(key, range.begin); i < smaller(key + kLanes, range.end); ++i) {
-            if (i + kAhead < range.end) rows.fetch(i + kAhead, head_dim);
-            values.fetch(i, head_dim);
-            ahead.fetch();
-        }
-        float* panel = panels + key / kPanelKeys * kPanelKeys * head_dim + key % kPanelKeys;
-        for (int64_t d = 0; d < head_dim; d += kLanes) {
-            Float m[kLanes];
-            if (key >= range.begin && key + kLanes <= range.end) {
-                for (int i = 0; i < kLanes; ++i) m[i] = rows(key + i, d);
-            } else {
-                for (int i = 0; i < kLanes; ++i)
-                    m[i] = key + i >= range.begin && key + i < range.end ? rows(key + i, d) : spread(0.0f);
-            }
-            transpose(m);
-            for (int i = 0; i < kLanes; ++i) store(panel + (d + i) * kPanelKeys, m[i]);
-        }
-    }
-}
-
-template <class Rows>
-void pack_values(const Rows& rows, Range range, int64_t head_dim, float* out) {
-    for (int64_t key = range.begin; key < range.end; ++key)
-        for (int64_t d = 0; d < head_dim; d += kLanes) store(out + key * head_dim + d, rows(key, d));
-}
 
 void pack_queries(const AttentionTile& tile, float* out) {
     const Float scale = spread(tile.scale);
@@ -162,35 +44,55 @@ void pack_queries(const AttentionTile& tile, float* out) {
     }
 }
 
-// kRows rows of queries times kVectors vectors of keys.
-template <int kRows, int kVectors, class Next>
-void score_block(const float* q, int64_t head_dim, const float* panel, Next& ahead, float* scores) {
+// Number `i` of the words at `place` of kVectors vectors of keys, times that component of kRows rows of queries.
+template <KVType kKeys, int kRows, int kVectors>
+inline void add_component(const float* const (&keys)[kVectors], int64_t place, int i, const float* q, int64_t head_dim,
+                          Float (&sum)[kRows][kVectors]) {
+    Float k[kVectors];
+    for (int v = 0; v < kVectors; ++v) k[v] = Words<kKeys>::number(keys[v] + place, i);
+    for (int r = 0; r < kRows; ++r) {
+        const Float component = spread(q[r * head_dim + i]);
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(component, k[v], sum[r][v]);
+    }
+}
+
+// kRows rows of queries times kVectors vectors of keys, whose panels hold numbers of kKeys.
+template <int kRows, int kVectors, KVType kKeys>
+void score_block(const Meeting& m, int64_t row, int64_t key, Ahead& ahead) {
+    constexpr int kNumbers = Words<kKeys>::kNumbers;
+    const int64_t head_dim = m.tile.head_dim, words = head_dim / kNumbers;
+    const float* q = m.q + row * head_dim;
+    const float* keys[kVectors];
+    for (int v = 0; v < kVectors; ++v) keys[v] = m.keys->vectors[key / kLanes + v];
+    const int64_t stride = m.keys->stride;
     Float sum[kRows][kVectors];
     for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) sum[r][v] = spread(0.0f);
-    for (int64_t d = 0; d < head_dim; ++d) {
-        Float k[kVectors];
-        for (int v = 0; v < kVectors; ++v) k[v] = load(panel + d * kPanelKeys + v * kLanes);
+    for (int64_t place = 0; place < words * stride; place += stride, q += kNumbers) {
         ahead.fetch();
-        for (int r = 0; r < kRows; ++r) {
-            const Float component = spread(q[r * head_dim + d]);
-            for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(component, k[v], sum[r][v]);
-        }
+        add_component<kKeys>(keys, place, 0, q, head_dim, sum);
+        if constexpr (kNumbers > 1) add_component<kKeys>(keys, place, 1, q, head_dim, sum);
+        if constexpr (kNumbers > 2) add_component<kKeys>(keys, place, 2, q, head_dim, sum);
+        if constexpr (kNumbers > 2) add_component<kKeys>(keys, place, 3, q, head_dim, sum);
     }
     for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) store(scores + r * kPartition + v * kLanes, sum[r][v]);
+        for (int v = 0; v < kVectors; ++v) {
+            const int64_t at = key + v * kLanes;
+            const Float score = m.key_scales ? mul(sum[r][v], load(m.key_scales + at)) : sum[r][v];
+            store(m.scores + r * kPartition + at, score);
+        }
 }
 
-template <int kRows, int kVectors = kBlockVectors, class Next>
-void score_up_to(int64_t vectors, const float* q, int64_t head_dim, const float* panel, Next& ahead, float* scores) {
+template <int kRows, KVType kKeys, int kVectors = kBlockVectors>
+void score_up_to(int64_t vectors, const Meeting& m, int64_t row, int64_t key, Ahead& ahead) {
     if constexpr (kVectors > 1)
-        if (vectors < kVectors) return score_up_to<kRows, kVectors - 1>(vectors, q, head_dim, panel, ahead, scores);
-    score_block<kRows, kVectors>(q, head_dim, panel, ahead, scores);
+        if (vectors < kVectors) return score_up_to<kRows, kKeys, kVectors - 1>(vectors, m, row, key, ahead);
+    score_block<kRows, kVectors, kKeys>(m, row, key, ahead);
 }
 
 // kRows rows of weights times kVectors vectors of all values in `range`.
-template <int kRows, int kVectors, class Rows, class Next>
-void mix_block(const float* weights, const Rows& values, Range range, int64_t d, int64_t head_dim, Next& ahead,
+template <int kRows, int kVectors, class Rows>
+void mix_block(const float* weights, const Rows& values, Range range, int64_t d, int64_t head_dim, Ahead& ahead,
                float* out) {
     Float sum[kRows][kVectors];
     for (int r = 0; r < kRows; ++r)
@@ -208,23 +110,24 @@ void mix_block(const float* weights, const Rows& values, Range range, int64_t d,
         for (int v = 0; v < kVectors; ++v) store(out + r * head_dim + d + v * kLanes, sum[r][v]);
 }
 
-template <int kRows, class Rows, class Next>
-void mix(const float* weights, const Rows& values, Range range, int64_t head_dim, Next& ahead, float* out) {
+template <int kRows, class Rows>
+void mix(const Meeting& m, const Rows& values, Range range, Ahead& ahead, float* out) {
+    const int64_t head_dim = m.tile.head_dim;
     int64_t d = 0;
     for (; d + kBlockVectors * kLanes <= head_dim; d += kBlockVectors * kLanes)
-        mix_block<kRows, kBlockVectors>(weights, values, range, d, head_dim, ahead, out);
-    for (; d < head_dim; d += kLanes) mix_block<kRows, 1>(weights, values, range, d, head_dim, ahead, out);
+        mix_block<kRows, kBlockVectors>(m.scores, values, range, d, head_dim, ahead, out);
+    for (; d < head_dim; d += kLanes) mix_block<kRows, 1>(m.scores, values, range, d, head_dim, ahead, out);
 }
 
 // Turns one row of scores into weights exp(score - largest), 0 outside of `seen`, in the vectors that `block` touches.
 // Sums run through the whole partition vector by vector; what is not touched would add 0.
-void soften(const AttentionTile& tile, Range block, Range seen, float* scores, float* largest, float* denominator) {
+void soften(const Meeting& m, Range block, Range seen, float* scores, float* largest, float* denominator) {
     const int64_t first = block.begin / kLanes * kLanes;
-    const Float nothing = spread(-__builtin_inff()), cap = spread(tile.softcap);
+    const Float nothing = spread(-__builtin_inff()), cap = spread(m.tile.softcap);
     Float top = nothing;
     for (int64_t i = first; i < block.end; i += kLanes) {
         Float s = load(scores + i);
-        if (tile.softcap > 0.0f) s = mul(tanh(div(s, cap)), cap);
+        if (m.tile.softcap > 0.0f) s = mul(tanh(div(s, cap)), cap);
         if (i < seen.begin || i + kLanes > seen.end) s = keep_lanes(s, seen.begin - i, seen.end - i, nothing);
         store(scores + i, s);
         top = max(s, top);
@@ -234,7 +137,7 @@ void soften(const AttentionTile& tile, Range block, Range seen, float* scores, f
     Float sums[2] = {spread(0.0f), spread(0.0f)};
     for (int64_t i = first; i < block.end; i += kLanes) {
         const Float weight = exp(sub(load(scores + i), offset));
-        store(scores + i, weight);
+        store(scores + i, m.value_scales ? mul(weight, load(m.value_scales + i)) : weight);
         Float& sum = sums[i / kLanes % 2];
         sum = add(sum, weight);
     }
@@ -242,72 +145,90 @@ void soften(const AttentionTile& tile, Range block, Range seen, float* scores, f
 }
 
 // Rows first .. first + kRows of the tile, from scores to the weighted sum.
-template <int kRows, class Rows, class Next>
-void attend_rows(const AttentionTile& tile, int64_t partition, int64_t first, const float* q, const float* panels,
-                 const Rows& values, Next& ahead, float* scores, PartialSoftmax out) {
-    const auto token = [&](int64_t row) { return row / tile.heads; };
-    const int64_t head_dim = tile.head_dim;
-    const Range block = visible(tile, partition, token(first), token(first + kRows - 1));
+template <int kRows, KVType kKeys, class Rows>
+void attend_rows(const Meeting& m, int64_t first, const Rows& values, Ahead& ahead) {
+    const Range block = visible(m.tile, m.partition, m.token(first), m.token(first + kRows - 1));
     if (block.empty()) {
-        for (int r = 0; r < kRows; ++r) out.largest[first + r] = -__builtin_inff();
+        for (int r = 0; r < kRows; ++r) m.out.largest[first + r] = -__builtin_inff();
         return;
     }
     constexpr int64_t kStep = kBlockVectors * kLanes;
-    for (int64_t key = block.begin / kStep * kStep; key < block.end; key += kStep) {
-        const int64_t vectors = (block.end - key + kLanes - 1) / kLanes;
-        const float* panel = panels + key / kPanelKeys * kPanelKeys * head_dim + key % kPanelKeys;
-        score_up_to<kRows>(vectors, q + first * head_dim, head_dim, panel, ahead, scores + key);
-    }
+    for (int64_t key = block.begin / kStep * kStep; key < block.end; key += kStep)
+        score_up_to<kRows, kKeys>((block.end - key + kLanes - 1) / kLanes, m, first, key, ahead);
     for (int r = 0; r < kRows; ++r) {
         const int64_t row = first + r;
-        const Range seen = visible(tile, partition, token(row), token(row));
-        soften(tile, block, seen, scores + r * kPartition, out.largest + row, out.denominator + row);
+        const Range seen = visible(m.tile, m.partition, m.token(row), m.token(row));
+        soften(m, block, seen, m.scores + r * kPartition, m.out.largest + row, m.out.denominator + row);
     }
-    mix<kRows>(scores, values, block, head_dim, ahead, out.out + first * head_dim);
+    mix<kRows>(m, values, block, ahead, m.out.out + first * m.tile.head_dim);
 }
 
-template <int kRows = kRowBlock, class Rows, class Next>
-void attend_row_block(int64_t rows, const AttentionTile& tile, int64_t partition, int64_t first, const float* q,
-                      const float* panels, const Rows& values, Next& ahead, float* scores, PartialSoftmax out) {
+template <KVType kKeys, int kRows = kRowBlock, class Rows>
+void attend_row_block(int64_t rows, const Meeting& m, int64_t first, const Rows& values, Ahead& ahead) {
     if constexpr (kRows > 1)
-        if (rows < kRows)
-            return attend_row_block<kRows - 1>(rows, tile, partition, first, q, panels, values, ahead, scores, out);
-    attend_rows<kRows>(tile, partition, first, q, panels, values, ahead, scores, out);
+        if (rows < kRows) return attend_row_block<kKeys, kRows - 1>(rows, m, first, values, ahead);
+    attend_rows<kRows, kKeys>(m, first, values, ahead);
 }
 
-template <class Rows, class Next>
-void attend_all_rows(const AttentionTile& tile, int64_t partition, const float* q, const float* panels,
-                     const Rows& values, Next& ahead, float* scores, PartialSoftmax out) {
-    for (int64_t row = 0; row < tile.rows(); row += kRowBlock)
-        attend_row_block(tile.rows() - row, tile, partition, row, q, panels, values, ahead, scores, out);
+template <KVType kKeys, class Rows>
+void attend_all_rows(const Meeting& m, const Rows& values, Ahead& ahead) {
+    const RowTiles blocks(m.tile.rows(), kRowBlock);
+    for (int64_t i = 0, row = 0; i < blocks.count; row += blocks.size(i++))
+        attend_row_block<kKeys>(blocks.size(i), m, row, values, ahead);
+}
+
+// `room` is for two more partitions of keys or values as floats.
+template <KVType kType>
+void attend_in(Meeting& m, Ahead& ahead, float* room) {
+    const AttentionTile& tile = m.tile;
+    const Range range = all_visible(tile, m.partition);
+    int64_t offsets[kPartition];
+    find_offsets(tile, m.partition, range, offsets);
+    float scales[kType == KVType::Int8 ? 2 * kPartition : 1];
+    if constexpr (kType == KVType::Int8) {
+        m.key_scales = scales;
+        m.value_scales = scales + kPartition;
+        find_scales(tile, m.partition, range, tile.k_scale, scales);
+        find_scales(tile, m.partition, range, tile.v_scale, scales + kPartition);
+    }
+    const PoolRows<kType> values{static_cast<const std::byte*>(tile.v), offsets};
+    // Blocks lie anywhere in memory, where no hardware foresees them.
+    for (int64_t i = range.begin; i < range.end; ++i) fetch_row(values.row(i), row_bytes(tile));
+    KeyVectors keys, wide;
+    find_keys(tile, m.partition, range, room, keys);
+    m.keys = &keys;
+    if (tile.rows() <= kFewRows) return attend_all_rows<kType>(m, values, ahead);
+    float* dense = room + kPartition * tile.head_dim;
+    if constexpr (kType != KVType::Float32) {
+        widen_keys<kType>(keys, range, tile.head_dim, dense, wide);
+        m.keys = &wide;
+        dense = room;
+    }
+    pack_values(values, range, tile.head_dim, dense);
+    attend_all_rows<KVType::Float32>(m, DenseRows{dense, tile.head_dim}, ahead);
 }
 
 void attend_partition_impl(const AttentionTile& tile, int64_t partition, const NextPartition& next, PartialSoftmax out,
                            float* scratch) {
-    const int64_t head_dim = tile.head_dim;
-    float* q = scratch;
-    float* panels = q + tile.rows() * head_dim;
-    float* dense = panels + kPartition * head_dim;
-    float* scores = dense + kPartition * head_dim;
-    const Range range = all_visible(tile, partition);
-    const Range next_range = next.tile ? all_visible(*next.tile, next.partition) : Range{0, 0};
-    int64_t slots[kPartition], next_slots[kPartition];
-    find_slots(tile, partition, range, slots);
-    if (next.tile) find_slots(*next.tile, next.partition, next_range, next_slots);
+    float* scores = scratch;
+    float* q = scores + kRowBlock * kPartition;
+    float* room = q + tile.rows() * tile.head_dim;
+    Ahead ahead(next);
     pack_queries(tile, q);
-    with_pool_rows(tile, [&](const auto& rows) {
-        const auto keys = rows(tile.k, tile.slot_stride, slots), values = rows(tile.v, tile.slot_stride, slots);
-        const AttentionTile& then = next.tile ? *next.tile : tile;
-        Ahead ahead(rows(then.k, then.slot_stride, next_slots), rows(then.v, then.slot_stride, next_slots), next_range,
-                    head_dim);
-        pack_keys(keys, values, range, head_dim, ahead, panels);
-        if (tile.rows() <= kRowBlock) {  // values are used once: read them where they are
-            attend_all_rows(tile, partition, q, panels, values, ahead, scores, out);
-        } else {
-            pack_values(values, range, head_dim, dense);
-            attend_all_rows(tile, partition, q, panels, DenseRows{dense, head_dim}, ahead, scores, out);
-        }
-    });
+    Meeting m{.tile = tile,
+              .partition = partition,
+              .q = q,
+              .keys = nullptr,
+              .key_scales = nullptr,
+              .value_scales = nullptr,
+              .scores = scores,
+              .out = out};
+    switch (tile.kv_type) {
+        case KVType::Float32: return attend_in<KVType::Float32>(m, ahead, room);
+        case KVType::BFloat16: return attend_in<KVType::BFloat16>(m, ahead, room);
+        case KVType::Float16: return attend_in<KVType::Float16>(m, ahead, room);
+        case KVType::Int8: return attend_in<KVType::Int8>(m, ahead, room);
+    }
 }
 
 inline float exp_of(float x) {

@@ -1,4 +1,4 @@
-// Rotary position embedding (Su et al. 2021), and rounding to 16 bits for the KV pool. Included after a simd header.
+// Rotary position embedding (Su et al. 2021), and rounding for the KV pool. Included after a simd header.
 
 #pragma once
 
@@ -36,6 +36,23 @@ void to_float16_row(const float* x, uint16_t* out, int64_t n) {
         uint16_t half[kLanes];
         store_half(half, within);
         __builtin_memcpy(out + i, half, static_cast<size_t>(count) * sizeof(uint16_t));
+    });
+}
+
+// A zero head has the scale that keeps 0 / scale a number. 0 * x is NaN if x is not finite.
+void to_int8_row(const float* x, int8_t* out, float* scale, int64_t n) {
+    Float largest = spread(1e-30f), poison = spread(0.0f);
+    for_vectors(n, [&](int64_t i, int count) {
+        const Float v = load_up_to(x + i, count);
+        largest = max(largest, abs(v));
+        poison = fma(v, spread(0.0f), poison);
+    });
+    *scale = max_of_lanes(largest) / 127.0f + sum_of_lanes(poison);
+    const Float divisor = spread(*scale);
+    for_vectors(n, [&](int64_t i, int count) {
+        int8_t bytes[kLanes];
+        store_int8(bytes, round_to_int(div(load_up_to(x + i, count), divisor)));
+        __builtin_memcpy(out + i, bytes, static_cast<size_t>(count));
     });
 }
 

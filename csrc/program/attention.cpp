@@ -117,18 +117,20 @@ void Attention::run(const Step& step, uint32_t stage, uint32_t task, float* scra
 
 AttentionTile Attention::queries(const Step& step, const QueryTile& tile, int64_t group) const {
     const FloatView all = step.floats(q);
-    const int64_t head_dim = pool.head_dim, size = kv_bytes(pool.type);
-    const auto head = [&](const void* data) { return static_cast<const std::byte*>(data) + group * head_dim * size; };
+    const int64_t head_dim = pool.head_dim, head_bytes = group * head_dim * kv_bytes(pool.type);
     return {.q = all.row(tile.first_row) + group * heads_per_group() * head_dim,
             .q_stride = all.stride,
             .num_tokens = tile.num_tokens,
             .heads = heads_per_group(),
             .head_dim = head_dim,
             .first_position = tile.first_position,
-            .k = head(pool.k),
-            .v = head(pool.v),
+            .k = static_cast<const std::byte*>(pool.k) + head_bytes * pool.block_size,
+            .v = static_cast<const std::byte*>(pool.v) + head_bytes,
             .kv_type = pool.type,
             .slot_stride = pool.slot_columns(),
+            .k_scale = pool.k_scale ? pool.k_scale + group : nullptr,
+            .v_scale = pool.v_scale ? pool.v_scale + group : nullptr,
+            .scale_stride = pool.num_kv_heads,
             .block_table = step.inputs.block_tables + tile.sequence * step.inputs.table_width,
             .block_size = pool.block_size,
             .scale = scale,

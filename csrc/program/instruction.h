@@ -165,7 +165,9 @@ public:
     KVPool pool;
 
 private:
-    void store(const float* head, void* base, int64_t element) const;
+    void round(const float* head, void* to, float* scale) const;
+    void store_key(const float* head, int64_t slot, int64_t group) const;
+    void store_value(const float* head, int64_t slot, int64_t group) const;
 };
 
 // ---- several rows at a time ----

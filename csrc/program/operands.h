@@ -40,10 +40,14 @@ struct FloatTensor {
     explicit operator bool() const { return data != nullptr; }
 };
 
-// One layer's keys and values, dense [num_blocks, block_size, num_kv_heads, head_dim] each.
+// One layer's keys and values. Values are dense [num_blocks, block_size, num_kv_heads, head_dim]. Keys take as many bytes,
+// but lie as attention reads them: [num_blocks, num_kv_heads, head_dim in 32-bit words, block_size]; a word has 1, 2 or 4
+// neighbouring components. With Int8 the scales are beside them, [num_blocks, block_size, num_kv_heads].
 struct KVPool {
     void* k = nullptr;
     void* v = nullptr;
+    float* k_scale = nullptr;
+    float* v_scale = nullptr;
     KVType type = KVType::Float32;
     int64_t num_blocks = 0;
     int64_t block_size = 0;

@@ -147,7 +147,7 @@ void WriteKV::visit_writes(const Visitor& visit) {
 }
 
 void WriteKV::run_row(const Step& step, int64_t row, float* scratch) const {
-    const int64_t size = pool.head_dim, slot = step.inputs.slots[row] * pool.slot_columns();
+    const int64_t size = pool.head_dim, slot = step.inputs.slots[row];
     const auto prepare = [&](const float* head, const FloatTensor& weight, float eps, float* to) {
         if (weight) {
             ops().rms_norm(head, weight.data, eps, to, size);
@@ -165,18 +165,32 @@ void WriteKV::run_row(const Step& step, int64_t row, float* scratch) const {
     }
     for (int64_t i = 0; i < k.count; i += size) {
         if (cos) prepare(keys + i, k_weight, k_eps, scratch);
-        store(cos ? scratch : keys + i, pool.k, slot + i);
-        store(values + i, pool.v, slot + i);
+        store_key(cos ? scratch : keys + i, slot, i / size);
+        store_value(values + i, slot, i / size);
     }
 }
 
-void WriteKV::store(const float* head, void* base, int64_t element) const {
+void WriteKV::round(const float* head, void* to, float* scale) const {
     const int64_t size = pool.head_dim;
     switch (pool.type) {
-        case KVType::Float32: return copy_row(head, static_cast<float*>(base) + element, size);
-        case KVType::BFloat16: return ops().to_bfloat16(head, static_cast<uint16_t*>(base) + element, size);
-        case KVType::Float16: return ops().to_float16(head, static_cast<uint16_t*>(base) + element, size);
+        case KVType::Float32: return copy_row(head, static_cast<float*>(to), size);
+        case KVType::BFloat16: return ops().to_bfloat16(head, static_cast<uint16_t*>(to), size);
+        case KVType::Float16: return ops().to_float16(head, static_cast<uint16_t*>(to), size);
+        case KVType::Int8: return ops().to_int8(head, static_cast<int8_t*>(to), scale, size);
     }
+}
+
+void WriteKV::store_key(const float* head, int64_t slot, int64_t group) const {
+    uint32_t rounded[kMaxHeadDim];
+    round(head, rounded, pool.k_scale ? pool.k_scale + slot * pool.num_kv_heads + group : nullptr);
+    const int64_t words = pool.head_dim * kv_bytes(pool.type) / 4, size = pool.block_size;
+    auto* to = static_cast<uint32_t*>(pool.k) + (slot / size * pool.num_kv_heads + group) * words * size + slot % size;
+    for (int64_t w = 0; w < words; ++w) to[w * size] = rounded[w];
+}
+
+void WriteKV::store_value(const float* head, int64_t slot, int64_t group) const {
+    const int64_t index = slot * pool.num_kv_heads + group, bytes = pool.head_dim * kv_bytes(pool.type);
+    round(head, static_cast<std::byte*>(pool.v) + index * bytes, pool.v_scale ? pool.v_scale + index : nullptr);
 }
 
 }  // namespace pellucid

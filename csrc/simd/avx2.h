@@ -46,6 +46,17 @@ inline Float load_int8(const int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 
+// Of each lane: the first or the second of two fp16, or the i-th of four int8.
+inline Float second_half(Int v) {
+    const __m256i words = _mm256_packus_epi32(_mm256_srli_epi32(v, 16), _mm256_setzero_si256());
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(words, 0x08)));
+}
+inline Float first_half(Int v) { return second_half(_mm256_slli_epi32(v, 16)); }
+template <int i>
+inline Float int8_of(Int v) {
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * i), 24));
+}
+
 inline Int load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline Int spread(int32_t v) { return _mm256_set1_epi32(v); }
 inline Int spread4(const int8_t* p) {
@@ -125,22 +136,6 @@ inline Float keep_lanes(Float v, int64_t begin, int64_t end, Float otherwise) {
 inline Float load_bfloat16(const uint16_t* p) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-}
-// Rows become columns.
-inline void transpose(Float (&m)[8]) {
-    Float t[8];
-    for (int i = 0; i < 8; i += 4) {
-        const Float a = _mm256_unpacklo_ps(m[i], m[i + 1]), b = _mm256_unpackhi_ps(m[i], m[i + 1]);
-        const Float c = _mm256_unpacklo_ps(m[i + 2], m[i + 3]), d = _mm256_unpackhi_ps(m[i + 2], m[i + 3]);
-        t[i] = _mm256_shuffle_ps(a, c, 0x44);
-        t[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
-        t[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
-        t[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
-    }
-    for (int c = 0; c < 4; ++c) {
-        m[c] = _mm256_permute2f128_ps(t[c], t[4 + c], 0x20);
-        m[4 + c] = _mm256_permute2f128_ps(t[c], t[4 + c], 0x31);
-    }
 }
 
 }  // namespace

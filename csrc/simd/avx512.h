@@ -38,6 +38,14 @@ inline Float load_int8(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
+// Of each lane: the first or the second of two fp16, or the i-th of four int8.
+inline Float first_half(Int v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
+inline Float second_half(Int v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(v, 16))); }
+template <int i>
+inline Float int8_of(Int v) {
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(v, 24 - 8 * i), 24));
+}
+
 inline Int load_bytes(const void* p) { return _mm512_loadu_si512(p); }
 inline Int spread(int32_t v) { return _mm512_set1_epi32(v); }
 inline Int spread4(const int8_t* p) {
@@ -92,27 +100,6 @@ inline Float keep_lanes(Float v, int64_t begin, int64_t end, Float otherwise) {
 inline Float load_bfloat16(const uint16_t* p) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-// Rows become columns.
-inline void transpose(Float (&m)[16]) {
-    Float t[16];
-    for (int i = 0; i < 16; i += 4) {
-        const Float a = _mm512_unpacklo_ps(m[i], m[i + 1]), b = _mm512_unpackhi_ps(m[i], m[i + 1]);
-        const Float c = _mm512_unpacklo_ps(m[i + 2], m[i + 3]), d = _mm512_unpackhi_ps(m[i + 2], m[i + 3]);
-        t[i] = _mm512_shuffle_ps(a, c, 0x44);
-        t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
-        t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
-        t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
-    }
-    // t[4 i + c] now holds, in its 128-bit part p, column 4 p + c of rows 4 i .. 4 i + 3.
-    for (int c = 0; c < 4; ++c) {
-        const Float a = _mm512_shuffle_f32x4(t[c], t[4 + c], 0x88), b = _mm512_shuffle_f32x4(t[8 + c], t[12 + c], 0x88);
-        const Float d = _mm512_shuffle_f32x4(t[c], t[4 + c], 0xdd), e = _mm512_shuffle_f32x4(t[8 + c], t[12 + c], 0xdd);
-        m[c] = _mm512_shuffle_f32x4(a, b, 0x88);
-        m[8 + c] = _mm512_shuffle_f32x4(a, b, 0xdd);
-        m[4 + c] = _mm512_shuffle_f32x4(d, e, 0x88);
-        m[12 + c] = _mm512_shuffle_f32x4(d, e, 0xdd);
-    }
 }
 
 }  // namespace

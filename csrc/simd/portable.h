@@ -88,6 +88,19 @@ inline Float load_int8(const int8_t* p) {
                  static_cast<float>(p[3])};
 }
 
+// Of each lane: the first or the second of two fp16, or the i-th of four int8.
+inline Float first_half(Int v) {
+    for (int i = 0; i < kLanes; ++i) v[i] &= 0xffff;
+    Float wide;
+    for (int i = 0; i < kLanes; ++i) wide[i] = half_to_float(static_cast<uint16_t>(v[i]));
+    return wide;
+}
+inline Float second_half(Int v) { return first_half(v >> 16); }
+template <int i>
+inline Float int8_of(Int v) {
+    return __builtin_convertvector((v << (24 - 8 * i)) >> 24, Float);
+}
+
 inline Int load_bytes(const void* p) {
     Int v;
     std::memcpy(&v, p, sizeof v);
@@ -173,15 +186,6 @@ inline Float keep_lanes(Float v, int64_t begin, int64_t end, Float otherwise) {
 inline Float load_bfloat16(const uint16_t* p) {
     const Int wide = {p[0], p[1], p[2], p[3]};
     return reinterpret_cast<Float>(wide << 16);
-}
-// Rows become columns.
-inline void transpose(Float (&m)[4]) {
-    for (int i = 0; i < 4; ++i)
-        for (int j = 0; j < i; ++j) {
-            const float upper = m[j][i];
-            m[j][i] = m[i][j];
-            m[i][j] = upper;
-        }
 }
 
 }  // namespace

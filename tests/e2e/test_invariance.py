@@ -26,10 +26,18 @@ BLOCKS = 256
 LENGTHS = (3, 16, 17, 40, 129, 300)
 PROMPTS = {f"p{n}": [(1_009 * n + 7_919 * k * k) % 40_000 + 100 for k in range(n)] for n in LENGTHS}
 
+# ... and the type of the KV pool, float32 unless it is named.
+KERNELS = (
+    "reference",
+    "reference int8",
+    "native",
+    *(f"native {t}" for t in ("float16", "bfloat16", "int8")),
+)
+
 Answers = dict[str, list[TokenLogprobs]]
 
 
-@pytest.fixture(scope="module", params=["reference", "native", "native float16", "native bfloat16"])
+@pytest.fixture(scope="module", params=KERNELS)
 def runner(smollm2_path: Path, request: pytest.FixtureRequest) -> Iterator[Runner]:
     kernels, _, kv_dtype = request.param.partition(" ")
     if kernels == "native" and native.obstacle(torch.device("cpu")) is not None:

@@ -172,9 +172,10 @@ def test_narrow_pools_and_weights_are_close(folders: dict[str, Path]) -> None:
     exact = load(folders["qwen3"], NativeOps())
     errors = {
         kv_dtype: relative_error(replayed(exact, tokens, kv_dtype=kv_dtype), expected)
-        for kv_dtype in (torch.float32, torch.float16, torch.bfloat16)
+        for kv_dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int8)
     }
     assert errors[torch.float32] < errors[torch.float16] < errors[torch.bfloat16] / 4 < 0.005
+    assert errors[torch.float16] < errors[torch.int8] < 0.03
 
 
 def test_a_tensor_of_nowhere_is_refused() -> None:

@@ -40,6 +40,13 @@ class Recorder:
         return self.program
 
 
+def key_rows(blocks: Tensor) -> Tensor:
+    """The inverse of `key_blocks`."""
+    size, heads = blocks.shape[1:3]
+    words = blocks.view(torch.int32).view(len(blocks), heads, -1, size)
+    return words.permute(0, 3, 1, 2).contiguous().view(blocks.dtype)
+
+
 def slices(columns: Any, *sizes: int) -> list[Any]:
     """Consecutive columns of a value."""
     starts = np.cumsum([0, *sizes[:-1]]) + columns.begin

@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pellucid.kernels.native import key_blocks
+from pellucid.kernels.reference import round_heads
+
 from .programs import Recorder, assert_close, native, run
 
 
@@ -24,7 +27,7 @@ class Case:
     softcap: float | None = None
     dtype: torch.dtype = torch.float32
     scale: float = 0.3
-    pool: list[Tensor] = field(init=False)
+    pool: list[Tensor] = field(init=False)  # keys and values; of int8 their scales, too
     tables: Tensor = field(init=False)
     q: list[Tensor] = field(init=False)  # of every position of every sequence
 
@@ -34,17 +37,23 @@ class Case:
         spare = 3
         order = torch.randperm(sum(blocks) + spare, generator=generator)
         shape = (sum(blocks) + spare, self.block_size, self.groups, self.head_dim)
-        self.pool = [torch.full(shape, torch.nan, dtype=self.dtype) for _ in "kv"]
+        nothing = 99 if self.dtype == torch.int8 else torch.nan
+        self.pool = [torch.full(shape, nothing, dtype=self.dtype) for _ in "kv"]
+        if self.dtype == torch.int8:
+            self.pool += [torch.full(shape[:3], torch.nan) for _ in "kv"]
         self.tables = torch.full((len(blocks), max(blocks)), 10**6, dtype=torch.int32)
         self.q, start = [], 0
         for s, (count, length) in enumerate(zip(blocks, self.lengths, strict=True)):
             self.tables[s, :count] = order[start : start + count]
             start += count
             self.q.append(torch.randn(length, self.heads * self.head_dim, generator=generator))
-            for part in self.pool:
-                part.view(-1, self.groups, self.head_dim)[self.slots(s)] = torch.randn(
-                    length, self.groups, self.head_dim, generator=generator
-                ).to(self.dtype)
+            for index in range(2):
+                rows = torch.randn(length, self.groups, self.head_dim, generator=generator)
+                if self.dtype == torch.int8:
+                    rows, scales = round_heads(rows)
+                    self.pool[2 + index].view(-1, self.groups)[self.slots(s)] = scales
+                flat = self.pool[index].view(-1, self.groups, self.head_dim)
+                flat[self.slots(s)] = rows.to(self.dtype)
 
     def slots(self, sequence: int) -> Tensor:
         positions = torch.arange(self.lengths[sequence])
@@ -56,8 +65,14 @@ class Case:
         length, shared = self.lengths[sequence], self.heads // self.groups
         k, v = (
             part.view(-1, self.groups, self.head_dim)[self.slots(sequence)].double()
-            for part in self.pool
+            for part in self.pool[:2]
         )
+        if self.dtype == torch.int8:
+            slots = self.slots(sequence)
+            k, v = (
+                part * scales.view(-1, self.groups, 1)[slots].double()
+                for part, scales in zip((k, v), self.pool[2:], strict=True)
+            )
         k, v = (part.repeat_interleave(shared, dim=1) for part in (k, v))
         q = self.q[sequence].double().view(length, self.heads, self.head_dim)
         scores = torch.einsum("ihd,jhd->hij", q, k) * self.scale
@@ -75,7 +90,7 @@ class Case:
         recorder = Recorder()
         rows = torch.cat([self.q[s][begin:end] for s, begin, end in chunks])
         width = self.heads * self.head_dim
-        pool = native.KVPool(*self.pool)
+        pool = native.KVPool(key_blocks(self.pool[0]), *self.pool[1:])
         out = recorder.op(
             "paged_attention",
             width,
@@ -115,6 +130,10 @@ CASES = {
     "fp16": Case([520], dtype=torch.float16, block_size=5),
     "fp16, odd": Case([37, 301], heads=9, groups=3, head_dim=48, block_size=7, dtype=torch.float16),
     "fp16, window and cap": Case([520], dtype=torch.float16, window=257, softcap=5.0),
+    "int8": Case([520], dtype=torch.int8, block_size=5),
+    "int8, odd": Case([37, 301], heads=9, groups=3, head_dim=48, block_size=7, dtype=torch.int8),
+    "int8, wide": Case([270], heads=14, groups=2, head_dim=112, dtype=torch.int8),
+    "int8, window and cap": Case([520], dtype=torch.int8, window=257, softcap=5.0),
     "bf16, window and cap": Case([520], dtype=torch.bfloat16, window=257, softcap=5.0),
 }
 
@@ -209,6 +228,13 @@ def test_pools_that_cannot_be() -> None:
         native.KVPool(good, good.bfloat16())
     with pytest.raises(ValueError, match="neither"):
         native.KVPool(good.double(), good.double())
+    scales, whole = torch.zeros(4, 4, 2), good.to(torch.int8)
+    with pytest.raises(ValueError, match="an int8 pool has scales"):
+        native.KVPool(whole, whole, scales)
+    with pytest.raises(ValueError, match="an int8 pool has scales"):
+        native.KVPool(good, good, scales, scales)
+    with pytest.raises(ValueError, match="scales are not"):
+        native.KVPool(whole, whole, scales[:3], scales)
     recorder = Recorder()
     rows = recorder.rows(torch.zeros(1, 2 * 40))
     pool = native.KVPool(torch.zeros(4, 4, 2, 40), torch.zeros(4, 4, 2, 40))

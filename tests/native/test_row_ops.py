@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from pellucid.kernels.reference import ReferenceOps
+from pellucid.kernels.reference import ReferenceOps, round_heads
 
-from .programs import Recorder, assert_close, native, run, slices
+from .programs import Recorder, assert_close, key_rows, native, run, slices
 
 REFERENCE = ReferenceOps()
 SIZES = [1, 3, 16, 31, 100, 576]
@@ -155,7 +155,8 @@ def test_rope_and_write_kv(head_dim: int, rotated: int, dtype: torch.dtype) -> N
     cos, sin = tables[0][positions], tables[1][positions]
     want_q, want_k, want_v = (part.view(rows, -1, head_dim) for part in values.split(sizes, dim=1))
     assert_close(result, REFERENCE.rope(want_q, cos, sin).flatten(1))
-    k_pool, v_pool = (part.view(-1, groups, head_dim) for part in pool)
+    rows_of = (key_rows(pool[0]), pool[1])
+    k_pool, v_pool = (part.view(-1, groups, head_dim) for part in rows_of)
     tolerance = max(2e-6, torch.finfo(dtype).eps)
     assert_close(k_pool[slots].float(), REFERENCE.rope(want_k, cos, sin), tolerance)
     assert torch.equal(v_pool[slots], want_v.to(dtype))
@@ -193,3 +194,34 @@ def test_float16_pool_keeps_nan() -> None:
     recorder.program.write_kv(rows, rows, native.KVPool(*pool))
     run(recorder.finish(rows), range(1), 16, slots=torch.zeros(1, dtype=torch.int64))
     assert all(part.isnan().all() for part in pool)
+
+
+def test_int8_pool_has_a_scale_per_head() -> None:
+    """A zero head and a tiny one among others; the reference's bits."""
+    values = random(6, 3 * 48) * torch.logspace(-8, 4, 3).repeat_interleave(48)
+    values[2] = 0.0
+    values[3, :48] = 1e-33
+    pool = [torch.zeros(3, 2, 3, 48, dtype=torch.int8) for _ in "kv"]
+    scales = [torch.zeros(3, 2, 3) for _ in "kv"]
+    recorder = Recorder()
+    rows = recorder.rows(values)
+    recorder.program.write_kv(rows, rows, native.KVPool(*pool, *scales))
+    slots = torch.tensor([5, 0, 2, 4, 1, 3])
+    run(recorder.finish(rows), range(6), values.shape[1], slots=slots)
+    want, want_scales = round_heads(values.view(6, 3, 48))
+    for part, part_scales in zip((key_rows(pool[0]), pool[1]), scales, strict=True):
+        assert torch.equal(part.view(6, 3, 48)[slots], want)
+        assert torch.equal(part_scales.view(6, 3)[slots], want_scales)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_int8_pool_shows_what_is_not_finite(wrong: float) -> None:
+    values = torch.ones(1, 48)
+    values[0, 17] = wrong
+    pool = [torch.zeros(1, 1, 1, 48, dtype=torch.int8) for _ in "kv"]
+    scales = [torch.zeros(1, 1, 1) for _ in "kv"]
+    recorder = Recorder()
+    rows = recorder.rows(values)
+    recorder.program.write_kv(rows, rows, native.KVPool(*pool, *scales))
+    run(recorder.finish(rows), range(1), 48, slots=torch.zeros(1, dtype=torch.int64))
+    assert not any(part.isfinite().any() for part in scales)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from pellucid.config import CacheSettings
 from pellucid.errors import ConfigError
+from pellucid.kernels.interface import allocate_kv, kv_head_bytes
 from pellucid.models.config import ModelConfig
 from pellucid.runner.memory import fit_model_len, kv_block_bytes, kv_pool_blocks, model_len_limit
 
@@ -24,7 +26,15 @@ MIB = 1 << 20
 
 
 def test_a_block_holds_keys_and_values_of_all_layers():
-    assert kv_block_bytes(CONFIG, block_size=8, itemsize=4) == 3 * 2 * (8 * 2 * 16) * 4
+    assert kv_block_bytes(CONFIG, block_size=8, head_bytes=64) == 3 * 2 * (8 * 2 * 16) * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_the_pool_takes_what_was_accounted_for(dtype):
+    layers = allocate_kv(3, 5, 8, 2, 16, dtype, torch.device("cpu"))
+    tensors = [t for kv in layers for t in (kv.k, kv.v, kv.k_scale, kv.v_scale) if t is not None]
+    head_bytes = kv_head_bytes(16, dtype)
+    assert sum(t.nbytes for t in tensors) == 5 * kv_block_bytes(CONFIG, 8, head_bytes)
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ def _model(files: ModelFiles) -> dict[str, Any]:
 
 
 def _memory(engine: EngineConfig, files: ModelFiles, kernels: str) -> dict[str, Any]:
+    from pellucid.kernels.interface import kv_head_bytes
     from pellucid.load.model_config import load_config
     from pellucid.runner import device as device_api
     from pellucid.runner.memory import kv_block_bytes, kv_pool_blocks, model_len_limit
@@ -126,7 +127,8 @@ def _memory(engine: EngineConfig, files: ModelFiles, kernels: str) -> dict[str, 
     weights = _num_parameters(config) * dtype.itemsize
     if kernels == "native" and files.kind == "gguf":  # whose blocks stay as small as they are
         weights = _size_on_disk(files)
-    block_bytes = kv_block_bytes(config, cache.block_size, kv_dtype.itemsize)
+    head_bytes = kv_head_bytes(config.head_dim, kv_dtype)
+    block_bytes = kv_block_bytes(config, cache.block_size, head_bytes)
     max_model_len = model_len_limit(config, engine.model.max_model_len)
     available = device_api.available_memory(device)
     blocks = kv_pool_blocks(

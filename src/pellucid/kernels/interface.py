@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CACHE_LINE = 64  # bytes
+SCALE_DTYPE = torch.float32  # of an int8 KV pool
 
 Weight = Any
 """A matrix in the form that a backend's `pack` gave it: only that backend's ops look inside."""
@@ -100,10 +101,22 @@ class AttentionInputs:
 
 @dataclass(slots=True)
 class KVLayer:
-    """One layer's pool: [num_blocks, block_size, G, D] each."""
+    """One layer's pool: [num_blocks, block_size, G, D] each.
+
+    An int8 pool has a float32 scale for each slot and head, [num_blocks, block_size, G]: what is
+    stored stands for scale * int8.
+    """
 
     k: Tensor
     v: Tensor
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
+
+
+def kv_head_bytes(head_dim: int, dtype: torch.dtype) -> int:
+    """What one head of one slot takes in a pool of `dtype`, its scale included."""
+    scale_bytes = SCALE_DTYPE.itemsize if dtype == torch.int8 else 0
+    return head_dim * dtype.itemsize + scale_bytes
 
 
 def allocate_kv(
@@ -117,8 +130,12 @@ def allocate_kv(
 ) -> list[KVLayer]:
     """The whole KV pool. Zeroed: a masked slot must not hold NaN."""
     shape = (num_blocks, block_size, num_kv_heads, head_dim)
+
+    def scales() -> Tensor | None:
+        return _zeros(shape[:3], SCALE_DTYPE, device) if dtype == torch.int8 else None
+
     return [
-        KVLayer(_zeros(shape, dtype, device), _zeros(shape, dtype, device))
+        KVLayer(_zeros(shape, dtype, device), _zeros(shape, dtype, device), scales(), scales())
         for _ in range(num_layers)
     ]
 

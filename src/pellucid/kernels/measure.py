@@ -19,11 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.kernels.dispatch import select_ops
-from pellucid.kernels.interface import AttentionInputs, IntegerMatrix, KVLayer, allocate_kv
+from pellucid.kernels.interface import (
+    AttentionInputs,
+    IntegerMatrix,
+    KVLayer,
+    allocate_kv,
+    kv_head_bytes,
+)
 from pellucid.kernels.machine_limits import Limits, measure_limits
-from pellucid.kernels.native import NativeOps, thread_team
+from pellucid.kernels.native import NativeOps, key_blocks, thread_team
 from pellucid.kernels.native_weights import NativeWeight, pack_float, pack_integers
-from pellucid.kernels.reference import ReferenceOps
+from pellucid.kernels.reference import ReferenceOps, round_heads
 
 COLD_BYTES = 96 << 20  # of weights or keys and values that a program goes through
 MAX_COPIES = 64
@@ -31,7 +37,7 @@ SECONDS = 0.15  # per measurement, three runs at least; the best one counts
 BLOCK_SIZE = 16
 EPS = 1e-6
 WEIGHTS = ("int4", "int8", "bfloat16", "float32")
-KV_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KV_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,17 +177,14 @@ class Bench:
         heads, kv_heads, head_dim = shapes.heads, shapes.kv_heads, shapes.head_dim
         inputs, num_blocks = _attention_inputs(sequences)
         rows = len(inputs.positions)
-        slot_bytes = 2 * kv_heads * head_dim * dtype.itemsize
+        slot_bytes = 2 * kv_heads * kv_head_bytes(head_dim, dtype)
         pool_bytes = sum(length for length, _ in sequences) * slot_bytes
         layers = _copies(pool_bytes) if rows == len(sequences) else 1
         shape = (num_blocks, BLOCK_SIZE, kv_heads, head_dim)
-        pools = [
-            KVLayer(self._random(*shape).to(dtype), self._random(*shape).to(dtype))
-            for _ in range(layers)
-        ]
+        pools = [self._pool(shape, dtype) for _ in range(layers)]
         x, scale = self._random(rows, heads * head_dim), head_dim**-0.5
 
-        def forward(ops: ReferenceOps, t: Tensor) -> Tensor:
+        def forward(ops: ReferenceOps, pools: list[KVLayer], t: Tensor) -> Tensor:
             for pool in pools:  # the output of one layer is as good a query as any
                 t = ops.paged_attention(
                     t.view(len(t), heads, head_dim), pool, inputs, scale
@@ -189,7 +192,10 @@ class Bench:
             return t
 
         ops, reference = NativeOps(), ReferenceOps()
-        seconds, out = self._run(ops, x, "paged_attention", lambda t: forward(ops, t), inputs)
+        packed = [KVLayer(key_blocks(p.k), p.v, p.k_scale, p.v_scale) for p in pools]
+        seconds, out = self._run(
+            ops, x, "paged_attention", lambda t: forward(ops, packed, t), inputs
+        )
         inputs.plan = reference.plan_attention(inputs, pools[0], heads)
         seen = sum(length - count + 1 + i for length, count in sequences for i in range(count))
         decoding = rows == len(sequences)
@@ -199,9 +205,16 @@ class Bench:
             *(str(dtype).removeprefix("torch."), rows, seconds / layers),
             bytes=pool_bytes + rows * 8 * heads * head_dim,
             operations=4 * seen * heads * head_dim,
-            error=_error(out, forward(reference, x)),
+            error=_error(out, forward(reference, pools, x)),
             arithmetic="float32",
         )
+
+    def _pool(self, shape: tuple[int, ...], dtype: torch.dtype) -> KVLayer:
+        k, v = self._random(*shape), self._random(*shape)
+        if dtype != torch.int8:
+            return KVLayer(k.to(dtype), v.to(dtype))
+        (k, k_scale), (v, v_scale) = round_heads(k), round_heads(v)
+        return KVLayer(k, v, k_scale, v_scale)
 
     # ---- the rest
 

@@ -106,11 +106,21 @@ class Tape:
         return self.columns(out), self.columns(total), self.columns(update), added
 
     def pool(self, kv: KVLayer) -> _native.KVPool:
-        return self._pool(kv.k, kv.v)
+        return self._pool(kv.k, kv.v, kv.k_scale, kv.v_scale)
 
     def index(self, ids: Tensor) -> str:
         """Which input of the step `ids` are."""
         return self._index[ids.data_ptr()]
+
+
+def key_blocks(k: Tensor) -> Tensor:
+    """Keys [num_blocks, block_size, G, D] as the kernels keep them, under the same shape and dtype.
+
+    That is [num_blocks, G, words of D, block_size] in 32-bit words, of which each holds 1, 2 or 4
+    neighbouring components. The pool of a model is written and read by the kernels alone.
+    """
+    words = k.contiguous().view(torch.int32)
+    return words.permute(0, 2, 3, 1).contiguous().view(k.dtype).view(k.shape)
 
 
 class NativeOps(ReferenceOps):

@@ -143,8 +143,11 @@ class ReferenceOps:
 
     def write_kv(self, k: Tensor, v: Tensor, inputs: AttentionInputs, kv: KVLayer) -> None:
         """Store `k` and `v` [T, G, D] at `inputs.slot_mapping`."""
-        for pool, rows in ((kv.k, k), (kv.v, v)):
-            pool.view(-1, *pool.shape[2:]).index_copy_(0, inputs.slot_mapping, rows.to(pool.dtype))
+        for pool, scales, rows in ((kv.k, kv.k_scale, k), (kv.v, kv.v_scale, v)):
+            if scales is not None:
+                rows, row_scales = round_heads(rows)
+                scales.flatten(0, 1).index_copy_(0, inputs.slot_mapping, row_scales)
+            pool.flatten(0, 1).index_copy_(0, inputs.slot_mapping, rows.to(pool.dtype))
 
     def plan_attention(
         self,
@@ -192,6 +195,17 @@ class ReferenceOps:
     def softcap(self, x: Tensor, cap: float) -> Tensor:
         """cap * tanh(x / cap): keeps |x| below `cap`."""
         return torch.tanh(x / cap) * cap
+
+
+def round_heads(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Heads [..., D] as int8, to nearest, and their float32 scales [...]: absmax / 127.
+
+    A scale is not finite if a component is not. The floor keeps a zero head's scale from being 0.
+    """
+    wide = x.float()
+    scales = wide.abs().amax(-1).clamp_min(1e-30) / 127
+    rounded = torch.round(wide / scales.unsqueeze(-1))
+    return rounded.nan_to_num(0.0).to(torch.int8), scales
 
 
 def _linear_in_tiles(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

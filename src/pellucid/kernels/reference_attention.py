@@ -50,15 +50,18 @@ class Gathered:
 
     def read(self, kv: KVLayer, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values at `rows` of the pools: [items, PARTITION, D] float32 each."""
-        return self._read(kv.k, rows, self._keys), self._read(kv.v, rows, self._values)
+        keys = self._read(kv.k, kv.k_scale, rows, self._keys)
+        return keys, self._read(kv.v, kv.v_scale, rows, self._values)
 
-    def _read(self, pool: Tensor, rows: Tensor, room: Tensor) -> Tensor:
+    def _read(self, pool: Tensor, scales: Tensor | None, rows: Tensor, room: Tensor) -> Tensor:
         head_dim = pool.shape[3]
         flat, out = pool.view(-1, head_dim), room[: len(rows)]
         if self._stored is None:
             torch.index_select(flat, 0, rows, out=out)
         else:
             out.copy_(torch.index_select(flat, 0, rows, out=self._stored[: len(rows)]))
+        if scales is not None:
+            out.mul_(scales.flatten().index_select(0, rows).unsqueeze(1))
         return out.view(-1, PARTITION, head_dim)
 
 

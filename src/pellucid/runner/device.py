@@ -44,6 +44,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def pick_kv_dtype(name: str, dtype: torch.dtype, kernels: str) -> torch.dtype:
     """The dtype of the KV pool; "auto" is `dtype`."""
+    if name == "int8":
+        return torch.int8
     return dtype if name == "auto" else _DTYPES[name]
 
 

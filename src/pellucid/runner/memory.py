@@ -10,10 +10,9 @@ from pellucid.models.config import ModelConfig
 PREFIX_CACHE_SHARE = 2
 
 
-def kv_block_bytes(config: ModelConfig, block_size: int, itemsize: int) -> int:
-    """Bytes of one KV block over all layers, keys and values."""
-    values = config.num_layers * block_size * config.num_kv_heads * config.head_dim
-    return 2 * values * itemsize
+def kv_block_bytes(config: ModelConfig, block_size: int, head_bytes: int) -> int:
+    """Bytes of one KV block over all layers, keys and values, where a head takes `head_bytes`."""
+    return 2 * config.num_layers * block_size * config.num_kv_heads * head_bytes
 
 
 def model_len_limit(config: ModelConfig, asked: int | None) -> int:

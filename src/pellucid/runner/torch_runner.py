@@ -12,7 +12,7 @@ import torch
 from pellucid.config import EngineConfig
 from pellucid.errors import ConfigError, ModelError
 from pellucid.kernels.dispatch import KernelsUnavailable, select_ops
-from pellucid.kernels.interface import allocate_kv
+from pellucid.kernels.interface import allocate_kv, kv_head_bytes
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.load.files import ModelFiles
 from pellucid.messages import EngineInfo, TokenLogprobs
@@ -23,6 +23,7 @@ from pellucid.runner import device as device_api
 from pellucid.runner.base import Chunk, KVCapacity, NewRow, StepPlan, StepResult
 from pellucid.runner.batch import Batch, Ints, StepRows
 from pellucid.runner.executor import Forward, make_executor
+from pellucid.runner.first_touch import FirstTouch
 from pellucid.runner.memory import fit_model_len, kv_block_bytes, kv_pool_blocks, model_len_limit
 from pellucid.runner.sampling import RowSampling
 from pellucid.sampling_params import SamplingParams
@@ -86,6 +87,8 @@ class TorchRunner:
 
     def close(self) -> None:
         """Let go of the model and the KV pool."""
+        if self._first_touch is not None:
+            self._first_touch.stop()
         self._kv.clear()
         del self._executor, self._model
 
@@ -116,7 +119,8 @@ class TorchRunner:
         dtype = device_api.pick_kv_dtype(
             config.cache.kv_cache_dtype, self._dtype, self._model.ops.name
         )
-        block_bytes = kv_block_bytes(shape, block_size, dtype.itemsize)
+        head_bytes = kv_head_bytes(shape.head_dim, dtype)
+        block_bytes = kv_block_bytes(shape, block_size, head_bytes)
         num_blocks = kv_pool_blocks(
             config.cache,
             block_bytes,
@@ -135,6 +139,7 @@ class TorchRunner:
             dtype,
             self.device,
         )
+        self._first_touch = FirstTouch(self._kv) if self.device.type == "cpu" else None
 
     def _describe(self, config: EngineConfig, name: str) -> EngineInfo:
         shape = self._model.config

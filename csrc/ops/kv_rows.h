@@ -1,0 +1,240 @@
+// Keys and values of one partition of a paged pool: where they lie, how they are fetched, packed and made floats.
+// Included after a simd header.
+//
+// Values lie row by row, keys as attention reads them: a vector holds the same components of many keys. They are handled
+// in 32-bit words, whatever numbers are in a word, and read from blocks [words][block_size], or from panels [words][64]
+// where a block is no whole number of vectors, and where they were widened for many rows.
+//
+//     float32   1 number per word        bfloat16, float16   2, the lower half first        int8   4, the lowest first
+
+#pragma once
+
+#include <type_traits>
+
+
+#include "vector_math.h"
+
+namespace pellucid {
+namespace {
+
+constexpr int kPanelKeys = 64;
+
+struct Range {
+    int64_t begin, end;  // of positions, counted from the start of the partition
+
+    bool empty() const { return begin >= end; }
+    bool has(int64_t key) const { return key >= begin && key < end; }
+};
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// What the tokens from `first` to `last` of the tile see of the partition, together.
+inline Range visible(const AttentionTile& tile, int64_t partition, int64_t first, int64_t last) {
+    const int64_t start = partition * kPartition;
+    const int64_t end = tile.first_position + last + 1 - start;
+    const int64_t position = tile.first_position + first;
+    const int64_t begin = tile.window > position ? 0 : position - tile.window + 1 - start;
+    return {larger(begin, 0), smaller(end, kPartition)};
+}
+
+inline Range all_visible(const AttentionTile& tile, int64_t partition) {
+    return visible(tile, partition, 0, tile.num_tokens - 1);
+}
+
+// Calls f(first, count, block, offset) for each run of positions in `range` that lie side by side in a block.
+template <class F>
+inline void for_blocks(const AttentionTile& tile, int64_t partition, Range range, F f) {
+    const int64_t start = partition * kPartition;
+    for (int64_t i = range.begin; i < range.end;) {
+        const int64_t block = (start + i) / tile.block_size, offset = (start + i) % tile.block_size;
+        const int64_t count = smaller(tile.block_size - offset, range.end - i);
+        f(i, count, int64_t{tile.block_table[block]}, offset);
+        i += count;
+    }
+}
+
+inline int64_t row_bytes(const AttentionTile& tile) { return tile.head_dim * kv_bytes(tile.kv_type); }
+inline int64_t slot_bytes(const AttentionTile& tile) { return tile.slot_stride * kv_bytes(tile.kv_type); }
+
+// The keys of the tile's head in a block.
+inline const std::byte* keys_of(const AttentionTile& tile, int64_t block) {
+    return static_cast<const std::byte*>(tile.k) + block * tile.block_size * slot_bytes(tile);
+}
+
+// offsets[i] is how many bytes after slot 0 the value of position i of the partition lies, for i in `range`.
+inline void find_offsets(const AttentionTile& tile, int64_t partition, Range range, int64_t* offsets) {
+    const int64_t stride = slot_bytes(tile);
+    for_blocks(tile, partition, range, [&](int64_t first, int64_t count, int64_t block, int64_t offset) {
+        const int64_t base = (block * tile.block_size + offset) * stride;
+        for (int64_t i = 0; i < count; ++i) offsets[first + i] = base + i * stride;
+    });
+}
+
+// The scales of an int8 pool for all positions of the partition; 0 for those outside of `range`.
+inline void find_scales(const AttentionTile& tile, int64_t partition, Range range, const float* pool, float* scales) {
+    for (int64_t i = 0; i < kPartition; i += kLanes) store(scales + i, spread(0.0f));
+    for_blocks(tile, partition, range, [&](int64_t first, int64_t count, int64_t block, int64_t offset) {
+        const float* from = pool + (block * tile.block_size + offset) * tile.scale_stride;
+        for (int64_t i = 0; i < count; ++i) scales[first + i] = from[i * tile.scale_stride];
+    });
+}
+
+// ---- numbers ----
+
+// Number `i` of each 32-bit word, as floats.
+template <KVType kType>
+struct Words {
+    static constexpr int kNumbers = 4 / kv_bytes(kType);
+
+    static Float number(const float* words, int i) {
+        if constexpr (kType == KVType::Float32) return load(words);
+        const Int w = load_bytes(words);
+        if constexpr (kType == KVType::BFloat16) return i == 0 ? first_bfloat16(w) : second_bfloat16(w);
+        if constexpr (kType == KVType::Float16) return i == 0 ? first_half(w) : second_half(w);
+        switch (i) {
+            case 0: return int8_of<0>(w);
+            case 1: return int8_of<1>(w);
+            case 2: return int8_of<2>(w);
+            default: return int8_of<3>(w);
+        }
+    }
+};
+
+// The rows of a head's pool.
+template <KVType kType>
+struct PoolRows {
+    const std::byte* data;
+    const int64_t* offsets;
+
+    const std::byte* row(int64_t key) const { return data + offsets[key]; }
+    Float operator()(int64_t key, int64_t d) const {
+        const std::byte* p = row(key) + d * kv_bytes(kType);
+        if constexpr (kType == KVType::Float32) return load(reinterpret_cast<const float*>(p));
+        if constexpr (kType == KVType::BFloat16) return load_bfloat16(reinterpret_cast<const uint16_t*>(p));
+        if constexpr (kType == KVType::Float16) return load_half(reinterpret_cast<const uint16_t*>(p));
+        if constexpr (kType == KVType::Int8) return load_int8(reinterpret_cast<const int8_t*>(p));
+    }
+};
+
+struct DenseRows {
+    const float* data;
+    int64_t stride;
+    Float operator()(int64_t key, int64_t d) const { return load(data + key * stride + d); }
+};
+
+// ---- fetching ----
+
+// To all caches: what is fetched ahead is evicted to level 2 meanwhile, and yet arrives there sooner than if it was
+// asked for there.
+inline void fetch_row(const std::byte* row, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 3);
+}
+
+// Fetches the keys and values of the partition that comes next, a position's share at a time, all the while the present
+// one is computed. Else memory and core would take turns to rest.
+class Ahead {
+public:
+    explicit Ahead(const NextPartition& next) : tile_(next.tile) {
+        if (!tile_) return;
+        const Range range = all_visible(*tile_, next.partition);
+        position_ = next.partition * kPartition + range.begin;
+        end_ = next.partition * kPartition + range.end;
+        bytes_ = row_bytes(*tile_);
+        stride_ = slot_bytes(*tile_);
+    }
+
+    void fetch() {
+        if (left_ == 0 && !enter_block()) return;
+        fetch_row(k_, bytes_);
+        fetch_row(v_, bytes_);
+        k_ += bytes_;
+        v_ += stride_;
+        --left_;
+    }
+
+private:
+    bool enter_block() {
+        if (position_ >= end_) return false;
+        const int64_t block = tile_->block_table[position_ / tile_->block_size];
+        const int64_t offset = position_ % tile_->block_size;
+        left_ = smaller(tile_->block_size - offset, end_ - position_);
+        k_ = keys_of(*tile_, block) + offset * bytes_;
+        v_ = static_cast<const std::byte*>(tile_->v) + (block * tile_->block_size + offset) * stride_;
+        position_ += left_;
+        return true;
+    }
+
+    const AttentionTile* tile_;
+    int64_t position_ = 0, end_ = 0, left_ = 0;
+    int64_t bytes_ = 0, stride_ = 0;
+    const std::byte* k_ = nullptr;
+    const std::byte* v_ = nullptr;
+};
+
+// ---- packing ----
+
+// Columns [0, count) of a matrix of words, to a panel; at most kLanes.
+inline void copy_columns(const float* from, int64_t from_stride, int64_t rows, int64_t count, float* to) {
+    for (int64_t r = 0; r < rows; ++r, from += from_stride, to += kPanelKeys)
+        store_up_to(to, load_up_to(from, static_cast<int>(count)), static_cast<int>(count));
+}
+
+// Where the keys of a partition lie: word w of keys [i * kLanes, (i + 1) * kLanes) is at vectors[i] + w * stride. Lanes of
+// keys that nobody sees hold anything.
+struct KeyVectors {
+    const float* vectors[kPartition / kLanes];
+    int64_t stride;
+};
+
+inline void point_to_panels(const float* panels, int64_t words, KeyVectors& keys) {
+    for (int64_t i = 0; i < kPartition / kLanes; ++i)
+        keys.vectors[i] = panels + i * kLanes / kPanelKeys * kPanelKeys * words + i * kLanes % kPanelKeys;
+    keys.stride = kPanelKeys;
+}
+
+// Finds the keys from `range` on back to a multiple of kPanelKeys, in place if that can be. `panels` has room for all.
+inline void find_keys(const AttentionTile& tile, int64_t partition, Range range, float* panels, KeyVectors& keys) {
+    const int64_t words = row_bytes(tile) / 4;
+    const auto words_of = [&](int64_t block) { return reinterpret_cast<const float*>(keys_of(tile, block)); };
+    if (tile.block_size % kLanes == 0) {
+        const Range whole{range.begin / kPanelKeys * kPanelKeys, range.end};
+        for_blocks(tile, partition, whole, [&](int64_t first, int64_t count, int64_t block, int64_t offset) {
+            for (int64_t i = 0; i < count; i += kLanes)
+                keys.vectors[(first + i) / kLanes] = words_of(block) + offset + i;
+        });
+        keys.stride = tile.block_size;
+        return;
+    }
+    point_to_panels(panels, words, keys);
+    for_blocks(tile, partition, range, [&](int64_t first, int64_t count, int64_t block, int64_t offset) {
+        for (int64_t key = first, end = first + count; key < end;) {
+            const int64_t run = smaller(end - key, kLanes - key % kLanes);
+            float* to = panels + (keys.vectors[key / kLanes] - panels) + key % kLanes;
+            copy_columns(words_of(block) + offset + (key - first), tile.block_size, words, run, to);
+            key += run;
+        }
+    });
+}
+
+// From words to panels of floats, from the same multiple of kPanelKeys on.
+template <KVType kType>
+void widen_keys(const KeyVectors& keys, Range range, int64_t head_dim, float* panels, KeyVectors& wide) {
+    using Number = Words<kType>;
+    point_to_panels(panels, head_dim, wide);
+    for (int64_t i = range.begin / kPanelKeys * kPanelKeys / kLanes; i * kLanes < range.end; ++i) {
+        const float* from = keys.vectors[i];
+        float* to = panels + (wide.vectors[i] - panels);
+        for (int64_t w = 0; w < head_dim / Number::kNumbers; ++w, from += keys.stride)
+            for (int n = 0; n < Number::kNumbers; ++n, to += kPanelKeys) store(to, Number::number(from, n));
+    }
+}
+
+template <KVType kType>
+void pack_values(const PoolRows<kType>& rows, Range range, int64_t head_dim, float* out) {
+    for (int64_t key = range.begin; key < range.end; ++key)
+        for (int64_t d = 0; d < head_dim; d += kLanes) store(out + key * head_dim + d, rows(key, d));
+}
+
+}  // namespace
+}  // namespace pellucid

@@ -1,0 +1,173 @@
+// A recorded model of two layers on a team of threads: every step in company must give the bits of a sequence alone,
+// token by token on one thread.
+
+#include <cmath>
+#include <numeric>
+
+#include "program.h"
+#include "tools/check.h"
+
+namespace pellucid::check {
+
+namespace {
+
+constexpr int64_t kVocab = 50, kHidden = 96, kHeads = 6, kGroups = 2, kHeadDim = 16, kInner = 64, kLayers = 2;
+constexpr int64_t kBlockSize = 5, kBlocks = 80, kPositions = 330, kQ = kHeads * kHeadDim, kKV = kGroups * kHeadDim;
+
+struct Pool {
+    std::vector<std::byte> k, v;
+    std::vector<float> k_scale, v_scale;
+    KVPool view;
+
+    explicit Pool(KVType type) {
+        const int64_t heads = kBlocks * kBlockSize * kGroups, bytes = heads * kHeadDim * kv_bytes(type);
+        k.resize(static_cast<size_t>(bytes), std::byte{0xff});
+        v = k;
+        if (type == KVType::Int8) k_scale.resize(static_cast<size_t>(heads), NAN);
+        v_scale = k_scale;
+        view = {.k = k.data(), .v = v.data(), .k_scale = k_scale.data(), .v_scale = v_scale.data(), .type = type,
+                .num_blocks = kBlocks, .block_size = kBlockSize, .num_kv_heads = kGroups, .head_dim = kHeadDim,
+                .owner = nullptr};
+    }
+};
+
+FloatTensor ones(int64_t n) {
+    auto data = std::make_shared<std::vector<float>>(n, 1.0f);
+    return {.data = data->data(), .rows = 1, .columns = n, .owner = data};
+}
+
+FloatTensor table(int64_t rows, int64_t columns) {
+    auto data = std::make_shared<std::vector<float>>(random_floats(rows * columns));
+    return {.data = data->data(), .rows = rows, .columns = columns, .owner = data};
+}
+
+struct Weights {
+    WeightFormat eight{.kind = WeightKind::Int8, .group = 32, .zero = 128}, wide{.kind = WeightKind::Float32};
+    PackedWeight embedding = random_weight(kVocab, kHidden, wide);
+    PackedWeight qkv = random_weight(kQ + 2 * kKV, kHidden, eight), out = random_weight(kHidden, kQ, eight);
+    PackedWeight gate_up = random_weight(2 * kInner, kHidden, eight), down = random_weight(kHidden, kInner, eight);
+    FloatTensor cosine = table(kPositions, kHeadDim / 2), sine = table(kPositions, kHeadDim / 2);
+};
+
+void record(Program& program, const Weights& w, std::vector<Pool>& pools, int64_t max_rows) {
+    const auto buffer = [&](int64_t columns) { return Columns{program.add_buffer(columns), 0, columns}; };
+    Columns update = buffer(kHidden), residual{};
+    program.embedding(update, w.embedding, 1.0f, Embedding::Index::Tokens);
+    const auto norm = [&] {
+        const Columns x = buffer(kHidden), total = buffer(kHidden);
+        program.norm(x, total, update, residual, ones(kHidden), {}, 1e-5f);
+        residual = total;
+        return x;
+    };
+    const auto product = [&](const Columns& x, const PackedWeight& weight) {
+        const Columns y = buffer(weight.n);
+        program.linear(y, x, weight, {});
+        return y;
+    };
+    for (Pool& pool : pools) {
+        const Columns qkv = product(norm(), w.qkv), turned = buffer(kQ), mixed = buffer(kQ), inner = buffer(kInner);
+        const Columns q{qkv.buffer, 0, kQ}, k{qkv.buffer, kQ, kKV}, v{qkv.buffer, kQ + kKV, kKV};
+        program.rope_and_write_kv(turned, q, k, v, w.cosine, w.sine, pool.view);
+        program.paged_attention(mixed, turned, pool.view, 0.25f, std::nullopt, std::nullopt);
+        update = product(mixed, w.out);
+        program.activate(inner, product(norm(), w.gate_up), {.kind = ActivationKind::SiluMul});
+        update = product(inner, w.down);
+    }
+    program.finalize(product(norm(), w.embedding), max_rows);
+}
+
+// `count` tokens of a sequence from `start` on.
+struct Chunk {
+    int64_t sequence, start, count;
+};
+
+int64_t token(int64_t sequence, int64_t position) { return (7 * sequence + 3 * position * position) % kVocab; }
+
+class Model {
+public:
+    Model(const Weights& weights, KVType type, uint32_t threads) : pools_(kLayers, Pool(type)), team_(threads) {
+        for (Pool& pool : pools_) pool = Pool(type);
+        record(program_, weights, pools_, 400);
+        program_.poison();
+    }
+
+    // Logits of every row.
+    std::vector<float> step(const std::vector<Chunk>& chunks) {
+        std::vector<int64_t> tokens, positions, slots, sampled;
+        std::vector<int32_t> tables, starts{0}, lengths;
+        constexpr int64_t kWidth = kPositions / kBlockSize;
+        for (const Chunk& c : chunks) {
+            // Sequence s has the blocks s, s + 5, s + 10 ...: never side by side.
+            for (int64_t b = 0; b < kWidth; ++b) tables.push_back(static_cast<int32_t>((c.sequence + 5 * b) % kBlocks));
+            for (int64_t p = c.start; p < c.start + c.count; ++p) {
+                tokens.push_back(token(c.sequence, p));
+                positions.push_back(p);
+                slots.push_back((c.sequence + 5 * (p / kBlockSize)) % kBlocks * kBlockSize + p % kBlockSize);
+            }
+            starts.push_back(static_cast<int32_t>(tokens.size()));
+            lengths.push_back(static_cast<int32_t>(c.start + c.count));
+        }
+        sampled.resize(tokens.size());
+        std::iota(sampled.begin(), sampled.end(), 0);
+        std::vector<float> out(tokens.size() * kVocab);
+        const auto rows = static_cast<int64_t>(tokens.size());
+        program_.run(team_,
+                     {.rows = rows, .num_sequences = static_cast<int64_t>(chunks.size()), .table_width = kWidth,
+                      .num_sampled = rows, .token_ids = tokens.data(), .positions = positions.data(),
+                      .slots = slots.data(), .block_tables = tables.data(), .query_start = starts.data(),
+                      .seq_lens = lengths.data(), .sampled = sampled.data()},
+                     out.data());
+        return out;
+    }
+
+private:
+    std::vector<Pool> pools_;
+    Program program_;
+    ThreadTeam team_;
+};
+
+void check_type(const char* name, KVType type, const Weights& weights) {
+    // Sequences 0 to 4 share no block while each is shorter than 16 blocks of 5.
+    const std::vector<std::vector<Chunk>> steps = {{{0, 0, 70}, {1, 0, 1}},
+                                                   {{1, 1, 33}, {0, 70, 1}, {2, 0, 7}},
+                                                   {{2, 7, 1}, {0, 71, 1}, {1, 34, 1}, {3, 0, 60}},
+                                                   {}};
+    Model together(weights, type, 3);
+    std::vector<std::vector<float>> rows(5);
+    for (const auto& chunks : steps) {
+        const std::vector<float> out = together.step(chunks);
+        auto from = out.begin();
+        for (const Chunk& c : chunks) {
+            rows[c.sequence].insert(rows[c.sequence].end(), from, from + c.count * kVocab);
+            from += c.count * kVocab;
+        }
+    }
+    for (int64_t s = 0; s < 4; ++s) {
+        Model alone(weights, type, 1);
+        const int64_t length = static_cast<int64_t>(rows[s].size()) / kVocab;
+        std::vector<float> found;
+        for (int64_t p = 0; p < length; ++p) {
+            const std::vector<float> out = alone.step({{s, p, 1}});
+            found.insert(found.end(), out.begin(), out.end());
+        }
+        expect(found == rows[s], "%s: sequence %ld of %ld tokens has other logits in company", name, long(s),
+               long(length));
+        for (const float x : found) {
+            if (std::isfinite(x)) continue;
+            expect(false, "%s: a logit of sequence %ld is %g", name, long(s), x);
+            break;
+        }
+    }
+}
+
+}  // namespace
+
+void check_program() {
+    const Weights weights;
+    check_type("float32 model", KVType::Float32, weights);
+    check_type("bfloat16 model", KVType::BFloat16, weights);
+    check_type("float16 model", KVType::Float16, weights);
+    check_type("int8 model", KVType::Int8, weights);
+}
+
+}  // namespace pellucid::check
