@@ -6,9 +6,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pellucid.engine import events
 from pellucid.engine.core import EngineCore
+from pellucid.messages import Observe, StepOutput
 from pellucid.runner.fake import expected_answer
 from tests.engine.helpers import core, drain, message
+from tests.engine.replay import Replay
 
 # Few distinct tokens, so that prefixes collide often.
 PROMPTS = st.lists(st.integers(5, 7), min_size=1, max_size=30)
@@ -46,6 +49,8 @@ class EngineLife(RuleBasedStateMachine):
         self.count = 0
         self.open: dict[str, tuple[list[int], int]] = {}
         self.got: dict[str, list[int]] = {}
+        self.listening = self.detail = False
+        self.replay: Replay | None = None  # None until the first snapshot
 
     @rule(
         prompt=PROMPTS,
@@ -88,12 +93,20 @@ class EngineLife(RuleBasedStateMachine):
     def forget_prefixes(self) -> None:
         self.engine.scheduler.kv.forget_prefixes()
 
+    @rule(listening=st.booleans(), detail=st.booleans())
+    def listen(self, listening: bool, detail: bool) -> None:
+        self.engine.handle(Observe(num_listeners=int(listening), detail=detail))
+        if listening != self.listening or detail != self.detail:
+            self.replay = None
+        self.listening, self.detail = listening, detail
+
     @rule(times=st.integers(1, 6))
     def step(self, times: int) -> None:
         for _ in range(times):
             output = self.engine.step()
             assert output.stats.num_running <= self.engine.scheduler.settings.max_num_seqs
             self._take(output.deltas)
+            self._watch(output)
             self.engine.scheduler.check_integrity()
 
     def _take(self, deltas: list) -> None:  # type: ignore[type-arg]
@@ -106,6 +119,19 @@ class EngineLife(RuleBasedStateMachine):
                 assert delta.finish_reason == "length"
                 assert len(got) == max_tokens
                 del self.open[delta.request_id]
+
+    def _watch(self, output: StepOutput) -> None:
+        assert bool(output.events) == self.listening
+        if not self.listening:
+            return
+        step = events.decode(output.events)
+        if self.replay is None:
+            self.replay = Replay()
+            assert step.snapshot is not None
+            self.replay.apply(events.StepEvents(*[0] * 7, step.pool, snapshot=step.snapshot))
+        else:
+            self.replay.apply(step)
+        self.replay.check(self.engine, step, detail=self.detail)
 
     @invariant()
     def blocks_and_queues_agree(self) -> None:

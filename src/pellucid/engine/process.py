@@ -23,7 +23,7 @@ import zmq
 from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
 from pellucid.errors import ConfigError, ModelError
-from pellucid.messages import AddRequest, Command, EngineFailed, Event
+from pellucid.messages import Command, EngineFailed, Event
 
 COMMANDS = "commands"
 EVENTS = "events"
@@ -66,10 +66,7 @@ def run_loop(core: EngineCore, link: Link) -> None:
     """Step while there is work; block on the socket while there is none."""
     while True:
         for command in link.receive(wait=not core.has_work):
-            if isinstance(command, AddRequest):
-                core.add(command)
-            else:
-                core.abort(command.request_ids)
+            core.handle(command)
         if core.has_work:
             link.send(core.step())
 
