@@ -27,6 +27,7 @@ class EngineLife(RuleBasedStateMachine):
         chunk=st.integers(1, 20),
         caching=st.booleans(),
         policy=st.sampled_from(["fifo", "priority", "shortest-first", "fair-share"]),
+        detail=st.booleans(),
     )
     def start(
         self,
@@ -36,6 +37,7 @@ class EngineLife(RuleBasedStateMachine):
         chunk: int,
         caching: bool,
         policy: str,
+        detail: bool,
     ) -> None:
         self.engine = core(
             num_blocks=num_blocks,
@@ -49,8 +51,8 @@ class EngineLife(RuleBasedStateMachine):
         self.count = 0
         self.open: dict[str, tuple[list[int], int]] = {}
         self.got: dict[str, list[int]] = {}
-        self.listening = self.detail = False
-        self.replay: Replay | None = None  # None until the first snapshot
+        self.listening, self.detail = False, False
+        self.listen(True, detail)
 
     @rule(
         prompt=PROMPTS,
@@ -97,7 +99,7 @@ class EngineLife(RuleBasedStateMachine):
     def listen(self, listening: bool, detail: bool) -> None:
         self.engine.handle(Observe(num_listeners=int(listening), detail=detail))
         if listening != self.listening or detail != self.detail:
-            self.replay = None
+            self.replay: Replay | None = None  # until the first snapshot
         self.listening, self.detail = listening, detail
 
     @rule(times=st.integers(1, 6))

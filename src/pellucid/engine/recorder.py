@@ -92,10 +92,7 @@ class Recorder:
             schedule_seconds=planned,
             forward_seconds=times.forward_seconds,
             sample_seconds=times.sample_seconds,
-            update_seconds=times.end
-            - times.planned
-            - times.forward_seconds
-            - times.sample_seconds,
+            update_seconds=times.end - times.planned - times.forward_seconds - times.sample_seconds,
             pool=events.Pool(kv.num_used, kv.num_free, kv.num_named),
             queued=self._queued,
             admitted=self._admitted,
