@@ -38,8 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "runner": LEAVES | {"kernels", "load", "models", "sample"},
     "engine": LEAVES | {"runner.base", "runner.factory"},
-    "frontend": LEAVES | {"engine.client", "engine.events", "load.files", "load.hub"},
-    "server": LEAVES | {"__version__", "frontend"},
+    "frontend": LEAVES | {"engine.client", "load.files", "load.hub"},
+    "observe": LEAVES | {"__version__", "engine.events", "frontend"},
+    "server": LEAVES | {"__version__", "frontend", "observe"},
     "bench": LEAVES | {"__version__"},
 }
 TOP = {"cli", "__init__", "__main__"}  # may import anything

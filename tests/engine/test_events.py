@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -144,6 +145,6 @@ def test_the_parts_of_steps_follow_each_other() -> None:
     engine = watched()
     engine.add(message("a", [5] * 9))
     seen = [step(engine) for _ in range(4)]
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         assert after.time == pytest.approx(before.end + after.idle_seconds)
         assert min(after.idle_seconds, after.schedule_seconds, after.update_seconds) >= 0
