@@ -5,7 +5,15 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("scheduler_step", "step_overhead", "engine_speed", "prefix_ttft", "fidelity", "picture")
+NAMES = (
+    "scheduler_step",
+    "step_overhead",
+    "recording_cost",
+    "engine_speed",
+    "prefix_ttft",
+    "fidelity",
+    "picture",
+)
 
 
 def main() -> None:

@@ -29,6 +29,8 @@ class Replay:
         self.named: set[int] = set()
 
     def apply(self, step: StepEvents) -> None:
+        if step.snapshot is not None:
+            self._settle(step.snapshot)
         for queued in step.queued:
             self.requests[queued.number] = Seen(
                 queued.request_id, num_tokens=queued.num_prompt_tokens
@@ -51,8 +53,6 @@ class Replay:
         self.named |= set(step.named)
         for finished in step.finished:
             del self.requests[finished.number]
-        if step.snapshot is not None:
-            self._settle(step.snapshot)
 
     def _share(self, share: Share) -> None:
         request = self.requests[share.number]

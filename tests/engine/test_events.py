@@ -125,7 +125,7 @@ def test_a_listener_who_comes_late_gets_the_whole_state() -> None:
     seen = step(engine)
     assert seen.snapshot is not None
     replay = Replay()
-    replay.apply(events.StepEvents(*[0] * 7, seen.pool, snapshot=seen.snapshot))
+    replay.apply(seen)
     replay.check(engine, seen, detail=True)
     assert step(engine).snapshot is None
     engine.handle(Observe(num_listeners=0))

@@ -128,11 +128,9 @@ class EngineLife(RuleBasedStateMachine):
             return
         step = events.decode(output.events)
         if self.replay is None:
-            self.replay = Replay()
             assert step.snapshot is not None
-            self.replay.apply(events.StepEvents(*[0] * 7, step.pool, snapshot=step.snapshot))
-        else:
-            self.replay.apply(step)
+            self.replay = Replay()
+        self.replay.apply(step)
         self.replay.check(self.engine, step, detail=self.detail)
 
     @invariant()

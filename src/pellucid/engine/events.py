@@ -2,8 +2,9 @@
 
 One `StepEvents` per step, built by `engine/recorder.py` and only while somebody listens. It speaks
 in differences. A request has a number, given when it is queued; all later events refer to it. Who
-joins late starts from a `Snapshot`, which comes when the set of listeners changes and every
-`SNAPSHOT_STEPS` steps. Encoded as msgpack arrays; times are `time.monotonic()` seconds.
+joins late starts from a `Snapshot`, the state before the step it comes with: there is one when the
+set of listeners has changed and every `SNAPSHOT_STEPS` steps. Encoded as msgpack arrays; times are
+`time.monotonic()` seconds.
 
 What the blocks do follows from the events (`detail` says that ids are there):
 
@@ -100,7 +101,7 @@ class Pool(_Event):
 
 
 class Live(_Event):
-    """A request as it stands after a step."""
+    """A request between two steps."""
 
     queued: Queued
     is_running: bool
@@ -143,7 +144,7 @@ class StepEvents(_Event):
     queue_waits_for: Wait | None = None  # every waiting request that `stalls` does not name
     forgotten: list[int] = []  # blocks whose prefix cannot be found any more; with detail
     named: list[int] = []  # blocks whose prefix can be found from now on; with detail
-    snapshot: Snapshot | None = None  # the state after all of the above
+    snapshot: Snapshot | None = None  # the state before all of the above
 
     @property
     def end(self) -> float:

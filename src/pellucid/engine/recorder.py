@@ -33,7 +33,8 @@ class Recorder:
         self._wanted = Observe(num_listeners=0)
         self._numbers: dict[str, events.Queued] = {}
         self._next_number = 0
-        self._steps_to_snapshot = 0
+        self._steps_to_snapshot = events.SNAPSHOT_STEPS
+        self._snapshot: events.Snapshot | None = None  # for the next step
         self._clear()
 
     @property
@@ -43,14 +44,18 @@ class Recorder:
     def listen(self, wanted: Observe) -> None:
         """Start, change or end the recording."""
         was_active, self._wanted = self.active, wanted
-        self._steps_to_snapshot = 0
+        kv = self._scheduler.kv
         self._scheduler.watcher = self if self.active else None
-        self._scheduler.kv.journal = [] if self.active and wanted.detail else None
+        if not (self.active and wanted.detail):
+            kv.journal = None
+        elif kv.journal is None:
+            kv.journal = []
         if self.active and not was_active:
             self._clear()
             self._numbers = {}
             for request in self._scheduler.requests.values():
                 self._introduce(request, request.arrival_time)
+        self._snapshot = self._take_snapshot() if self.active else None
 
     # ---- what the scheduler tells
 
@@ -66,8 +71,8 @@ class Recorder:
         self._preempted.append(events.Preempted(number, len(request.block_table)))
 
     def finished(self, request: Request, reason: str) -> None:
+        self._gone.append((self._live(request), request))
         queued = self._numbers.pop(request.request_id)
-        self._gone.append((queued, request))
         self._finished.append(
             events.Finished(
                 queued.number,
@@ -103,12 +108,13 @@ class Recorder:
         )
         self._add_shares(step, plan, deltas)
         self._add_stalls(step, plan)
-        if self._steps_to_snapshot == 0:
-            self._steps_to_snapshot = events.SNAPSHOT_STEPS
-            step.snapshot = self._snapshot()
-        self._steps_to_snapshot -= 1
+        step.snapshot, self._snapshot = self._snapshot, None
         encoded = events.encode(step)
         self._clear()
+        self._steps_to_snapshot -= 1
+        if self._steps_to_snapshot == 0:
+            self._steps_to_snapshot = events.SNAPSHOT_STEPS
+            self._snapshot = self._take_snapshot()
         return encoded
 
     def _add_shares(
@@ -116,7 +122,7 @@ class Recorder:
     ) -> None:
         generated = {delta.request_id: delta.token_ids for delta in deltas}
         gone = {request.request_id: request for _, request in self._gone}
-        numbers = {request.request_id: queued for queued, request in self._gone}
+        numbers = {request.request_id: live.queued for live, request in self._gone}
         for chunk in plan.chunks:
             request_id = chunk.request_id
             queued = self._numbers.get(request_id) or numbers[request_id]
@@ -168,10 +174,17 @@ class Recorder:
         self._next_number += 1
         return queued
 
-    def _snapshot(self) -> events.Snapshot:
+    def _take_snapshot(self) -> events.Snapshot:
+        """The state after the last step, of which what came since has to be undone."""
+        new = {queued.number for queued in self._queued}
+        lives = [self._live(request) for request in self._scheduler.requests.values()]
+        lives += [live for live, _ in self._gone]
+        named = dict.fromkeys(self._scheduler.kv.named_blocks() if self._wanted.detail else [])
+        forgotten = (~entry for entry in self._scheduler.kv.journal or () if entry < 0)
+        named.update(dict.fromkeys(forgotten))
         return events.Snapshot(
-            [self._live(request) for request in self._scheduler.requests.values()],
-            self._scheduler.kv.named_blocks() if self._wanted.detail else [],
+            [live for live in lives if live.queued.number not in new],
+            list(named),
             self._wanted.detail,
         )
 
@@ -191,6 +204,6 @@ class Recorder:
         self._admitted: list[events.Admitted] = []
         self._preempted: list[events.Preempted] = []
         self._finished: list[events.Finished] = []
-        self._gone: list[tuple[events.Queued, Request]] = []
+        self._gone: list[tuple[events.Live, Request]] = []
         if self._scheduler.kv.journal is not None:
             self._scheduler.kv.journal = []

@@ -194,9 +194,24 @@ def trace_answers(
         if track.number is None:
             track.answer.complete = False
         track.answer.summary = summarize(track.answer)
+        _round(track.answer)
+
+
+def _round(answer: AnswerTimeline) -> None:
+    """To microseconds, which is what clocks are good for."""
+    for struct in (answer, answer.phases, *answer.steps):
+        for name in struct.__struct_fields__:
+            if isinstance(value := getattr(struct, name), float):
+                setattr(struct, name, round(value, 6))
+    answer.waits = {why: round(seconds, 6) for why, seconds in answer.waits.items()}
 
 
 def _read(step: events.StepEvents, tracks: dict[str, _Track], received: float) -> None:
+    if step.snapshot is not None:
+        for live in step.snapshot.requests:
+            late = tracks.get(live.queued.request_id)
+            if late is not None and late.number is None:
+                late.join(live, step.time - step.idle_seconds)
     for queued in step.queued:
         if track := tracks.get(queued.request_id):
             track.queued(queued)
@@ -222,8 +237,3 @@ def _read(step: events.StepEvents, tracks: dict[str, _Track], received: float) -
             track.wait(step, why, preempted=number in preempted)
         if number in ended:
             track.finish(ended[number])
-    if step.snapshot is not None:
-        for live in step.snapshot.requests:
-            late = tracks.get(live.queued.request_id)
-            if late is not None and late.number is None:
-                late.join(live, step.end)

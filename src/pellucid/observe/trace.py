@@ -69,10 +69,10 @@ class Trace:
 
     def __call__(self, frame: bytes) -> None:
         step = events.decode(frame)
+        if step.snapshot is not None:
+            self._settle(step.snapshot, step.time - step.idle_seconds)
         if self._synced:
             self._apply(step)
-        if step.snapshot is not None:
-            self._settle(step.snapshot, step.end)
         self._end = step.end
 
     def _apply(self, step: events.StepEvents) -> None:
