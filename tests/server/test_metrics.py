@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -209,9 +208,8 @@ def test_a_full_queue_is_counted() -> None:
             thread.join()
 
 
-def test_both_processes_are_shown(smollm2_path: Path) -> None:
-    config = EngineConfig.of(model=str(smollm2_path), runner="fake")
-    with live(client=ProcessClient(config)) as site:
+def test_both_processes_are_shown() -> None:
+    with live(client=ProcessClient(EngineConfig.of(runner="fake"))) as site:
         pid = site.llm.info.pid
         for process, number in {"frontend": os.getpid(), "engine": pid}.items():
             used = site.metric("pellucid_process_resident_memory_bytes", process=process)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -254,7 +256,7 @@ def test_without_a_valid_parent_a_trace_of_its_own(
     assert span.attributes["gen_ai.operation.name"] == "text_completion"
 
 
-def test_spans_reach_a_collector_and_an_absent_one_harms_nobody() -> None:
+def test_spans_reach_a_collector() -> None:
     paths: list[str] = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -276,3 +278,17 @@ def test_spans_reach_a_collector_and_an_absent_one_harms_nobody() -> None:
         collector.shutdown()
         thread.join()
     assert paths == ["/v1/traces"]
+
+
+def test_an_absent_collector_harms_nobody() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and never listens
+        port = closed.getsockname()[1]
+        with live(observed(otlp_endpoint=f"http://127.0.0.1:{port}/v1/traces")) as site:
+            assert site.post("/v1/completions", prompt="x", max_tokens=2).status_code == 200
+
+
+def test_without_its_packages_the_setting_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
+    with pytest.raises(ConfigError, match=r"pellucid\[otel\]"):
+        Spans.to_collector("http://127.0.0.1:4318", "tiny")

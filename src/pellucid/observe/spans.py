@@ -6,6 +6,7 @@ they do not name are under `pellucid.`. No prompt and no answer is in a span.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 from pellucid import __version__
@@ -14,6 +15,8 @@ from pellucid.observe.ledger import Answering, Record, Totals, total
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+
+FAREWELL_SECONDS = 2.0
 
 OPERATIONS = {
     "/v1/chat/completions": "chat",
@@ -64,7 +67,7 @@ class Spans:
             ) from None
         exporter = OTLPSpanExporter(endpoint=_traces_url(endpoint))
         facts = {"service.name": "pellucid", "service.version": __version__}
-        provider = TracerProvider(resource=Resource.create(facts))
+        provider = TracerProvider(resource=Resource.create(facts), shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(exporter))
         return cls(provider, model)
 
@@ -96,8 +99,10 @@ class Spans:
         span.end(nanoseconds(record.closed))
 
     def close(self) -> None:
-        """Send what is left. Blocks, but not for long."""
-        self._provider.shutdown()
+        """Send what is left; blocks for at most FAREWELL_SECONDS, even if nobody takes it."""
+        sending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(FAREWELL_SECONDS)
 
     def _attributes(
         self, record: Record, answering: Answering, totals: Totals, operation: str
