@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pellucid.config import ObserveSettings
 from pellucid.errors import RequestNotFound
@@ -94,6 +94,7 @@ class Observation:
     def ended(self, record: Record, scope: Scope) -> None:
         """The last byte was sent, or the client has left."""
         record.request_id = scope["state"].get("request_id", "")
+        record.status = scope["state"].get("status")
         record.route = getattr(scope.get("route"), "path", "")
         self.ledger.close(record)
         self._http.count(record)
@@ -191,13 +192,7 @@ class Observer:
             await self._app(scope, receive, send)
             return
         record = self._observation.received(scope)
-
-        async def send_and_see(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                record.status = message["status"]
-            await send(message)
-
         try:
-            await self._app(scope, receive, send_and_see)
+            await self._app(scope, receive, send)  # as it is: a stream sends once per token
         finally:
             self._observation.ended(record, scope)
