@@ -8,6 +8,7 @@ from importlib import import_module
 NAMES = (
     "scheduler_step",
     "step_overhead",
+    "recording_cost",
     "front_end",
     "token_budget",
     "engine_speed",

@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runner": LEAVES | {"kernels", "load", "models", "sample"},
     "engine": LEAVES | {"runner.base", "runner.factory"},
     "frontend": LEAVES | {"engine.client", "load.files", "load.hub"},
-    "server": LEAVES | {"__version__", "frontend"},
+    "observe": LEAVES | {"__version__", "engine.events", "frontend"},
+    "server": LEAVES | {"__version__", "frontend", "observe"},
     "bench": LEAVES | {"__version__"},
 }
 TOP = {"cli", "__init__", "__main__"}  # may import anything

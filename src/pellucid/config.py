@@ -160,6 +160,34 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return compose(cls, settings)
 
 
+class ObserveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the server tells of itself; see docs/observability.md."""
+
+    timelines: Annotated[
+        int, _about("Recent requests whose time line can be asked for; 0 keeps none.", ge=0)
+    ] = 256
+    trace: Annotated[
+        str | None, _about("File that gets the whole run as a trace for ui.perfetto.dev.")
+    ] = None
+    record: Annotated[
+        str | None, _about("File that gets the whole run's events, to be read back later.")
+    ] = None
+    record_tokens: Annotated[bool, _about("Put generated token ids into the file of --record.")] = (
+        False
+    )
+    log_format: Annotated[
+        Literal["text", "json"], _about("Log lines for people, or one JSON object per line.")
+    ] = "text"
+    log_prompts: Annotated[bool, _about("Put prompts into the log line of each request.")] = False
+    log_interval: Annotated[
+        float, _about("Seconds between throughput lines while busy; 0 for none.", ge=0.0)
+    ] = 10.0
+    access_log: Annotated[bool, _about("Log every HTTP request, health checks too.")] = False
+    otlp_endpoint: Annotated[
+        str | None, _about("URL of an OpenTelemetry collector that gets a span per request.")
+    ] = None
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The HTTP front end."""
 
@@ -180,6 +208,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _about("How much the server logs.")
     ] = "info"
+    observe: ObserveSettings = ObserveSettings()
 
 
 def sections(config_type: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct]]:

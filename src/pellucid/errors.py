@@ -34,6 +34,12 @@ class ModelNotFound(BadRequest):
     status = 404
 
 
+class RequestNotFound(BadRequest):
+    """A request is asked about that this server does not know, or knows no more."""
+
+    status = 404
+
+
 class Overloaded(PellucidError):  # noqa: N818
     """The queue is full. `retry_after` is a hint in seconds."""
 

@@ -43,7 +43,18 @@ class Abort(_Message, tag="abort"):
     request_ids: list[str]
 
 
-Command = AddRequest | Abort
+class Observe(_Message, tag="observe"):
+    """How many listen to the events of steps (`engine/events.py`), and to which of them.
+
+    Each of these brings a snapshot with the next step.
+    """
+
+    num_listeners: int
+    detail: bool = False  # ids of blocks
+    tokens: bool = False  # generated token ids
+
+
+Command = AddRequest | Abort | Observe
 
 
 # ---- engine -> front end
@@ -65,6 +76,7 @@ class EngineInfo(_Message, tag="ready"):
     kv_block_bytes: int = 0
     weight_bytes: int = 0
     num_parameters: int = 0
+    pid: int = 0  # of the process that computes
 
 
 class TokenLogprobs(_Message):
@@ -117,6 +129,7 @@ class StepStats(_Message):
     schedule_seconds: float = 0.0
     forward_seconds: float = 0.0
     sample_seconds: float = 0.0
+    num_deferred: int = 0  # of num_waiting, for a prefix that is being computed
 
 
 class StepOutput(_Message, tag="step"):
@@ -124,6 +137,7 @@ class StepOutput(_Message, tag="step"):
 
     deltas: list[TokenDelta]
     stats: StepStats
+    events: bytes = b""  # an encoded `events.StepEvents`, for whoever decodes it; see Observe
 
 
 class EngineFailed(_Message, tag="failed"):

@@ -32,6 +32,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "kernels": ("reference", "reference"),
     "threads": ("3", 3),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
+    "log_interval": ("2.5", 2.5),
 }
 BY_KIND: dict[str, tuple[str, Any]] = {
     "integer": ("4096", 4096),
@@ -65,14 +67,16 @@ def run(*arguments: str, **environment: str) -> tuple[EngineConfig, ServerConfig
 
 def field_of(configs: tuple[EngineConfig, ServerConfig], setting: Setting) -> Any:
     engine, server = configs
-    part = server if setting.section == "server" else getattr(engine, setting.section)
+    owner = server if setting.section == "observe" else engine
+    part = server if setting.section == "server" else getattr(owner, setting.section)
     return getattr(part, setting.name)
 
 
 def test_settings_cover_every_field() -> None:
     names = [setting.name for setting in ALL]
-    sections = (type(part) for part in msgspec.structs.asdict(EngineConfig()).values())
-    fields = {name for part in (*sections, ServerConfig) for name in part.__struct_fields__}
+    parts = (*msgspec.structs.asdict(EngineConfig()).values(), ServerConfig().observe)
+    fields = {name for part in parts for name in part.__struct_fields__}
+    fields |= {*ServerConfig.__struct_fields__} - {"observe"}
     assert sorted(names) == sorted(fields)
     assert len(set(names)) == len(names)  # flat names are unambiguous
 

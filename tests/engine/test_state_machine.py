@@ -6,9 +6,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pellucid.engine import events
 from pellucid.engine.core import EngineCore
+from pellucid.messages import Observe, StepOutput
 from pellucid.runner.fake import expected_answer
 from tests.engine.helpers import core, drain, message
+from tests.engine.replay import Replay
 
 # Few distinct tokens, so that prefixes collide often.
 PROMPTS = st.lists(st.integers(5, 7), min_size=1, max_size=30)
@@ -24,6 +27,7 @@ class EngineLife(RuleBasedStateMachine):
         chunk=st.integers(1, 20),
         caching=st.booleans(),
         policy=st.sampled_from(["fifo", "priority", "shortest-first", "fair-share"]),
+        detail=st.booleans(),
     )
     def start(
         self,
@@ -33,6 +37,7 @@ class EngineLife(RuleBasedStateMachine):
         chunk: int,
         caching: bool,
         policy: str,
+        detail: bool,
     ) -> None:
         self.engine = core(
             num_blocks=num_blocks,
@@ -46,6 +51,8 @@ class EngineLife(RuleBasedStateMachine):
         self.count = 0
         self.open: dict[str, tuple[list[int], int]] = {}
         self.got: dict[str, list[int]] = {}
+        self.listening, self.detail = False, False
+        self.listen(True, detail)
 
     @rule(
         prompt=PROMPTS,
@@ -88,12 +95,20 @@ class EngineLife(RuleBasedStateMachine):
     def forget_prefixes(self) -> None:
         self.engine.scheduler.kv.forget_prefixes()
 
+    @rule(listening=st.booleans(), detail=st.booleans())
+    def listen(self, listening: bool, detail: bool) -> None:
+        self.engine.handle(Observe(num_listeners=int(listening), detail=detail))
+        if listening != self.listening or detail != self.detail:
+            self.replay: Replay | None = None  # until the first snapshot
+        self.listening, self.detail = listening, detail
+
     @rule(times=st.integers(1, 6))
     def step(self, times: int) -> None:
         for _ in range(times):
             output = self.engine.step()
             assert output.stats.num_running <= self.engine.scheduler.settings.max_num_seqs
             self._take(output.deltas)
+            self._watch(output)
             self.engine.scheduler.check_integrity()
 
     def _take(self, deltas: list) -> None:  # type: ignore[type-arg]
@@ -106,6 +121,17 @@ class EngineLife(RuleBasedStateMachine):
                 assert delta.finish_reason == "length"
                 assert len(got) == max_tokens
                 del self.open[delta.request_id]
+
+    def _watch(self, output: StepOutput) -> None:
+        assert bool(output.events) == self.listening
+        if not self.listening:
+            return
+        step = events.decode(output.events)
+        if self.replay is None:
+            assert step.snapshot is not None
+            self.replay = Replay()
+        self.replay.apply(step)
+        self.replay.check(self.engine, step, detail=self.detail)
 
     @invariant()
     def blocks_and_queues_agree(self) -> None:

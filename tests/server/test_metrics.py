@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 from typing import Any
 
+import psutil
+import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from pellucid.config import EngineConfig
+from pellucid.engine.client import ProcessClient
 from pellucid.server.metrics import one_two_five
-from tests.server.live import MODEL, Live, live
+from tests.server.live import MODEL, Live, eventually, live
 
 TTFT = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
 TTFT += [20, 40, 80, 160, 640, 2560]
@@ -43,10 +49,12 @@ COUNTERS = [
     "prefix_cache_queries",
     "prefix_cache_hits",
     "request_success",
+    "prompt_tokens_by_source",
 ]
 GAUGES = [
     "num_requests_running",
     "num_requests_waiting",
+    "num_requests_waiting_by_reason",
     "kv_cache_usage_perc",
     "cache_config_info",
 ]
@@ -104,6 +112,8 @@ def test_a_request_is_counted_once_everywhere() -> None:
             "num_requests_running": 0,
         }
         assert {name: site.metric(f"vllm:{name}") for name in expected} == expected
+        for source, count in {"local_compute": 40 + 8 * 4, "local_cache_hit": 32 * 4}.items():
+            assert site.metric("vllm:prompt_tokens_by_source_total", source=source) == count
         reasons = {"length": 5.0, "stop": 0.0, "abort": 0.0, "error": 0.0, "timeout": 0.0}
         for reason, count in reasons.items():
             assert site.metric("vllm:request_success_total", finished_reason=reason) == count
@@ -129,3 +139,84 @@ def test_buckets_end_at_the_longest_answer() -> None:
     assert one_two_five(1) == [1]
     assert one_two_five(49) == [1, 2, 5, 10, 20]
     assert one_two_five(8192)[-3:] == [1000, 2000, 5000]
+
+
+def test_who_waits_for_a_twins_prefix_is_deferred_and_not_short_of_room() -> None:
+    with live(runner={"step_seconds": 0.05}, max_chunk_tokens=16) as site:
+        body: dict[str, Any] = {"prompt": [7] * 400, "max_tokens": 2}
+        threads = [
+            threading.Thread(target=site.post, args=("/v1/completions",), kwargs=body)
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        waiting = "vllm:num_requests_waiting_by_reason"
+        assert eventually(lambda: site.metric(waiting, reason="deferred") == 1)
+        assert site.metric(waiting, reason="capacity") == 0
+        assert site.metric("vllm:num_requests_waiting") == 1
+        assert site.metric("pellucid_active_streams") == 2
+        for thread in threads:
+            thread.join()
+        assert site.metric(waiting, reason="deferred") == 0
+
+
+def test_http_requests_are_counted_by_route_and_never_by_path() -> None:
+    with live() as site:
+        site.post("/v1/completions", prompt="x", max_tokens=1)
+        site.post("/v1/completions", prompt=7)
+        for path in ("/a", "/b", "/v1/models/nobody"):
+            site.http.get(path)
+        seen = {
+            (s.labels["handler"], s.labels["method"], s.labels["status"]): s.value
+            for s in families(site)["http_requests"].samples
+            if s.name == "http_requests_total"
+        }
+        assert seen == {
+            ("/v1/completions", "POST", "2xx"): 1,
+            ("/v1/completions", "POST", "4xx"): 1,
+            ("none", "none", "4xx"): 2,
+            ("/v1/models/{model_id:path}", "GET", "4xx"): 1,
+        }
+        assert site.metric("http_request_duration_seconds_count", handler="/v1/completions") == 2
+
+
+def test_what_others_count_is_shown_and_known_reasons_begin_at_zero() -> None:
+    with live() as site:
+        counters = site.server.app.state.service.metrics.counters
+        assert site.metric("pellucid_refused_requests_total", reason="api_key") == 0
+        counters.refused["api_key"] += 2
+        counters.cache["hit"] += 3
+        counters.engine_restarts += 1
+        assert site.metric("pellucid_refused_requests_total", reason="api_key") == 2
+        assert site.metric("pellucid_answer_cache_requests_total", outcome="hit") == 3
+        assert site.metric("pellucid_engine_restarts_total") == 1
+
+
+def test_a_full_queue_is_counted() -> None:
+    with live(runner={"step_seconds": 0.05}, max_num_seqs=1, max_waiting=1) as site:
+        body: dict[str, Any] = {"prompt": [7], "max_tokens": 20}
+        threads = [
+            threading.Thread(target=site.post, args=("/v1/completions",), kwargs=body)
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        assert eventually(lambda: site.llm.num_unfinished == 2)
+        assert site.post("/v1/completions", **body).status_code == 429
+        assert site.metric("pellucid_refused_requests_total", reason="queue_full") == 1
+        for thread in threads:
+            thread.join()
+
+
+def test_both_processes_are_shown() -> None:
+    with live(client=ProcessClient(EngineConfig.of(runner="fake"))) as site:
+        pid = site.llm.info.pid
+        for process, number in {"frontend": os.getpid(), "engine": pid}.items():
+            used = site.metric("pellucid_process_resident_memory_bytes", process=process)
+            assert used == pytest.approx(psutil.Process(number).memory_info().rss, rel=0.3)
+            assert site.metric("pellucid_process_cpu_seconds_total", process=process) > 0
+
+
+def test_the_cache_config_tells_the_type_of_the_cache() -> None:
+    with live(kv_cache_dtype="float16") as site:
+        assert site.metric("vllm:cache_config_info", cache_dtype="float16") == 1

@@ -16,11 +16,10 @@ def serve(engine: EngineConfig, server: ServerConfig) -> None:
 
     from pellucid.cli.console import notes
     from pellucid.cli.download import fetch
+    from pellucid.observe.logs import configure
     from pellucid.server.run import serve as run_server
 
-    logging.basicConfig(
-        level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(server.log_level, server.observe.log_format)
     files = fetch(engine.model)
     model = engine.model.served_model_name or files.name
     logging.getLogger(__name__).info("loading %s", model)  # seen where there is no terminal

@@ -14,7 +14,7 @@ from pellucid.cli.sampling import Sampling
 from pellucid.config import EngineConfig, ServerConfig, sections
 
 SHARED = (EngineConfig, ServerConfig, Sampling)  # in the environment and the file, too
-PANELS = {"cache": "KV cache"}  # a section's own name otherwise
+PANELS = {"cache": "KV cache", "observe": "Observability"}  # a section's own name otherwise
 
 Kind = Literal["text", "integer", "number", "switch", "list"]
 _KINDS: dict[Any, Kind] = {bool: "switch", int: "integer", float: "number", list: "list"}
@@ -52,11 +52,15 @@ class Setting:
 def settings_of(config_type: type[msgspec.Struct]) -> list[Setting]:
     """All settings of a struct, those of its sections included, in order of declaration."""
     name = config_type.__name__.removesuffix("Config").removesuffix("Settings").lower()
-    parts = sections(config_type) or {name: config_type}
+    parts = sections(config_type)
+    own = [field for field in msgspec.structs.fields(config_type) if field.name not in parts]
     return [
-        _setting(section, field)
-        for section, part in parts.items()
-        for field in msgspec.structs.fields(part)
+        *(_setting(name, field) for field in own),
+        *(
+            _setting(section, field)
+            for section, part in parts.items()
+            for field in msgspec.structs.fields(part)
+        ),
     ]
 
 

@@ -16,7 +16,6 @@ from pellucid.engine.core import EngineCore
 from pellucid.engine.link import FrontEnd
 from pellucid.errors import ConfigError, EngineDead, ModelError
 from pellucid.messages import (
-    AddRequest,
     Command,
     EngineFailed,
     EngineInfo,
@@ -78,11 +77,7 @@ class InProcessClient:
         return self._core.info
 
     def send(self, command: Command) -> None:
-        core = self._living_core()
-        if isinstance(command, AddRequest):
-            core.add(command)
-        else:
-            core.abort(command.request_ids)
+        self._living_core().handle(command)
         self._wake.set()
 
     async def outputs(self) -> AsyncIterator[StepOutput]:

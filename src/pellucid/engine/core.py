@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from copy import copy
 
+import msgspec
+
 from pellucid.config import CacheSettings, SchedulerSettings
 from pellucid.engine.kv_cache import KVCacheManager
 from pellucid.engine.policy import load_policy
+from pellucid.engine.recorder import Recorder, StepTimes
 from pellucid.engine.request import Request
 from pellucid.engine.scheduler import Counters, Scheduler
-from pellucid.messages import AddRequest, StepOutput, StepStats, TokenDelta
+from pellucid.messages import (
+    Abort,
+    AddRequest,
+    Command,
+    StepOutput,
+    StepStats,
+    TokenDelta,
+)
 from pellucid.runner.base import Runner, StepPlan, StepResult
 
 
@@ -24,7 +35,7 @@ class EngineCore:
 
     def __init__(self, runner: Runner, cache: CacheSettings, scheduler: SchedulerSettings) -> None:
         self.runner = runner
-        self.info = runner.info()
+        self.info = msgspec.structs.replace(runner.info(), pid=os.getpid())
         capacity = runner.kv_capacity()
         kv = KVCacheManager(
             capacity.num_blocks, capacity.block_size, prefix_caching=cache.prefix_caching
@@ -35,10 +46,21 @@ class EngineCore:
         self._eos = frozenset(self.info.eos_token_ids)
         self._refused: list[TokenDelta] = []
         self._aborted = False  # the state changed outside a step and has to be told
+        self._recorder = Recorder(self.scheduler)
+        self._ended = time.monotonic()  # the step before
 
     @property
     def has_work(self) -> bool:
         return bool(self.scheduler.requests or self._refused or self._aborted)
+
+    def handle(self, command: Command) -> None:
+        """Do what the front end says."""
+        if isinstance(command, AddRequest):
+            self.add(command)
+        elif isinstance(command, Abort):
+            self.abort(command.request_ids)
+        else:
+            self._recorder.listen(command)
 
     def add(self, message: AddRequest) -> None:
         """Queue a request. What could never run ends with an "error" delta in the next step.
@@ -79,7 +101,22 @@ class EngineCore:
             result = self.runner.execute(plan).result()
             deltas += self.scheduler.update(plan, result, time.monotonic())
         self._aborted = False
-        return StepOutput(deltas=deltas, stats=self._stats(plan, result, before, planned - begin))
+        output = StepOutput(deltas=deltas, stats=self._stats(plan, result, before, planned - begin))
+        if self._recorder.active:
+            output.events = self._recorder.step(
+                plan,
+                deltas,
+                StepTimes(
+                    previous=self._ended,
+                    begin=begin,
+                    planned=planned,
+                    end=output.stats.time,
+                    forward_seconds=output.stats.forward_seconds,
+                    sample_seconds=output.stats.sample_seconds,
+                ),
+            )
+        self._ended = output.stats.time
+        return output
 
     def _problem(self, request: Request) -> str | None:
         if request.request_id in self.scheduler.requests:
@@ -119,4 +156,5 @@ class EngineCore:
             schedule_seconds=schedule_seconds,
             forward_seconds=result.forward_seconds if result else 0.0,
             sample_seconds=result.sample_seconds if result else 0.0,
+            num_deferred=sum(why == "prefix" for why in self.scheduler.stalls.values()),
         )

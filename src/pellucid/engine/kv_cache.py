@@ -35,6 +35,8 @@ class KVCacheManager:
         # Names that a running request is about to earn; a request that needs the same block is
         # better off waiting a step than computing it a second time.
         self._in_progress: dict[bytes, str] = {}
+        # Where somebody watches: b for a block that gained its name, ~b for one that lost it.
+        self.journal: list[int] | None = None
 
     @property
     def num_free(self) -> int:
@@ -43,6 +45,10 @@ class KVCacheManager:
     @property
     def num_used(self) -> int:
         return self.num_blocks - len(self._free)
+
+    @property
+    def num_named(self) -> int:
+        return len(self._by_name)
 
     @property
     def capacity_tokens(self) -> int:
@@ -105,6 +111,8 @@ class KVCacheManager:
             if name not in self._by_name:  # else a twin was computed meanwhile; ours stays unnamed
                 self._by_name[name] = block
                 self._names[block] = name
+                if self.journal is not None:
+                    self.journal.append(block)
         request.num_named_blocks = full
 
     def free(self, request: Request) -> None:
@@ -118,8 +126,14 @@ class KVCacheManager:
 
     def forget_prefixes(self) -> None:
         """Drop every name, so that nothing computed so far is found again."""
+        if self.journal is not None:
+            self.journal.extend(~block for block in self._by_name.values())
         self._by_name.clear()
         self._names = [None] * self.num_blocks
+
+    def named_blocks(self) -> list[int]:
+        """Blocks that can be found by name, whoever holds them."""
+        return list(self._by_name.values())
 
     # ---- names
 
@@ -166,6 +180,8 @@ class KVCacheManager:
         if name is not None:
             del self._by_name[name]
             self._names[block] = None
+            if self.journal is not None:
+                self.journal.append(~block)
         self._ref_counts[block] = 1
         return block
 

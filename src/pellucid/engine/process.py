@@ -22,17 +22,14 @@ from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
 from pellucid.engine.link import EngineEnd
 from pellucid.errors import ConfigError, ModelError
-from pellucid.messages import AddRequest, EngineFailed
+from pellucid.messages import EngineFailed
 
 
 def run_loop(core: EngineCore, link: EngineEnd) -> None:
     """Step while there is work; block on the socket while there is none."""
     while True:
         for command in link.receive(wait=not core.has_work):
-            if isinstance(command, AddRequest):
-                core.add(command)
-            else:
-                core.abort(command.request_ids)
+            core.handle(command)
         if core.has_work:
             link.send(core.step())
 

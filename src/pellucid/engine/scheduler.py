@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from typing import Protocol
 
 import msgspec
 
 from pellucid.config import SchedulerSettings
+from pellucid.engine.events import Wait
 from pellucid.engine.kv_cache import KVCacheManager
 from pellucid.engine.policy import SchedulingPolicy
 from pellucid.engine.request import Request, Status
@@ -30,6 +32,20 @@ class Counters(msgspec.Struct):
     preemptions: int = 0
     prefix_queries: int = 0  # tokens looked up at a request's first admission
     prefix_hits: int = 0  # of these, found
+
+
+class Watcher(Protocol):
+    """Is told what cannot be read off a step's plan and result; see `engine/recorder.py`."""
+
+    def entered(self, request: Request) -> None: ...
+
+    def admitted(self, request: Request, num_found: int, *, is_return: bool) -> None: ...
+
+    def preempted(self, request: Request) -> None:
+        """Its blocks are still in its table."""
+
+    def finished(self, request: Request, reason: FinishReason) -> None:
+        """Its blocks are still in its table."""
 
 
 class Scheduler:
@@ -50,6 +66,10 @@ class Scheduler:
         self.waiting: dict[str, Request] = {}
         self.running: dict[str, Request] = {}  # in order of admission
         self.counters = Counters()
+        self.watcher: Watcher | None = None
+        # Why requests waited in the step planned last: some by name, all others for one reason.
+        self.stalls: dict[str, Wait] = {}
+        self.queue_waits_for: Wait | None = None
         self._dropped: list[str] = []  # rows the runner has yet to forget
         self._deadlines: list[tuple[float, str]] = []  # a heap; may name requests that are gone
         self._step = 0
@@ -65,6 +85,8 @@ class Scheduler:
         self.requests[request.request_id] = request
         self.waiting[request.request_id] = request
         self.policy.enter(request)
+        if self.watcher is not None:
+            self.watcher.entered(request)
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, request.request_id))
 
@@ -92,9 +114,12 @@ class Scheduler:
         """Plan the next step. Block tables are extended here; counters advance in `update`."""
         self._budget = self.token_budget
         self._chunks, self._new_rows, self._preempted = {}, {}, False
+        self.stalls = {}
         self._schedule_running(now)
-        if not self._preempted:  # whoever stepped back this step needs the memory next step
-            self._schedule_waiting(now)
+        if self._preempted:  # whoever stepped back this step needs the memory next step
+            self.queue_waits_for = "blocks"
+        else:
+            self.queue_waits_for = self._schedule_waiting(now)
         return self._build_plan()
 
     def _schedule_running(self, now: float) -> None:
@@ -118,24 +143,33 @@ class Scheduler:
                 return
         self._put_chunk(request, num_new, blocks, now)
 
-    def _schedule_waiting(self, now: float) -> None:
-        if not self.waiting or len(self.running) >= self.settings.max_num_seqs:
-            return
+    def _schedule_waiting(self, now: float) -> Wait | None:
+        """Admit who fits; returns what the others wait for, if they are not in `stalls`."""
+        if not self.waiting:
+            return None
+        if len(self.running) >= self.settings.max_num_seqs:
+            return "seats"
         for request in sorted(self.waiting.values(), key=lambda r: self.policy.order(r, now)):
-            if self._budget == 0 or len(self.running) >= self.settings.max_num_seqs:
-                break
+            if self._budget == 0:
+                return "budget"
+            if len(self.running) >= self.settings.max_num_seqs:
+                return "seats"
             prefix = self.kv.find_prefix(request)
             if self.kv.is_in_progress(request, len(prefix)):
+                self.stalls[request.request_id] = "prefix"
                 continue
             blocks = self.kv.allocate(request, request.num_tokens, prefix)
-            if blocks is None:
-                break  # no overtaking: smaller requests would starve a large one for ever
+            if blocks is None:  # no overtaking: smaller requests would starve a large one for ever
+                self.stalls[request.request_id] = "blocks"
+                return "turn"
             self._admit(request, len(prefix) * self.kv.block_size)
             num_new = self._affordable(request, request.num_computed_tokens)
             self._put_chunk(request, num_new, blocks, now)
+        return None
 
     def _admit(self, request: Request, num_found: int) -> None:
-        if request.times.scheduled is None:  # a return from preemption is no answer from the cache
+        is_return = request.times.scheduled is not None
+        if not is_return:  # a return from preemption is no answer from the cache
             request.num_cached_tokens = num_found
             self.counters.prefix_queries += request.num_tokens
             self.counters.prefix_hits += num_found
@@ -149,6 +183,8 @@ class Scheduler:
             num_prompt_tokens=request.num_prompt_tokens,
             sampling=request.sampling,
         )
+        if self.watcher is not None:
+            self.watcher.admitted(request, num_found, is_return=is_return)
 
     def _affordable(self, request: Request, start: int) -> int:
         left = request.num_tokens - start
@@ -173,6 +209,8 @@ class Scheduler:
         if chunk is not None:
             self._budget += chunk.num_tokens
             self.policy.charge(request, -chunk.num_tokens)
+        if self.watcher is not None:
+            self.watcher.preempted(request)
         self.kv.free(request)
         request.num_computed_tokens = 0
         request.status = Status.WAITING
@@ -251,6 +289,8 @@ class Scheduler:
         else:
             del self.waiting[request.request_id]
         del self.requests[request.request_id]
+        if self.watcher is not None:
+            self.watcher.finished(request, reason)
         self.kv.free(request)
         self.policy.leave(request)
         request.status = Status.FINISHED

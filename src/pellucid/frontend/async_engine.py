@@ -25,6 +25,7 @@ from weakref import WeakValueDictionary
 from pellucid.config import EngineConfig
 from pellucid.engine.client import EngineClient, ProcessClient
 from pellucid.errors import BadRequest, EngineDead, Overloaded
+from pellucid.frontend.events import EventHub
 from pellucid.frontend.generation import Generation
 from pellucid.frontend.inputs import InputProcessor, PreparedRequest, RequestOptions
 from pellucid.frontend.output_processor import OutputProcessor
@@ -32,7 +33,7 @@ from pellucid.frontend.outputs import Delta
 from pellucid.frontend.stats import RequestReport, StatsListener
 from pellucid.frontend.text import ModelText, load_text
 from pellucid.load.hub import resolve
-from pellucid.messages import Abort, EngineInfo, StepOutput
+from pellucid.messages import Abort, Command, EngineInfo, StepOutput
 from pellucid.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class AsyncLLM:
     ) -> None:
         self.config = config
         self.listeners: list[StatsListener] = []
+        self.events = EventHub(self._send_quietly)
         self._client: EngineClient = client or ProcessClient(config)
         self._text = text
         self._info: EngineInfo | None = None
@@ -98,6 +100,7 @@ class AsyncLLM:
         self._inputs = InputProcessor(self.tokenizer, self._info, timeout)
         self._outputs = OutputProcessor(self.tokenizer)
         self._death = None
+        self.events.engine_started()
         self._pump = asyncio.create_task(self._pump_outputs(), name="pellucid-outputs")
 
     async def close(self) -> None:
@@ -290,15 +293,15 @@ class AsyncLLM:
         ended = {i: report for i in ids if (report := self._outputs.finish(i, "abort", now))}
         if not ended:
             return False
-        self._send_abort(list(ended))
+        self._send_quietly(Abort(request_ids=list(ended)))
         for report in ended.values():
             self._account(report)
         return True
 
-    def _send_abort(self, request_ids: list[str]) -> None:
+    def _send_quietly(self, command: Command) -> None:
         if self._death is None:
-            with contextlib.suppress(EngineDead):  # a dead engine has nothing to abort
-                self._client.send(Abort(request_ids=request_ids))
+            with contextlib.suppress(EngineDead):  # a dead engine has nothing to abort or to tell
+                self._client.send(command)
 
     async def _pump_outputs(self) -> None:
         """Hand over the engine's outputs until it dies or `close` cancels this task."""
@@ -315,7 +318,9 @@ class AsyncLLM:
     def _take(self, output: StepOutput) -> None:
         step = self._outputs.process(output)
         if step.stopped:
-            self._send_abort(step.stopped)
+            self._send_quietly(Abort(request_ids=step.stopped))
+        if output.events:
+            self.events.publish(output.events)
         self._tell(lambda listener: listener.on_step(step.report))
         for report in step.finished:
             self._account(report)

@@ -243,6 +243,7 @@ def _broken(sequence: _Sequence, error: Exception, now: float) -> Delta:
 
 def _report(sequence: _Sequence, reason: FinishReason, times: RequestTimes | None) -> RequestReport:
     return RequestReport(
+        request_id=sequence.request_id,
         params=sequence.params,
         num_prompt_tokens=sequence.num_prompt_tokens,
         num_cached_tokens=sequence.num_cached_tokens,

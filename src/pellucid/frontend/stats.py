@@ -26,6 +26,7 @@ class StepReport:
 class RequestReport:
     """One answer that ended, however it ended; a request with `n` answers gives `n` of these."""
 
+    request_id: str  # the engine's
     params: SamplingParams
     num_prompt_tokens: int
     num_cached_tokens: int

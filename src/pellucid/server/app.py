@@ -12,7 +12,8 @@ from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.server import openapi
 from pellucid.server.envelope import Envelope
 from pellucid.server.errors import on_http_exception, on_pellucid_error
-from pellucid.server.routes import chat, completions, generate, models, system, tokens
+from pellucid.server.observation import Observer
+from pellucid.server.routes import chat, completions, generate, models, requests, system, tokens
 from pellucid.server.service import Service
 
 
@@ -21,7 +22,10 @@ def build_app(
     config: ServerConfig | None = None,
     engine_config: EngineConfig | None = None,
 ) -> FastAPI:
-    """Put `llm`, which must have been started, behind HTTP. The caller closes it."""
+    """Put `llm`, which must have been started, behind HTTP. The caller closes it.
+
+    `app.state.service.close()` ends what looks on. Raises ConfigError for a setting that is wrong.
+    """
     app = FastAPI(
         title="pellucid",
         version=__version__,
@@ -29,11 +33,13 @@ def build_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.service = Service(llm, config or ServerConfig(), engine_config or llm.config)
+    service = Service(llm, config or ServerConfig(), engine_config or llm.config)
+    app.state.service = service
     app.add_exception_handler(PellucidError, on_pellucid_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_middleware(Envelope)
-    for routes in (chat, completions, generate, tokens, models, system):
+    app.add_middleware(Observer, observation=service.observation)  # around everything
+    for routes in (chat, completions, generate, tokens, models, requests, system):
         app.include_router(routes.router)
     openapi.install(app)
     return app

@@ -20,7 +20,7 @@ _VALID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Envelope:
-    """ASGI middleware. Puts the request id into `request.state.request_id`."""
+    """ASGI middleware. Puts `request_id` and, once known, `status` into `request.state`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -39,6 +39,7 @@ class Envelope:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                scope["state"]["status"] = message["status"]
                 message["headers"].append((b"x-request-id", request_id.encode("ascii")))
             await send(message)
 

@@ -1,5 +1,7 @@
 """Prometheus metrics under vLLM's names, labels and buckets, so that its dashboards work here.
 
+What vLLM has no name for begins with `pellucid_`.
+
 Fed by `AsyncLLM` once per step and once per finished answer.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,8 +21,11 @@ from prometheus_client import (
 )
 
 from pellucid.config import EngineConfig
+from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.stats import RequestReport, StepReport
 from pellucid.messages import EngineInfo
+from pellucid.observe.counters import Counters, CountersCollector
+from pellucid.observe.machine import MachineCollector
 
 # fmt: off
 TTFT_BUCKETS = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40,
@@ -39,22 +44,33 @@ RATE_WINDOW = 10.0  # seconds over which tokens per second are averaged
 
 
 class Metrics:
-    """A `StatsListener` with a registry of its own: two servers in one process do not mix."""
+    """A `StatsListener` with a registry of its own: two servers in one process do not mix.
 
-    def __init__(self, model_name: str, info: EngineInfo, engine: EngineConfig) -> None:
-        self._registry = CollectorRegistry()
-        self._labels = {"model_name": model_name, "engine": "0"}
+    Args:
+        num_open: requests that are being answered.
+    """
+
+    def __init__(self, llm: AsyncLLM, engine: EngineConfig, num_open: Callable[[], int]) -> None:
+        info = llm.info
+        self.registry = CollectorRegistry()
+        self.counters = Counters()  # for whoever refuses, caches or restarts
+        self._labels = {"model_name": llm.model_name, "engine": "0"}
         self._num_kv_blocks = info.num_kv_blocks
         self._recent: deque[tuple[float, int]] = deque()  # (when, tokens generated)
         self._make_step_metrics()
         self._make_request_metrics(info.max_model_len)
         self._tell_cache_config(info, engine)
-        ProcessCollector(registry=self._registry)
+        self._make_own_metrics(num_open)
+        self.registry.register(CountersCollector(self.counters))
+        self.registry.register(MachineCollector(lambda: llm.info.pid))
+        ProcessCollector(registry=self.registry)
 
     def on_step(self, report: StepReport) -> None:
         stats = report.stats
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
+        self._waiting_capacity.set(stats.num_waiting - stats.num_deferred)
+        self._waiting_deferred.set(stats.num_deferred)
         self._kv_usage.set(stats.kv_blocks_used / self._num_kv_blocks)
         self._preemptions.inc(stats.num_preemptions)
         self._prefix_queries.inc(stats.prefix_queries)
@@ -62,7 +78,12 @@ class Metrics:
         # As in vLLM a prompt's tokens count when they are there, computed or found.
         self._prompt_tokens.inc(stats.num_prompt_tokens + stats.prefix_hits)
         self._prompt_tokens_cached.inc(stats.prefix_hits)
+        self._prompt_computed.inc(stats.num_prompt_tokens)
+        self._prompt_found.inc(stats.prefix_hits)
         self._generation_tokens.inc(stats.num_generated_tokens)
+        self._schedule_seconds.inc(stats.schedule_seconds)
+        self._forward_seconds.inc(stats.forward_seconds)
+        self._sample_seconds.inc(stats.sample_seconds)
         if tokens := stats.num_prompt_tokens + stats.num_generated_tokens:
             self._step_tokens.observe(tokens)
         for seconds in report.times_to_first_token:
@@ -102,7 +123,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Prometheus' text format. Not OpenMetrics, whose encoder rewrites the colon in names."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def _forget(self, now: float) -> None:
         while self._recent and self._recent[0][0] < now - RATE_WINDOW:
@@ -111,22 +132,30 @@ class Metrics:
     # ---- construction
 
     def _gauge(self, name: str, about: str) -> Gauge:
-        gauge = Gauge(f"vllm:{name}", about, [*self._labels], registry=self._registry)
+        gauge = Gauge(f"vllm:{name}", about, [*self._labels], registry=self.registry)
         return gauge.labels(**self._labels)
 
     def _counter(self, name: str, about: str) -> Counter:
-        counter = Counter(f"vllm:{name}", about, [*self._labels], registry=self._registry)
+        counter = Counter(f"vllm:{name}", about, [*self._labels], registry=self.registry)
         return counter.labels(**self._labels)
 
     def _histogram(self, name: str, about: str, buckets: Sequence[float]) -> Histogram:
         histogram = Histogram(
-            f"vllm:{name}", about, [*self._labels], registry=self._registry, buckets=buckets
+            f"vllm:{name}", about, [*self._labels], registry=self.registry, buckets=buckets
         )
         return histogram.labels(**self._labels)
 
     def _make_step_metrics(self) -> None:
         self._running = self._gauge("num_requests_running", "Requests in the running set.")
         self._waiting = self._gauge("num_requests_waiting", "Requests in the queue.")
+        by_reason = Gauge(
+            "vllm:num_requests_waiting_by_reason",
+            "Requests in the queue: for room, or (deferred) for a prefix that is being computed.",
+            [*self._labels, "reason"],
+            registry=self.registry,
+        )
+        self._waiting_capacity = by_reason.labels(**self._labels, reason="capacity")
+        self._waiting_deferred = by_reason.labels(**self._labels, reason="deferred")
         self._kv_usage = self._gauge(
             "kv_cache_usage_perc", "Share of the KV blocks that requests hold, 0 to 1."
         )
@@ -141,6 +170,14 @@ class Metrics:
         self._prompt_tokens_cached = self._counter(
             "prompt_tokens_cached", "Prompt tokens that were not computed again."
         )
+        by_source = Counter(
+            "vllm:prompt_tokens_by_source",
+            "Prompt tokens processed, computed or found.",
+            [*self._labels, "source"],
+            registry=self.registry,
+        )
+        self._prompt_computed = by_source.labels(**self._labels, source="local_compute")
+        self._prompt_found = by_source.labels(**self._labels, source="local_cache_hit")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._step_tokens = self._histogram(
             "iteration_tokens_total", "Prompt and generated tokens of one step.", STEP_TOKEN_BUCKETS
@@ -185,25 +222,47 @@ class Metrics:
             "vllm:request_success",
             "Answers that ended.",
             [*self._labels, "finished_reason"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self._finished = {  # all of them at once: a rate needs the zero before the first
             reason: finished.labels(**self._labels, finished_reason=reason)
             for reason in FINISH_REASONS
         }
 
+    def _make_own_metrics(self, num_open: Callable[[], int]) -> None:
+        streams = Gauge(
+            "pellucid_active_streams", "Requests that are being answered.", registry=self.registry
+        )
+        streams.set_function(num_open)
+        rate = Gauge(
+            "pellucid_tokens_per_second",
+            f"Tokens generated per second, over the last {RATE_WINDOW:g} seconds.",
+            registry=self.registry,
+        )
+        rate.set_function(self.tokens_per_second)
+        parts = Counter(
+            "pellucid_step_seconds",
+            "Where the engine's steps spent their time.",
+            ["part"],
+            registry=self.registry,
+        )
+        self._schedule_seconds = parts.labels("schedule")
+        self._forward_seconds = parts.labels("forward")
+        self._sample_seconds = parts.labels("sample")
+
     def _tell_cache_config(self, info: EngineInfo, engine: EngineConfig) -> None:
+        cache = engine.cache
         facts = {
             "block_size": str(info.block_size),
             "num_gpu_blocks": str(info.num_kv_blocks),  # vLLM's name on every device
-            "enable_prefix_caching": str(engine.cache.prefix_caching),
-            "cache_dtype": info.dtype,
+            "enable_prefix_caching": str(cache.prefix_caching),
+            "cache_dtype": info.dtype if cache.kv_cache_dtype == "auto" else cache.kv_cache_dtype,
         }
         gauge = Gauge(
             "vllm:cache_config_info",
             "The KV cache's settings.",
             [*self._labels, *facts],
-            registry=self._registry,
+            registry=self.registry,
         )
         gauge.labels(**self._labels, **facts).set(1)
 

@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 
 from pellucid.server import protocol, responses
 from pellucid.server.errors import ErrorBody
+from pellucid.server.observation import Timeline
 
 REF = "#/components/schemas/{name}"
 _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
@@ -33,11 +34,12 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     responses.Version,
     responses.Load,
     responses.Index,
+    Timeline,
     ErrorBody,
 )
 _ERRORS = {
     400: "A field is wrong, unknown or not supported.",
-    404: "There is no such model.",
+    404: "There is no such model, or no such request.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     429: "The queue is full; Retry-After says when to come back.",

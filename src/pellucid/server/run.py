@@ -82,8 +82,9 @@ class Server(uvicorn.Server):
     def __init__(
         self, llm: AsyncLLM, config: ServerConfig, on_listening: Callable[[], None]
     ) -> None:
+        self.app = build_app(llm, config)
         settings = uvicorn.Config(
-            build_app(llm, config),
+            self.app,
             http=http_protocol(MAX_HEAD_BYTES),
             ws="none",
             lifespan="off",
@@ -113,6 +114,7 @@ class Server(uvicorn.Server):
         draining = asyncio.create_task(self._end_streams_later())
         await super().shutdown(sockets)
         draining.cancel()
+        self.app.state.service.close()
 
     async def _end_streams_later(self) -> None:
         """What is open without an engine ends at once, with an error that says so."""

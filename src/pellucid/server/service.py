@@ -13,13 +13,14 @@ from starlette.requests import Request
 
 from pellucid import __version__
 from pellucid.config import EngineConfig, ServerConfig
-from pellucid.errors import ModelNotFound
+from pellucid.errors import ModelNotFound, Overloaded
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.generation import Generation
 from pellucid.sampling_params import SamplingParams
 from pellucid.server.body import T, read
 from pellucid.server.job import Job
 from pellucid.server.metrics import Metrics
+from pellucid.server.observation import Observation
 from pellucid.server.params import check_fields, invalid, scores_only
 from pellucid.server.protocol import SamplingFields
 from pellucid.server.responses import Load
@@ -40,9 +41,13 @@ class Service:
         # Longest prompt plus answer: the model's limit, or the KV pool's if that is smaller.
         self.max_model_len = min(info.max_model_len, info.num_kv_blocks * info.block_size)
         self.fingerprint = _fingerprint(llm)
-        self.metrics = Metrics(llm.model_name, info, engine)
+        self.metrics = Metrics(llm, engine, num_open=lambda: self.num_open)
         llm.listeners.append(self.metrics)
-        psutil.cpu_percent()  # starts the interval that the first reading ends
+        self.observation = Observation(llm, config.observe, self.metrics.registry)
+
+    def close(self) -> None:
+        """End the files and links of those who look on. Idempotent."""
+        self.observation.close()
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFound; no name at all means the one model there is."""
@@ -86,6 +91,7 @@ class Service:
             on_close=self._job_closed,
         )
         self.num_open += 1
+        opened: float | None = None
         try:
             for prompt in prompts:
                 generation = await self.llm.submit(
@@ -101,11 +107,16 @@ class Service:
                     add_special_tokens=body.add_special_tokens is not False,
                     prompt_field=prompt_field,
                 )
+                opened = opened or time.monotonic()
                 generations.append(generation)
                 self.metrics.on_submit(params.n)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Overloaded):
+                self.metrics.counters.refused["queue_full"] += 1
             await job.aclose()
             raise
+        record = getattr(request.state, "record", None)
+        self.observation.opened(record, job, opened or time.monotonic(), bool(body.stream))
         return job
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:

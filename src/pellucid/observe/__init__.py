@@ -1,0 +1,1 @@
+"""Seeing what the server does: time lines, traces, recordings, logs, metrics, spans."""

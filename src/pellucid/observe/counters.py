@@ -1,0 +1,66 @@
+"""What happens around the engine, counted: others add, `/metrics` reads.
+
+>>> counters.refused["rate_limit_requests"] += 1
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+REFUSALS = ("api_key", "queue_full", "rate_limit_requests", "rate_limit_tokens", "shutting_down")
+OUTCOMES = ("hit", "miss", "bypass")
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the server began; only ever growing."""
+
+    refused: Counter[str] = field(default_factory=Counter)  # by reason, see REFUSALS
+    cache: Counter[str] = field(default_factory=Counter)  # answers, by outcome, see OUTCOMES
+    engine_restarts: int = 0
+    redis_failures: int = 0
+
+
+class CountersCollector(Collector):
+    """Shows `Counters` to Prometheus; every known reason from the start, at zero."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterator[Metric]:
+        counters = self._counters
+        yield _family(
+            "pellucid_refused_requests",
+            "Requests turned away before the engine.",
+            "reason",
+            {**dict.fromkeys(REFUSALS, 0), **counters.refused},
+        )
+        yield _family(
+            "pellucid_answer_cache_requests",
+            "Requests that the cache of whole answers had, had not, or could not have.",
+            "outcome",
+            {**dict.fromkeys(OUTCOMES, 0), **counters.cache},
+        )
+        yield CounterMetricFamily(
+            "pellucid_engine_restarts",
+            "Engines started in the place of one that died.",
+            value=counters.engine_restarts,
+        )
+        yield CounterMetricFamily(
+            "pellucid_redis_failures",
+            "Calls to Redis that failed and were done without.",
+            value=counters.redis_failures,
+        )
+
+
+def _family(name: str, about: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(name, about, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family
