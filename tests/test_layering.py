@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "runner": LEAVES | {"kernels", "load", "models", "sample"},
     "engine": LEAVES | {"runner.base", "runner.factory"},
-    "frontend": LEAVES | {"engine.client", "load.files", "load.hub"},
+    "frontend": LEAVES | {"__version__", "engine.client", "load.files", "load.hub"},
     "server": LEAVES | {"__version__", "frontend"},
     "bench": LEAVES | {"__version__"},
 }

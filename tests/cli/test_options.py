@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from pellucid.cli.options import configured
 from pellucid.cli.settings import Setting, settings_of
-from pellucid.config import EngineConfig, ModelSettings, ServerConfig
+from pellucid.config import EngineConfig, GatewayConfig, ModelSettings, ServerConfig
 from pellucid.errors import ConfigError
 
-ALL = [*settings_of(EngineConfig), *settings_of(ServerConfig)]
+CONFIGS = (EngineConfig, ServerConfig, GatewayConfig)
+ALL = [setting for config in CONFIGS for setting in settings_of(config)]
 
 # A valid value other than the default, as text, and as config.py's type.
 VALUES: dict[str, tuple[str, Any]] = {
@@ -31,10 +32,14 @@ VALUES: dict[str, tuple[str, Any]] = {
     "kernels": ("reference", "reference"),
     "threads": ("3", 3),
     "log_level": ("debug", "debug"),
+    "cache": ("redis://host:1/0", "redis://host:1/0"),
+    "rate_limit_storage": ("redis://host:1/0", "redis://host:1/0"),
 }
 BY_KIND: dict[str, tuple[str, Any]] = {
     "integer": ("4096", 4096),
+    "number": ("7.5", 7.5),
     "text": ("some text", "some text"),
+    "list": ("one", ["one"]),
 }
 
 
@@ -46,15 +51,18 @@ def value_of(setting: Setting) -> tuple[str, Any]:
     return VALUES.get(setting.name) or BY_KIND[setting.kind]
 
 
-def run(*arguments: str, **environment: str) -> tuple[EngineConfig, ServerConfig]:
+Configs = tuple[EngineConfig, ServerConfig, GatewayConfig]
+
+
+def run(*arguments: str, **environment: str) -> Configs:
     """What a command with every setting receives. Raises what it raises."""
-    received: list[tuple[EngineConfig, ServerConfig]] = []
+    received: list[Configs] = []
     app = typer.Typer()
 
     @app.command()
     @configured()
-    def command(engine: EngineConfig, server: ServerConfig) -> None:
-        received.append((engine, server))
+    def command(engine: EngineConfig, server: ServerConfig, gateway: GatewayConfig) -> None:
+        received.append((engine, server, gateway))
 
     result = CliRunner().invoke(app, list(arguments), env=environment)
     if result.exception is not None:
@@ -62,15 +70,18 @@ def run(*arguments: str, **environment: str) -> tuple[EngineConfig, ServerConfig
     return received[0]
 
 
-def field_of(configs: tuple[EngineConfig, ServerConfig], setting: Setting) -> Any:
-    engine, server = configs
-    part = server if setting.section == "server" else getattr(engine, setting.section)
-    return getattr(part, setting.name)
+def field_of(configs: Configs, setting: Setting) -> Any:
+    engine, server, gateway = configs
+    if setting.section == "server":
+        return getattr(server, setting.name)
+    composed = engine if hasattr(engine, setting.section) else gateway
+    return getattr(getattr(composed, setting.section), setting.name)
 
 
 def test_settings_cover_every_field() -> None:
     names = [setting.name for setting in ALL]
-    sections = (type(part) for part in msgspec.structs.asdict(EngineConfig()).values())
+    composed = (EngineConfig(), GatewayConfig())
+    sections = (type(part) for c in composed for part in msgspec.structs.asdict(c).values())
     fields = {name for part in (*sections, ServerConfig) for name in part.__struct_fields__}
     assert sorted(names) == sorted(fields)
     assert len(set(names)) == len(names)  # flat names are unambiguous
@@ -111,13 +122,13 @@ class TestEverySetting:
 
 
 def test_nothing_given_is_the_defaults() -> None:
-    assert run() == (EngineConfig(), ServerConfig())
+    assert run() == (EngineConfig(), ServerConfig(), GatewayConfig())
 
 
 def test_flag_beats_environment_beats_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("max_num_seqs: 1\nport: 1\nhost: file\n")
-    engine, server = run(
+    engine, server, _ = run(
         *("--config", str(file), "--max-num-seqs", "3"),
         PELLUCID_MAX_NUM_SEQS="2",
         PELLUCID_PORT="2",
@@ -126,7 +137,7 @@ def test_flag_beats_environment_beats_file(tmp_path: Path) -> None:
 
 
 def test_switch_off_beats_environment_on() -> None:
-    engine, _ = run("--no-prefix-caching", PELLUCID_PREFIX_CACHING="true")
+    engine, *_ = run("--no-prefix-caching", PELLUCID_PREFIX_CACHING="true")
     assert engine.cache.prefix_caching is False
 
 
@@ -197,13 +208,13 @@ def test_missing_file_is_told(tmp_path: Path) -> None:
 def test_empty_file_sets_nothing(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("# nothing yet\n")
-    assert run("--config", str(file)) == (EngineConfig(), ServerConfig())
+    assert run("--config", str(file)) == (EngineConfig(), ServerConfig(), GatewayConfig())
 
 
 def test_model_may_be_setting_or_section(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("model: {model: a.gguf, dtype: float32}\nrunner: fake\n")
-    engine, _ = run("--config", str(file))
+    engine, *_ = run("--config", str(file))
     assert engine.model == ModelSettings(model="a.gguf", dtype="float32")
     assert engine.runner.runner == "fake"
 

@@ -6,13 +6,16 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from pellucid import __version__
-from pellucid.config import EngineConfig, ServerConfig
+from pellucid.config import EngineConfig, GatewayConfig, ServerConfig
 from pellucid.errors import PellucidError
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.server import openapi
 from pellucid.server.envelope import Envelope
 from pellucid.server.errors import on_http_exception, on_pellucid_error
-from pellucid.server.routes import chat, completions, generate, models, system, tokens
+from pellucid.server.gateway.cors import allow_origins
+from pellucid.server.gateway.gate import Gate
+from pellucid.server.gateway.gateway import Gateway
+from pellucid.server.routes import chat, completions, generate, health, models, system, tokens
 from pellucid.server.service import Service
 
 
@@ -20,8 +23,9 @@ def build_app(
     llm: AsyncLLM,
     config: ServerConfig | None = None,
     engine_config: EngineConfig | None = None,
+    gateway: Gateway | None = None,
 ) -> FastAPI:
-    """Put `llm`, which must have been started, behind HTTP. The caller closes it."""
+    """Put `llm`, which must have been started, behind HTTP. The caller closes both."""
     app = FastAPI(
         title="pellucid",
         version=__version__,
@@ -29,11 +33,14 @@ def build_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.service = Service(llm, config or ServerConfig(), engine_config or llm.config)
+    gateway = gateway or Gateway(GatewayConfig())
+    app.state.service = Service(llm, config or ServerConfig(), engine_config or llm.config, gateway)
     app.add_exception_handler(PellucidError, on_pellucid_error)
     app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_middleware(Gate, gateway=gateway)  # later ones lie around earlier ones
     app.add_middleware(Envelope)
-    for routes in (chat, completions, generate, tokens, models, system):
+    allow_origins(app, gateway.config.access.cors_origin)
+    for routes in (chat, completions, generate, tokens, models, system, health):
         app.include_router(routes.router)
     openapi.install(app)
     return app

@@ -32,14 +32,19 @@ class Envelope:
         given = Headers(scope=scope).get(HEADER)
         refused = given is not None and not _VALID.fullmatch(given)
         request_id = uuid.uuid4().hex if given is None or refused else given
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["response_headers"] = headers = dict[str, str]()  # for whoever has something to add
         started = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"].append((b"x-request-id", request_id.encode("ascii")))
+                headers["x-request-id"] = request_id
+                message["headers"].extend(
+                    (name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()
+                )
             await send(message)
 
         try:

@@ -1,0 +1,31 @@
+"""The certificate of an HTTPS server, tried before a model is loaded for it."""
+
+from __future__ import annotations
+
+import ssl
+
+from pellucid.config import AccessSettings
+from pellucid.errors import ConfigError
+
+
+def check_certificate(settings: AccessSettings) -> None:
+    """Raises ConfigError if certificate and key cannot be read or do not belong together."""
+    certificate, key = settings.ssl_certfile, settings.ssl_keyfile
+    if certificate is None:
+        if key is not None:
+            raise ConfigError("ssl_keyfile needs ssl_certfile", param="ssl_keyfile")
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # A key with a password would be asked for on the terminal.
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except ssl.SSLError as error:
+        reason = error.reason or "not a PEM file with a certificate and a key without password"
+        raise ConfigError(
+            f"ssl_certfile: cannot use {certificate}: {reason}", param="ssl_certfile"
+        ) from None
+    except OSError as error:
+        name = "ssl_certfile" if error.filename in (None, certificate) else "ssl_keyfile"
+        raise ConfigError(
+            f"{name}: cannot read {error.filename or certificate}: {error.strerror}", param=name
+        ) from None
