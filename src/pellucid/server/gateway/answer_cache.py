@@ -64,7 +64,8 @@ class AnswerCache:
             )
         rest = {name: value for name, value in options.items() if name not in _IRRELEVANT}
         parts = (self.identity, "" if self._shared else owner, prompt, params, rest)
-        return hashlib.sha256(msgspec.msgpack.encode(parts, order="deterministic")).digest()
+        plain = msgspec.to_builtins(parts, str_keys=True)  # only such keys can be ordered
+        return hashlib.sha256(msgspec.msgpack.encode(plain, order="deterministic")).digest()
 
     async def find(
         self, key: bytes, prompt: str | list[int], params: SamplingParams, request_id: str
