@@ -57,6 +57,8 @@ def body_of(error: Exception, request_id: str) -> ErrorBody:
     if isinstance(error, EngineDead) and not isinstance(error, ShuttingDown):
         logger.error("request %s: %s", request_id, error.message)
         message = "The engine has stopped. The server's log says why."
+        if error.retry_after is not None:
+            message = "The engine has died and is being started again."
         return ErrorBody(ErrorDetail(message, error.type, None, error.code))
     if isinstance(error, PellucidError):
         return ErrorBody(ErrorDetail(error.message, error.type, error.param, error.code))
@@ -71,6 +73,8 @@ def error_response(error: Exception, request_id: str) -> Response:
     headers = {}
     if isinstance(error, PellucidError) and error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, BodyTooLarge | BodyTooSlow):
+        headers["Connection"] = "close"  # the rest of the body may never come
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="pellucid"'
     return _respond(status, body_of(error, request_id), headers)

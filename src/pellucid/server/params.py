@@ -71,9 +71,6 @@ def check_fields(
             raise invalid("stream_options", "needs stream to be true")
         if body.prompt_logprobs is not None and body.stream:
             raise invalid("prompt_logprobs", "cannot be streamed")
-    messages = getattr(body, "messages", None) or ()
-    if len(messages) > config.max_messages:
-        raise invalid("messages", f"must be at most {config.max_messages}, got {len(messages)}")
     if (body.n or 1) > config.max_n:
         raise invalid("n", f"must be at most {config.max_n}, got {body.n}")
     if body.priority and scheduler.policy != "priority":

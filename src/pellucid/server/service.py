@@ -62,6 +62,9 @@ class Service:
         limits = self.gateway.config.limits
         body = await read(request, body_type, self.config.max_body_bytes, limits.body_timeout)
         self.check_model(getattr(body, "model", None))
+        num_messages, most = len(getattr(body, "messages", None) or ()), self.config.max_messages
+        if num_messages > most:
+            raise invalid("messages", f"must be at most {most}, got {num_messages}")
         if isinstance(body, SamplingFields):
             check_fields(body, self.config, self.engine.scheduler, self.llm.info.vocab_size)
         return body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 
 from pellucid.config import AccessSettings
 from pellucid.errors import ConfigError
@@ -15,6 +16,12 @@ def check_certificate(settings: AccessSettings) -> None:
         if key is not None:
             raise ConfigError("ssl_keyfile needs ssl_certfile", param="ssl_keyfile")
         return
+    for name, path in (("ssl_certfile", certificate), ("ssl_keyfile", key)):
+        try:
+            if path is not None:
+                Path(path).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{name}: cannot read {path}: {error.strerror}", param=name) from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # A key with a password would be asked for on the terminal.
@@ -23,9 +30,4 @@ def check_certificate(settings: AccessSettings) -> None:
         reason = error.reason or "not a PEM file with a certificate and a key without password"
         raise ConfigError(
             f"ssl_certfile: cannot use {certificate}: {reason}", param="ssl_certfile"
-        ) from None
-    except OSError as error:
-        name = "ssl_certfile" if error.filename in (None, certificate) else "ssl_keyfile"
-        raise ConfigError(
-            f"{name}: cannot read {error.filename or certificate}: {error.strerror}", param=name
         ) from None
