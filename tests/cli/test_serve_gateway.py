@@ -180,7 +180,7 @@ def test_keys_by_flag_variable_and_file_and_in_no_log(fake_model: Path, tmp_path
         assert httpx.get(f"{one.url}/v1/models").status_code == 401
         assert one.end() == 0
         assert "sk-" not in one.log
-        assert "$PELLUCID_API_KEY" in one.log  # the curl line says where the key goes
+        assert "$API_KEY" in one.log  # the curl line says where the key goes
 
 
 @pytest.mark.parametrize(

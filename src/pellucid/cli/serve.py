@@ -43,7 +43,7 @@ def _greet(url: str, model: str, *, needs_key: bool) -> None:
 
     question = [{"role": "user", "content": "Why is the sky blue?"}]
     body = json.dumps({"model": model, "stream": True, "messages": question})
-    key = '  -H "Authorization: Bearer $PELLUCID_API_KEY" \\\n' if needs_key else ""
+    key = '  -H "Authorization: Bearer $API_KEY" \\\n' if needs_key else ""
     notes().print(
         f"{model} is ready at {url}/v1\n\n"
         f"curl -N {url}/v1/chat/completions \\\n"

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import ipaddress
 import logging
 import signal
 import socket
@@ -153,6 +154,8 @@ async def _serve(
     on_ready: OnReady | None,
 ) -> None:
     gateway = Gateway(gateway_config)
+    if gateway.keys.is_open and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        logger.warning("listening on %s without an API key: anyone may ask", server_config.host)
     life = gateway_config.life
     llm = AsyncLLM(engine_config, retries=life.engine_retries if life.engine_restarts else 0)
     starting = asyncio.create_task(_start(llm, gateway))

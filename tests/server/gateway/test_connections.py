@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ import pytest
 
 from pellucid.config import AccessSettings, ServerConfig
 from pellucid.errors import ConfigError
-from pellucid.server import http_protocol as protocols
 from pellucid.server.gateway.tls import check_certificate
 from tests.server.live import Live, live
 
@@ -26,7 +26,7 @@ IMPATIENT = {"head_timeout": 0.5, "body_timeout": 0.5}
 def impatient(request: pytest.FixtureRequest) -> Iterator[Live]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "h11":
-            patch.setitem(__import__("sys").modules, "uvicorn.protocols.http.httptools_impl", None)
+            patch.setitem(sys.modules, "uvicorn.protocols.http.httptools_impl", None)
         with live(gateway=IMPATIENT) as site:
             yield site
 
@@ -112,10 +112,6 @@ def test_an_answer_that_takes_long_is_not_a_slow_request() -> None:
     with live(runner={"step_seconds": 0.02}, gateway=IMPATIENT) as site:
         response = site.post(TEXT, prompt="x", max_tokens=60, ignore_eos=True)
         assert response.json()["usage"]["completion_tokens"] == 60
-
-
-def test_both_parsers_are_impatient() -> None:
-    assert protocols.http_protocol(1024, 1.0).__name__ == "Impatient"
 
 
 def test_a_conversation_has_bounded_messages() -> None:
