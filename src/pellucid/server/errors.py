@@ -55,10 +55,10 @@ class ClientGone(Exception):  # noqa: N818 - not an error of anyone
 def body_of(error: Exception, request_id: str) -> ErrorBody:
     """Describe `error` to a client; what may hold internals is logged here and not told."""
     if isinstance(error, EngineDead) and not isinstance(error, ShuttingDown):
-        logger.error("request %s: %s", request_id, error.message)
-        message = "The engine has stopped. The server's log says why."
-        if error.retry_after is not None:
-            message = "The engine has died and is being started again."
+        message = "The engine has died and is being started again."
+        if error.retry_after is None:  # otherwise the log has it already, from who restarts it
+            logger.error("request %s: %s", request_id, error.message)
+            message = "The engine has stopped. The server's log says why."
         return ErrorBody(ErrorDetail(message, error.type, None, error.code))
     if isinstance(error, PellucidError):
         return ErrorBody(ErrorDetail(error.message, error.type, error.param, error.code))
