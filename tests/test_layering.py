@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "runner": LEAVES | {"kernels", "load", "models", "sample"},
     "engine": LEAVES | {"runner.base", "runner.factory"},
-    "frontend": LEAVES | {"engine.client", "load.files", "load.hub"},
+    "frontend": LEAVES | {"__version__", "engine.client", "load.files", "load.hub"},
     "observe": LEAVES | {"__version__", "engine.events", "frontend"},
     "server": LEAVES | {"__version__", "frontend", "observe"},
     "bench": LEAVES | {"__version__"},
@@ -139,6 +139,12 @@ FRONT_END = (
 @pytest.mark.parametrize("statement", FRONT_END)
 def test_front_end_never_loads_torch(statement: str) -> None:
     assert loaded_by(statement, {"torch", "transformers"}) == set()
+
+
+def test_extras_are_loaded_only_when_a_setting_asks_for_them() -> None:
+    statement = "import pellucid.server.run; from pellucid.config import GatewayConfig\n"
+    statement += "pellucid.server.run.Gateway(GatewayConfig())"
+    assert loaded_by(statement, {"limits", "redis", "httpx", "openai"}) == set()
 
 
 def test_tensor_side_needs_no_front_end_packages() -> None:

@@ -19,6 +19,7 @@ from pellucid.errors import ConfigError
 T = TypeVar("T", bound=msgspec.Struct)
 
 MIB = 1 << 20
+SECRET = {"secret": True}  # in Meta.extra: no message may repeat the value
 
 Count = Annotated[int, Meta(ge=1)]
 Threads = Annotated[int, Meta(ge=1, le=1024)]
@@ -105,6 +106,12 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     max_waiting: Annotated[
         int, _about("Length of the queue; a request beyond it is refused with 429.", ge=1)
     ] = 1024
+    max_waiting_tokens: Annotated[
+        Count | None,
+        _about(
+            "Most prompt tokens that wait for their first step; beyond it 429. No limit if unset."
+        ),
+    ] = None
     request_timeout: Annotated[
         float, _about("Seconds a request may take in all before it ends with an error.", gt=0.0)
     ] = 600.0
@@ -201,6 +208,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_prompts: Annotated[
         int, _about("Most prompts in one completions request.", ge=1, le=65536)
     ] = 128
+    max_messages: Annotated[int, _about("Most messages in one conversation.", ge=1, le=65536)] = (
+        2048
+    )
     max_n: Annotated[int, _about("Largest n, answers per prompt.", ge=1, le=16384)] = 128
     max_logprobs: Annotated[
         int, _about("Most alternatives per token in logprobs.", ge=0, le=1024)
@@ -209,6 +219,95 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Literal["debug", "info", "warning", "error"], _about("How much the server logs.")
     ] = "info"
     observe: ObserveSettings = ObserveSettings()
+
+
+class AccessSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may speak to the server, and over what. See docs/gateway.md."""
+
+    api_key: Annotated[
+        list[str],
+        _about(
+            "A key that clients must send, as KEY or NAME:KEY; repeat it for several.",
+            extra=SECRET,
+        ),
+    ] = []
+    api_key_file: Annotated[
+        str | None, _about("File with a NAME:KEY per line; read again whenever it changes.")
+    ] = None
+    cors_origin: Annotated[
+        list[str],
+        _about("Origin whose web pages may call the API, or *; repeat it for several."),
+    ] = []
+    ssl_certfile: Annotated[str | None, _about("Certificate chain (PEM): serve HTTPS.")] = None
+    ssl_keyfile: Annotated[
+        str | None, _about("Private key of --ssl-certfile, if that file does not hold it.")
+    ] = None
+
+
+class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one client may ask for."""
+
+    rate_limit_requests: Annotated[
+        Count | None, _about("Requests a minute for each API key, or address without keys.")
+    ] = None
+    rate_limit_tokens: Annotated[
+        Count | None, _about("Prompt and answer tokens a minute for each key or address.")
+    ] = None
+    rate_limit_storage: Annotated[
+        str,
+        _about(
+            "memory, or redis://HOST:PORT to share the counts between servers.",
+            pattern="^(memory|(redis|rediss|unix)://.+)$",
+            extra=SECRET,
+        ),
+    ] = "memory"
+    head_timeout: Annotated[
+        float, _about("Seconds for a connection to send a request's head.", gt=0.0)
+    ] = 20.0
+    body_timeout: Annotated[float, _about("Seconds for a request's body to arrive.", gt=0.0)] = 60.0
+
+
+class AnswerCacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The cache of whole answers to requests that can only have one."""
+
+    cache: Annotated[
+        str,
+        _about(
+            "Where answers to deterministic requests are kept: off, memory, or redis://HOST:PORT.",
+            pattern="^(off|memory|(redis|rediss|unix)://.+)$",
+            extra=SECRET,
+        ),
+    ] = "off"
+    cache_memory_mib: Annotated[Count, _about("Size of --cache memory in MiB.")] = 64
+    cache_ttl: Annotated[int, _about("Seconds for which an answer is kept.", ge=1)] = 3600
+    cache_shared: Annotated[bool, _about("Let different API keys share cached answers.")] = False
+
+
+class LifeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the server begins, goes on after a crash, and ends."""
+
+    warm_up: Annotated[
+        bool, _about("Answer a small request of its own before the server counts as ready.")
+    ] = True
+    drain_timeout: Annotated[
+        float, _about("Seconds that open requests get to finish after SIGTERM.", ge=0.0)
+    ] = 25.0
+    engine_restarts: Annotated[
+        int, _about("Failures of the engine in a row after which the server gives up.", ge=0)
+    ] = 5
+    engine_retries: Annotated[
+        int,
+        _about("How often a request outlives an engine that died before its first token.", ge=0),
+    ] = 1
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What stands between clients and the routes."""
+
+    access: AccessSettings = AccessSettings()
+    limits: LimitSettings = LimitSettings()
+    answers: AnswerCacheSettings = AnswerCacheSettings()
+    life: LifeSettings = LifeSettings()
 
 
 def sections(config_type: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct]]:

@@ -14,11 +14,19 @@ class PellucidError(Exception):
     status = 500
     type = "internal_error"
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code
+        self.retry_after = retry_after  # seconds after which another try makes sense; a hint
 
 
 class BadRequest(PellucidError):  # noqa: N818 - named after the HTTP answer it becomes
@@ -41,14 +49,27 @@ class RequestNotFound(BadRequest):
 
 
 class Overloaded(PellucidError):  # noqa: N818
-    """The queue is full. `retry_after` is a hint in seconds."""
+    """The queue is full."""
 
     status = 429
     type = "overloaded_error"
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
-        super().__init__(message, code="queue_full")
-        self.retry_after = retry_after
+        super().__init__(message, code="queue_full", retry_after=retry_after)
+
+
+class RateLimited(PellucidError):  # noqa: N818
+    """A client has used up its requests or tokens of a minute."""
+
+    status = 429
+    type = "rate_limit_error"
+
+
+class Unauthorized(PellucidError):  # noqa: N818
+    """The request brings no API key, or one that is not known. OpenAI's type and code."""
+
+    status = 401
+    type = "invalid_request_error"
 
 
 class RequestTimeout(PellucidError):  # noqa: N818
@@ -63,6 +84,12 @@ class EngineDead(PellucidError):  # noqa: N818
 
     status = 503
     type = "engine_dead_error"
+
+
+class ShuttingDown(EngineDead):
+    """The server was told to stop: it takes no request, and its time for the open ones is over."""
+
+    type = "shutting_down_error"
 
 
 class ModelError(PellucidError):

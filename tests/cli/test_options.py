@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from pellucid.cli.options import configured
 from pellucid.cli.settings import Setting, settings_of
-from pellucid.config import EngineConfig, ModelSettings, ServerConfig
+from pellucid.config import EngineConfig, GatewayConfig, ModelSettings, ServerConfig
 from pellucid.errors import ConfigError
 
-ALL = [*settings_of(EngineConfig), *settings_of(ServerConfig)]
+CONFIGS = (EngineConfig, ServerConfig, GatewayConfig)
+ALL = [setting for config in CONFIGS for setting in settings_of(config)]
 
 # A valid value other than the default, as text, and as config.py's type.
 VALUES: dict[str, tuple[str, Any]] = {
@@ -34,10 +35,14 @@ VALUES: dict[str, tuple[str, Any]] = {
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
     "log_interval": ("2.5", 2.5),
+    "cache": ("redis://host:1/0", "redis://host:1/0"),
+    "rate_limit_storage": ("redis://host:1/0", "redis://host:1/0"),
 }
 BY_KIND: dict[str, tuple[str, Any]] = {
     "integer": ("4096", 4096),
+    "number": ("7.5", 7.5),
     "text": ("some text", "some text"),
+    "list": ("one", ["one"]),
 }
 
 
@@ -49,15 +54,18 @@ def value_of(setting: Setting) -> tuple[str, Any]:
     return VALUES.get(setting.name) or BY_KIND[setting.kind]
 
 
-def run(*arguments: str, **environment: str) -> tuple[EngineConfig, ServerConfig]:
+Configs = tuple[EngineConfig, ServerConfig, GatewayConfig]
+
+
+def run(*arguments: str, **environment: str) -> Configs:
     """What a command with every setting receives. Raises what it raises."""
-    received: list[tuple[EngineConfig, ServerConfig]] = []
+    received: list[Configs] = []
     app = typer.Typer()
 
     @app.command()
     @configured()
-    def command(engine: EngineConfig, server: ServerConfig) -> None:
-        received.append((engine, server))
+    def command(engine: EngineConfig, server: ServerConfig, gateway: GatewayConfig) -> None:
+        received.append((engine, server, gateway))
 
     result = CliRunner().invoke(app, list(arguments), env=environment)
     if result.exception is not None:
@@ -65,17 +73,18 @@ def run(*arguments: str, **environment: str) -> tuple[EngineConfig, ServerConfig
     return received[0]
 
 
-def field_of(configs: tuple[EngineConfig, ServerConfig], setting: Setting) -> Any:
-    engine, server = configs
-    owner = server if setting.section == "observe" else engine
-    part = server if setting.section == "server" else getattr(owner, setting.section)
-    return getattr(part, setting.name)
+def field_of(configs: Configs, setting: Setting) -> Any:
+    if setting.section == "server":
+        return getattr(configs[1], setting.name)
+    owner = next(config for config in configs if hasattr(config, setting.section))
+    return getattr(getattr(owner, setting.section), setting.name)
 
 
 def test_settings_cover_every_field() -> None:
     names = [setting.name for setting in ALL]
-    parts = (*msgspec.structs.asdict(EngineConfig()).values(), ServerConfig().observe)
-    fields = {name for part in parts for name in part.__struct_fields__}
+    composed = (EngineConfig(), GatewayConfig())
+    parts = [part for config in composed for part in msgspec.structs.asdict(config).values()]
+    fields = {name for part in (*parts, ServerConfig().observe) for name in part.__struct_fields__}
     fields |= {*ServerConfig.__struct_fields__} - {"observe"}
     assert sorted(names) == sorted(fields)
     assert len(set(names)) == len(names)  # flat names are unambiguous
@@ -116,13 +125,13 @@ class TestEverySetting:
 
 
 def test_nothing_given_is_the_defaults() -> None:
-    assert run() == (EngineConfig(), ServerConfig())
+    assert run() == (EngineConfig(), ServerConfig(), GatewayConfig())
 
 
 def test_flag_beats_environment_beats_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("max_num_seqs: 1\nport: 1\nhost: file\n")
-    engine, server = run(
+    engine, server, _ = run(
         *("--config", str(file), "--max-num-seqs", "3"),
         PELLUCID_MAX_NUM_SEQS="2",
         PELLUCID_PORT="2",
@@ -131,7 +140,7 @@ def test_flag_beats_environment_beats_file(tmp_path: Path) -> None:
 
 
 def test_switch_off_beats_environment_on() -> None:
-    engine, _ = run("--no-prefix-caching", PELLUCID_PREFIX_CACHING="true")
+    engine, *_ = run("--no-prefix-caching", PELLUCID_PREFIX_CACHING="true")
     assert engine.cache.prefix_caching is False
 
 
@@ -202,13 +211,13 @@ def test_missing_file_is_told(tmp_path: Path) -> None:
 def test_empty_file_sets_nothing(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("# nothing yet\n")
-    assert run("--config", str(file)) == (EngineConfig(), ServerConfig())
+    assert run("--config", str(file)) == (EngineConfig(), ServerConfig(), GatewayConfig())
 
 
 def test_model_may_be_setting_or_section(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("model: {model: a.gguf, dtype: float32}\nrunner: fake\n")
-    engine, _ = run("--config", str(file))
+    engine, *_ = run("--config", str(file))
     assert engine.model == ModelSettings(model="a.gguf", dtype="float32")
     assert engine.runner.runner == "fake"
 

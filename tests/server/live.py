@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +16,11 @@ import httpx
 import openai
 from prometheus_client.parser import text_string_to_metric_families
 
-from pellucid.config import EngineConfig, ServerConfig
+from pellucid.config import EngineConfig, GatewayConfig, ServerConfig, compose
 from pellucid.engine.client import EngineClient
 from pellucid.frontend.async_engine import AsyncLLM
+from pellucid.frontend.supervisor import Supervisor
+from pellucid.server.gateway.gateway import Gateway
 from pellucid.server.run import Server, bind, url_of
 from tests.frontend.tiny import fake_client, tiny_text
 
@@ -34,12 +37,13 @@ class Live:
     llm: AsyncLLM
     server: Server
     loop: asyncio.AbstractEventLoop
+    gateway: Gateway
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.http.post(path, json=body)
 
-    def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+    def openai(self, api_key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
 
     def call(self, function: Callable[[], T]) -> T:
         """Call `function` on the server's event loop."""
@@ -67,25 +71,50 @@ def live(
     server: ServerConfig | None = None,
     client: EngineClient | None = None,
     runner: dict[str, Any] | None = None,
+    gateway: dict[str, Any] | None = None,
+    clients: Callable[[], EngineClient] | None = None,
     **engine: Any,
 ) -> Iterator[Live]:
-    """Serve until the block ends. `runner` goes to the FakeRunner, `engine` to EngineConfig."""
+    """Serve until the block ends.
+
+    `runner` goes to the FakeRunner, `gateway` to GatewayConfig by flat names, `engine` to
+    EngineConfig; `clients` makes the engine that replaces one that died.
+    """
     config = EngineConfig.of(**{"runner": "fake", **engine})
     started: concurrent.futures.Future[Live] = concurrent.futures.Future()
 
     async def serve() -> None:
         listener = bind("127.0.0.1", 0)
-        async with AsyncLLM(
-            config, client or fake_client(config, **(runner or {})), text=tiny_text()
-        ) as llm:
+        gate = Gateway(compose(GatewayConfig, gateway or {}))
+        life = gate.config.life
+        async with contextlib.AsyncExitStack() as stack:
+            llm = await stack.enter_async_context(
+                AsyncLLM(
+                    config,
+                    client or fake_client(config, **(runner or {})),
+                    text=tiny_text(),
+                    retries=life.engine_retries if clients else 0,
+                )
+            )
+            if clients:
+                gate.supervisor = Supervisor(
+                    llm,
+                    life.engine_restarts,
+                    make_client=clients,
+                    warm=False,
+                    on_restart=gate.count_restart,
+                )
+                supervising = asyncio.create_task(gate.supervisor.run())
+                stack.callback(supervising.cancel)
+            stack.push_async_callback(gate.close)
             url = url_of(listener)
             http = httpx.Client(base_url=url, timeout=30)
             loop = asyncio.get_running_loop()
 
             def announce() -> None:
-                started.set_result(Live(url, http, llm, running, loop))
+                started.set_result(Live(url, http, llm, running, loop, gate))
 
-            running = Server(llm, server or ServerConfig(), announce)
+            running = Server(llm, server or ServerConfig(), announce, gate)
             with http:
                 await running.serve(sockets=[listener])
 

@@ -265,14 +265,11 @@ def test_a_server_that_stops_lets_streams_finish() -> None:
         assert events_of(call.result())[-1] == "[DONE]"
 
 
-def test_a_server_that_cannot_wait_any_longer_tells_its_streams(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("pellucid.server.run.DRAIN_SECONDS", 1)
-    with live(runner={"step_seconds": 0.02}) as site:
+def test_a_server_that_cannot_wait_any_longer_tells_its_streams() -> None:
+    with live(runner={"step_seconds": 0.02}, gateway={"drain_timeout": 1}) as site:
         call = Call(site, TEXT, **LONG | {"stream": True})
         assert eventually(lambda: site.llm.num_unfinished == 1)
         time.sleep(0.1)
         site.call(site.server.stop)
         *_, last = events_of(call.result())
-        assert json.loads(last)["error"]["type"] == "engine_dead_error"
+        assert json.loads(last)["error"]["type"] == "shutting_down_error"

@@ -182,7 +182,7 @@ def test_http_requests_are_counted_by_route_and_never_by_path() -> None:
 
 def test_what_others_count_is_shown_and_known_reasons_begin_at_zero() -> None:
     with live() as site:
-        counters = site.server.app.state.service.metrics.counters
+        counters = site.gateway.counts
         assert site.metric("pellucid_refused_requests_total", reason="api_key") == 0
         counters.refused["api_key"] += 2
         counters.cache["hit"] += 3

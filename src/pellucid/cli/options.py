@@ -221,4 +221,5 @@ def _blame(given: _Given, error: ConfigError) -> str:
     reason = error.message.removeprefix(f"{error.param}: ").partition(", got ")[0]
     if given.setting.choices:
         reason = "must be one of " + ", ".join(given.setting.choices)
-    return f"{given.origin}: {reason.replace('`', '')}, got {given.value!r}"
+    shown = "" if given.setting.secret else f", got {given.value!r}"
+    return f"{given.origin}: {reason.replace('`', '')}{shown}"

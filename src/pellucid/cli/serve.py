@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pellucid.cli.options import configured
-from pellucid.config import EngineConfig, ServerConfig
+from pellucid.config import EngineConfig, GatewayConfig, ServerConfig
 
 
 @configured()
-def serve(engine: EngineConfig, server: ServerConfig) -> None:
+def serve(engine: EngineConfig, server: ServerConfig, gateway: GatewayConfig) -> None:
     """Serve a model over the OpenAI API.
 
     Downloads the model if need be, loads it, and prints where it listens once it can answer.
@@ -27,13 +27,13 @@ def serve(engine: EngineConfig, server: ServerConfig) -> None:
 
     def on_ready(url: str) -> None:
         status.stop()
-        _greet(url, model)
+        _greet(url, model, needs_key=bool(gateway.access.api_key or gateway.access.api_key_file))
 
     with status:
-        run_server(engine, server, on_ready)
+        run_server(engine, server, on_ready, gateway)
 
 
-def _greet(url: str, model: str) -> None:
+def _greet(url: str, model: str, *, needs_key: bool) -> None:
     """Where it listens, and a first request to paste."""
     import json
     import shlex
@@ -42,10 +42,12 @@ def _greet(url: str, model: str) -> None:
 
     question = [{"role": "user", "content": "Why is the sky blue?"}]
     body = json.dumps({"model": model, "stream": True, "messages": question})
+    key = '  -H "Authorization: Bearer $API_KEY" \\\n' if needs_key else ""
     notes().print(
         f"{model} is ready at {url}/v1\n\n"
         f"curl -N {url}/v1/chat/completions \\\n"
         "  -H 'Content-Type: application/json' \\\n"
+        f"{key}"
         f"  -d {shlex.quote(body)}\n",
         markup=False,
         soft_wrap=True,

@@ -11,10 +11,15 @@ import msgspec
 from msgspec import NODEFAULT, Meta
 
 from pellucid.cli.sampling import Sampling
-from pellucid.config import EngineConfig, ServerConfig, sections
+from pellucid.config import EngineConfig, GatewayConfig, ServerConfig, sections
 
-SHARED = (EngineConfig, ServerConfig, Sampling)  # in the environment and the file, too
-PANELS = {"cache": "KV cache", "observe": "Observability"}  # a section's own name otherwise
+SHARED = (EngineConfig, ServerConfig, GatewayConfig, Sampling)  # in the environment and file, too
+PANELS = {  # a section's own name otherwise
+    "answers": "Answer cache",
+    "cache": "KV cache",
+    "life": "Lifecycle",
+    "observe": "Observability",
+}
 
 Kind = Literal["text", "integer", "number", "switch", "list"]
 _KINDS: dict[Any, Kind] = {bool: "switch", int: "integer", float: "number", list: "list"}
@@ -30,6 +35,7 @@ class Setting:
     default: Any
     kind: Kind
     choices: tuple[str, ...] = ()
+    secret: bool = False  # no message may repeat its value
 
     @property
     def flag(self) -> str:
@@ -75,12 +81,13 @@ def shared_settings() -> dict[str, frozenset[str]]:
 
 
 def _setting(section: str, field: msgspec.structs.FieldInfo) -> Setting:
-    described, description = field.type, ""
+    described, description, secret = field.type, "", False
     while get_origin(described) in (Annotated, Union, types.UnionType):
         if get_origin(described) is Annotated:
             described, *notes = get_args(described)
-            texts = (note.description for note in notes if isinstance(note, Meta))
-            description = description or next(filter(None, texts), "")
+            metas = [note for note in notes if isinstance(note, Meta)]
+            description = description or next((m.description for m in metas if m.description), "")
+            secret = secret or any((m.extra or {}).get("secret") for m in metas)
         else:  # X | None
             described = next(t for t in get_args(described) if t is not types.NoneType)
     origin = get_origin(described)
@@ -91,4 +98,5 @@ def _setting(section: str, field: msgspec.structs.FieldInfo) -> Setting:
         default=None if field.default is NODEFAULT else field.default,
         kind=_KINDS.get(origin or described, "text"),
         choices=get_args(described) if origin is Literal else (),
+        secret=secret,
     )

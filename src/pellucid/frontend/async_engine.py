@@ -24,10 +24,12 @@ from weakref import WeakValueDictionary
 
 from pellucid.config import EngineConfig
 from pellucid.engine.client import EngineClient, ProcessClient
-from pellucid.errors import BadRequest, EngineDead, Overloaded
+from pellucid.errors import BadRequest, EngineDead
+from pellucid.frontend.admission import Admission
 from pellucid.frontend.events import EventHub
 from pellucid.frontend.generation import Generation
 from pellucid.frontend.inputs import InputProcessor, PreparedRequest, RequestOptions
+from pellucid.frontend.orphans import Orphans
 from pellucid.frontend.output_processor import OutputProcessor
 from pellucid.frontend.outputs import Delta
 from pellucid.frontend.stats import RequestReport, StatsListener
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_RETRY_AFTER = 60.0  # seconds
 INLINE_MESSAGES = 32  # rendered on the event loop; a longer conversation goes to a thread
 
 
@@ -52,6 +53,8 @@ class AsyncLLM:
         config: model, memory and limits.
         client: the engine; one in a process of its own by default.
         text: tokenizer and chat template; loaded from the model's files by default.
+        retries: engines that may die under a request before its first token; whoever sets this
+            calls `restart` (see `Supervisor`).
     """
 
     def __init__(
@@ -60,20 +63,24 @@ class AsyncLLM:
         client: EngineClient | None = None,
         *,
         text: ModelText | None = None,
+        retries: int = 0,
     ) -> None:
         self.config = config
+        self.died = asyncio.Event()  # the engine died; cleared by `restart`
+        self.retry_after: float | None = None  # seconds; told to who comes while it is dead
         self.listeners: list[StatsListener] = []
         self.events = EventHub(self._send_quietly)
         self._client: EngineClient = client or ProcessClient(config)
         self._text = text
         self._info: EngineInfo | None = None
         self._pump: asyncio.Task[None] | None = None
-        self._death: str | None = "the engine was not started"
+        self._death: EngineDead | None = EngineDead("the engine was not started")
+        self._retries = retries
+        self._orphans = Orphans(self._expire)
+        self.closed = False  # for good
         self._generations: WeakValueDictionary[str, Generation] = WeakValueDictionary()
         self._num_preparing = 0  # answers admitted whose prompt is being tokenised
-        self._mean_seconds = 1.0  # of recent requests, from arrival to end
-        limits = config.scheduler
-        self._capacity = limits.max_num_seqs + limits.max_waiting
+        self._admission = Admission(config.scheduler)
 
     # ---- life
 
@@ -90,26 +97,47 @@ class AsyncLLM:
         try:
             if files is not None:
                 self._text = await asyncio.to_thread(load_text, files, self.config.model)
-            self._info = await starting
+            info = await starting
         except BaseException:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             await self._client.close()
             raise
-        timeout = self.config.scheduler.request_timeout
-        self._inputs = InputProcessor(self.tokenizer, self._info, timeout)
         self._outputs = OutputProcessor(self.tokenizer)
-        self._death = None
-        self.events.engine_started()
-        self._pump = asyncio.create_task(self._pump_outputs(), name="pellucid-outputs")
+        self._attach(info)
 
-    async def close(self) -> None:
-        """Stop the engine; open iterators raise EngineDead. Idempotent."""
-        self._die("the engine was closed")
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
-        await self._client.close()
+    async def restart(self, client: EngineClient) -> None:
+        """Put a new engine in the place of the dead one; requests without a token go to it.
+
+        Raises as `start`; then it is dead as before, and those requests still wait.
+        """
+        await self._detach()
+        self._client = client
+        try:
+            info = await client.start()
+            if self.closed:
+                raise EngineDead("the engine was closed")
+        except BaseException:
+            await client.close()
+            raise
+        self._attach(info)
+        for generation in self._orphans.take():
+            try:
+                for sequence in generation.request.sequences:
+                    if sequence.request_id in self._outputs:  # otherwise its reader has left
+                        client.send(sequence)
+            except EngineDead as error:
+                self._die(EngineDead(error.message))
+                generation.fail(EngineDead(error.message))
+
+    async def close(self, death: EngineDead | None = None) -> None:
+        """Stop the engine; open iterators raise `death`, by default EngineDead. Idempotent."""
+        self.closed = True
+        death = death or EngineDead("the engine was closed")
+        self._die(death)
+        for generation in self._orphans.take():
+            generation.fail(death)
+        await self._detach()
 
     async def __aenter__(self) -> AsyncLLM:
         await self.start()
@@ -200,7 +228,7 @@ class AsyncLLM:
             EngineDead: there is no engine to take it.
         """
         self._check_alive()
-        self._admit(params.n)  # before any work is spent on it
+        self._admission.check(params.n, self.num_unfinished)  # before any work is spent on it
         self._num_preparing += params.n
         try:
             request = await self._inputs.prepare(prompt, params, **options)
@@ -221,7 +249,10 @@ class AsyncLLM:
     def open(self, request: PreparedRequest) -> Generation:
         """Hand a prepared request to the engine. Raises BadRequest, Overloaded, EngineDead."""
         self._check_alive()
-        self._admit(len(request.sequences))
+        self._admission.check(len(request.sequences), self.num_unfinished)
+        if self.config.scheduler.max_waiting_tokens is not None:
+            waiting = self._outputs.num_waiting_tokens
+            self._admission.check_tokens(len(request.prompt_token_ids), waiting)
         if any(sequence.request_id in self._outputs for sequence in request.sequences):
             raise BadRequest(
                 f"request_id {request.request_id} is in use",
@@ -229,6 +260,7 @@ class AsyncLLM:
                 code="invalid_value",
             )
         generation = Generation(request, self._abort)
+        generation.retries_left = self._retries
         self._generations[request.request_id] = generation
         for index, sequence in enumerate(request.sequences):
             self._outputs.add(sequence, request.prompt_token_ids, index, generation.put)
@@ -236,7 +268,7 @@ class AsyncLLM:
             for sequence in request.sequences:
                 self._client.send(sequence)
         except EngineDead as error:
-            self._die(error.message)
+            self._die(error)
             raise
         return generation
 
@@ -270,22 +302,7 @@ class AsyncLLM:
 
     def _check_alive(self) -> None:
         if self._death is not None:
-            raise EngineDead(self._death)
-
-    def _admit(self, num_answers: int) -> None:
-        if num_answers > self._capacity:
-            raise BadRequest(
-                f"n must be at most {self._capacity}, the engine's queue, got {num_answers}",
-                param="n",
-                code="invalid_value",
-            )
-        if self.num_unfinished + num_answers > self._capacity:
-            # About when that many places will be free, were requests to end evenly spread.
-            wait = self._mean_seconds * num_answers / self.config.scheduler.max_num_seqs
-            raise Overloaded(
-                f"the queue is full: {self.num_unfinished} of {self._capacity} places are taken",
-                retry_after=min(max(wait, 1.0), MAX_RETRY_AFTER),
-            )
+            raise type(self._death)(self._death.message, retry_after=self.retry_after)
 
     def _abort(self, generation: Generation) -> bool:
         now = time.monotonic()
@@ -308,12 +325,12 @@ class AsyncLLM:
         try:
             async for output in self._client.outputs():
                 self._take(output)
-            self._die("the engine stopped")
+            self._die(EngineDead("the engine stopped"))
         except EngineDead as error:
-            self._die(error.message)
+            self._die(error)
         except Exception as error:
             logger.exception("the front end failed to process the engine's output")
-            self._die(f"the front end failed: {type(error).__name__}")
+            self._die(EngineDead(f"the front end failed: {type(error).__name__}"))
 
     def _take(self, output: StepOutput) -> None:
         step = self._outputs.process(output)
@@ -327,8 +344,7 @@ class AsyncLLM:
 
     def _account(self, report: RequestReport) -> None:
         if report.times.finished is not None:
-            seconds = report.times.finished - report.times.arrival
-            self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
+            self._admission.observe(report.times.finished - report.times.arrival)
         self._tell(lambda listener: listener.on_finish(report))
 
     def _tell(self, call: Callable[[StatsListener], None]) -> None:
@@ -338,9 +354,46 @@ class AsyncLLM:
             except Exception:  # statistics must never end a stream
                 logger.exception("a statistics listener failed")
 
-    def _die(self, message: str) -> None:
-        """Refuse what comes from now on and end every open iterator with EngineDead."""
+    def _die(self, death: EngineDead) -> None:
+        """Refuse what comes from now on; end every open iterator that cannot wait for `restart`."""
         if self._death is None:
-            self._death = message
+            self._death = death
             for generation in list(self._generations.values()):
-                generation.fail(message)
+                if self._may_wait(generation):
+                    self._orphans.add(generation)
+                else:
+                    generation.fail(death)
+            self.died.set()
+
+    def _may_wait(self, generation: Generation) -> bool:
+        """Whether another engine may take a request whose engine has just died."""
+        generation.retries_left -= 1
+        ids = (sequence.request_id for sequence in generation.request.sequences)
+        return (
+            generation.retries_left >= 0
+            and not self.closed
+            and all(self._outputs.is_untouched(i) for i in ids)
+        )
+
+    def _expire(self, generation: Generation) -> None:
+        """The deadline of a request passed while there was no engine to notice it."""
+        now = time.monotonic()
+        for sequence in generation.request.sequences:
+            if report := self._outputs.finish(sequence.request_id, "timeout", now):
+                self._account(report)
+
+    def _attach(self, info: EngineInfo) -> None:
+        """An engine is there: take requests, and read what it makes of them."""
+        timeout = self.config.scheduler.request_timeout
+        self._info = info
+        self._inputs = InputProcessor(self.tokenizer, info, timeout)
+        self._death = None
+        self.died.clear()
+        self.events.engine_started()
+        self._pump = asyncio.create_task(self._pump_outputs(), name="pellucid-outputs")
+
+    async def _detach(self) -> None:
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+        await self._client.close()

@@ -26,7 +26,8 @@ class Generation:
         self._abort = abort
         self._pending: dict[int, Delta] = {}  # by answer, oldest first
         self._num_open = len(request.sequences)  # answers whose last delta was not yet read
-        self._death: str | None = None
+        self._death: EngineDead | None = None
+        self.retries_left = 0  # engines that may still die with it before its first token
         self._wake = asyncio.Event()
 
     @property
@@ -47,9 +48,9 @@ class Generation:
             merge(waiting, delta)
         self._wake.set()
 
-    def fail(self, message: str) -> None:
-        """The engine is gone: the reader gets what was produced, then EngineDead."""
-        self._death = message
+    def fail(self, death: EngineDead) -> None:
+        """The engine is gone: the reader gets what was produced, then `death`."""
+        self._death = death
         self._wake.set()
 
     # ---- the reader's side
@@ -63,7 +64,7 @@ class Generation:
             if self._num_open == 0:
                 raise StopAsyncIteration
             if self._death is not None:
-                raise EngineDead(self._death)
+                raise type(self._death)(self._death.message)
             self._wake.clear()
             try:
                 await self._wake.wait()

@@ -113,6 +113,20 @@ class OutputProcessor:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._sequences
 
+    def is_untouched(self, request_id: str) -> bool:
+        """Whether an answer is expected of which no token has come."""
+        sequence = self._sequences.get(request_id)
+        return sequence is not None and sequence.num_output_tokens == 0
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt tokens of requests without a token of their answer; n answers share a prompt."""
+        return sum(
+            sequence.num_prompt_tokens
+            for sequence in self._sequences.values()
+            if sequence.index == 0 and sequence.num_output_tokens == 0
+        )
+
     def add(self, message: AddRequest, prompt_token_ids: list[int], index: int, sink: Sink) -> None:
         """Expect deltas for `message`; each becomes one call of `sink`, the last has a reason."""
         self._sequences[message.request_id] = _Sequence(

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from pellucid.messages import FinishReason, RequestTimes
 
+Bytes = bytes  # Logprob has a field of that name, which hides the type from whoever decodes it
+
 
 @dataclass(slots=True)
 class Logprob:
@@ -14,7 +16,7 @@ class Logprob:
     token_id: int
     logprob: float
     text: str
-    bytes: bytes
+    bytes: Bytes
     rank: int | None = None  # 1 is the likeliest; None for alternatives
     top: list[Logprob] = field(default_factory=list)
 

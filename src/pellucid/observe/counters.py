@@ -8,21 +8,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-REFUSALS = ("api_key", "queue_full", "rate_limit_requests", "rate_limit_tokens", "shutting_down")
-OUTCOMES = ("hit", "miss", "bypass")
+Refusal = Literal[
+    "api_key", "queue_full", "rate_limit_requests", "rate_limit_tokens", "shutting_down"
+]
+CacheOutcome = Literal["hit", "miss", "bypass"]
 
 
 @dataclass(slots=True)
 class Counters:
     """Since the server began; only ever growing."""
 
-    refused: Counter[str] = field(default_factory=Counter)  # by reason, see REFUSALS
-    cache: Counter[str] = field(default_factory=Counter)  # answers, by outcome, see OUTCOMES
+    refused: Counter[Refusal] = field(default_factory=Counter)
+    cache: Counter[CacheOutcome] = field(default_factory=Counter)  # answers
     engine_restarts: int = 0
     redis_failures: int = 0
 
@@ -39,13 +42,13 @@ class CountersCollector(Collector):
             "pellucid_refused_requests",
             "Requests turned away before the engine.",
             "reason",
-            {**dict.fromkeys(REFUSALS, 0), **counters.refused},
+            {**dict.fromkeys(get_args(Refusal), 0), **counters.refused},
         )
         yield _family(
             "pellucid_answer_cache_requests",
             "Requests that the cache of whole answers had, had not, or could not have.",
             "outcome",
-            {**dict.fromkeys(OUTCOMES, 0), **counters.cache},
+            {**dict.fromkeys(get_args(CacheOutcome), 0), **counters.cache},
         )
         yield CounterMetricFamily(
             "pellucid_engine_restarts",

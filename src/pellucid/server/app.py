@@ -6,14 +6,26 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from pellucid import __version__
-from pellucid.config import EngineConfig, ServerConfig
+from pellucid.config import EngineConfig, GatewayConfig, ServerConfig
 from pellucid.errors import PellucidError
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.server import openapi
 from pellucid.server.envelope import Envelope
 from pellucid.server.errors import on_http_exception, on_pellucid_error
+from pellucid.server.gateway.cors import allow_origins
+from pellucid.server.gateway.gate import Gate
+from pellucid.server.gateway.gateway import Gateway
 from pellucid.server.observation import Observer
-from pellucid.server.routes import chat, completions, generate, models, requests, system, tokens
+from pellucid.server.routes import (
+    chat,
+    completions,
+    generate,
+    health,
+    models,
+    requests,
+    system,
+    tokens,
+)
 from pellucid.server.service import Service
 
 
@@ -21,8 +33,9 @@ def build_app(
     llm: AsyncLLM,
     config: ServerConfig | None = None,
     engine_config: EngineConfig | None = None,
+    gateway: Gateway | None = None,
 ) -> FastAPI:
-    """Put `llm`, which must have been started, behind HTTP. The caller closes it.
+    """Put `llm`, which must have been started, behind HTTP. The caller closes both.
 
     `app.state.service.close()` ends what looks on. Raises ConfigError for a setting that is wrong.
     """
@@ -33,13 +46,16 @@ def build_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    service = Service(llm, config or ServerConfig(), engine_config or llm.config)
+    gateway = gateway or Gateway(GatewayConfig())
+    service = Service(llm, config or ServerConfig(), engine_config or llm.config, gateway)
     app.state.service = service
     app.add_exception_handler(PellucidError, on_pellucid_error)
     app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_middleware(Gate, gateway=gateway)  # later ones lie around earlier ones
     app.add_middleware(Envelope)
-    app.add_middleware(Observer, observation=service.observation)  # around everything
-    for routes in (chat, completions, generate, tokens, models, requests, system):
+    app.add_middleware(Observer, observation=service.observation)  # around all but CORS
+    allow_origins(app, gateway.config.access.cors_origin)
+    for routes in (chat, completions, generate, tokens, models, requests, system, health):
         app.include_router(routes.router)
     openapi.install(app)
     return app

@@ -5,6 +5,7 @@ Every refusal names its place: `messages[0].content: expected str | array | null
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import msgspec
 from starlette.requests import Request
 
 from pellucid.errors import BadRequest
-from pellucid.server.errors import BodyTooLarge, UnsupportedMediaType
+from pellucid.server.errors import BodyTooLarge, BodyTooSlow, UnsupportedMediaType
 from pellucid.server.neutral import drop_neutral
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -23,14 +24,21 @@ _MISSING = re.compile(r"Object missing required field `(.*)`")
 _WHERE = re.compile(r"(?:`key` in )?`\$\.?(.*)`", re.DOTALL)
 
 
-async def read(request: Request, body_type: type[T], max_bytes: int) -> T:
-    """Read and check the body of `request`.
+async def read(request: Request, body_type: type[T], max_bytes: int, seconds: float) -> T:
+    """Read and check the body of `request`, which must arrive within `seconds`.
 
     Raises:
-        BodyTooLarge, UnsupportedMediaType, BadRequest: see the functions below.
+        BodyTooLarge, BodyTooSlow, UnsupportedMediaType, BadRequest: see the functions below.
     """
     _check_headers(request, max_bytes)
-    return parse(await _read_bounded(request, max_bytes), body_type)
+    try:
+        async with asyncio.timeout(seconds):
+            raw = await _read_bounded(request, max_bytes)
+    except TimeoutError:
+        raise BodyTooSlow(
+            f"The body did not arrive within {seconds:g} s.", code="body_timeout"
+        ) from None
+    return parse(raw, body_type)
 
 
 def parse(raw: bytes, body_type: type[T]) -> T:

@@ -32,7 +32,9 @@ class Envelope:
         given = Headers(scope=scope).get(HEADER)
         refused = given is not None and not _VALID.fullmatch(given)
         request_id = uuid.uuid4().hex if given is None or refused else given
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["response_headers"] = headers = dict[str, str]()  # for whoever has something to add
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -40,7 +42,10 @@ class Envelope:
             if message["type"] == "http.response.start":
                 started = True
                 scope["state"]["status"] = message["status"]
-                message["headers"].append((b"x-request-id", request_id.encode("ascii")))
+                headers["x-request-id"] = request_id
+                message["headers"].extend(
+                    (name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()
+                )
             await send(message)
 
         try:

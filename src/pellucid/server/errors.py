@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pellucid.errors import BadRequest, EngineDead, Overloaded, PellucidError
+from pellucid.errors import BadRequest, EngineDead, PellucidError, ShuttingDown, Unauthorized
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,12 @@ class BodyTooLarge(BadRequest):
     status = 413
 
 
+class BodyTooSlow(BadRequest):
+    """The body did not arrive within `body_timeout`."""
+
+    status = 408
+
+
 class UnsupportedMediaType(BadRequest):
     """The body is not declared as plain JSON."""
 
@@ -48,9 +54,11 @@ class ClientGone(Exception):  # noqa: N818 - not an error of anyone
 
 def body_of(error: Exception, request_id: str) -> ErrorBody:
     """Describe `error` to a client; what may hold internals is logged here and not told."""
-    if isinstance(error, EngineDead):
-        logger.error("request %s: %s", request_id, error.message)
-        message = "The engine has stopped. The server's log says why."
+    if isinstance(error, EngineDead) and not isinstance(error, ShuttingDown):
+        message = "The engine has died and is being started again."
+        if error.retry_after is None:  # otherwise the log has it already, from who restarts it
+            logger.error("request %s: %s", request_id, error.message)
+            message = "The engine has stopped. The server's log says why."
         return ErrorBody(ErrorDetail(message, error.type, None, error.code))
     if isinstance(error, PellucidError):
         return ErrorBody(ErrorDetail(error.message, error.type, error.param, error.code))
@@ -63,8 +71,12 @@ def error_response(error: Exception, request_id: str) -> Response:
     """The whole answer to a request that failed before its first byte was sent."""
     status = error.status if isinstance(error, PellucidError) else 500
     headers = {}
-    if isinstance(error, Overloaded):
-        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if isinstance(error, PellucidError) and error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, BodyTooLarge | BodyTooSlow):
+        headers["Connection"] = "close"  # the rest of the body may never come
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="pellucid"'
     return _respond(status, body_of(error, request_id), headers)
 
 

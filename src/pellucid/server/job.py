@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pellucid.errors import PellucidError, RequestTimeout
-from pellucid.frontend.generation import Generation, merge
+from pellucid.frontend.generation import merge
+from pellucid.frontend.inputs import PreparedRequest
 from pellucid.frontend.outputs import Delta
 from pellucid.sampling_params import SamplingParams
 from pellucid.server.responses import PromptTokensDetails, Usage
+
+
+class Answers(Protocol):
+    """One prompt's answers on their way: a `Generation`, or what reads like one."""
+
+    @property
+    def request(self) -> PreparedRequest: ...
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def prompt_token_ids(self) -> list[int]: ...
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+    async def aclose(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -25,7 +41,7 @@ class Job:
 
     id: str  # the client's: on the answer and on all chunks
     params: SamplingParams
-    generations: Sequence[Generation]
+    generations: Sequence[Answers]
     scores_only: bool = False  # see `params.scores_only`
     on_close: Callable[[Job], None] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
@@ -66,7 +82,7 @@ class Job:
             self.on_close(self)
             self.on_close = None
 
-    def prompt_of(self, index: int) -> Generation:
+    def prompt_of(self, index: int) -> Answers:
         """The generation that choice `index` belongs to."""
         return self.generations[index // self.params.n]
 
@@ -107,7 +123,7 @@ class Tally:
 
 
 async def _interleave(
-    generations: Sequence[Generation],
+    generations: Sequence[Answers],
 ) -> AsyncGenerator[tuple[int, Delta], None]:
     """Deltas of several generations in the order of their arrival, with whose they are."""
     # Bounded, so that a slow reader's deltas are merged in their generations and not piled up here.

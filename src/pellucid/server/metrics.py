@@ -47,13 +47,19 @@ class Metrics:
     """A `StatsListener` with a registry of its own: two servers in one process do not mix.
 
     Args:
+        counters: of what happens around the engine.
         num_open: requests that are being answered.
     """
 
-    def __init__(self, llm: AsyncLLM, engine: EngineConfig, num_open: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        engine: EngineConfig,
+        counters: Counters,
+        num_open: Callable[[], int],
+    ) -> None:
         info = llm.info
         self.registry = CollectorRegistry()
-        self.counters = Counters()  # for whoever refuses, caches or restarts
         self._labels = {"model_name": llm.model_name, "engine": "0"}
         self._num_kv_blocks = info.num_kv_blocks
         self._recent: deque[tuple[float, int]] = deque()  # (when, tokens generated)
@@ -61,7 +67,7 @@ class Metrics:
         self._make_request_metrics(info.max_model_len)
         self._tell_cache_config(info, engine)
         self._make_own_metrics(num_open)
-        self.registry.register(CountersCollector(self.counters))
+        self.registry.register(CountersCollector(counters))
         self.registry.register(MachineCollector(lambda: llm.info.pid))
         ProcessCollector(registry=self.registry)
 

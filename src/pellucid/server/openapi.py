@@ -39,12 +39,14 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
 )
 _ERRORS = {
     400: "A field is wrong, unknown or not supported.",
+    401: "An API key is required, or the one that was sent is not known.",
     404: "There is no such model, or no such request.",
+    408: "The body took too long to arrive.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
-    429: "The queue is full; Retry-After says when to come back.",
+    429: "The queue is full or a rate limit reached; Retry-After says when to come back.",
     500: "A bug in the server.",
-    503: "The engine is dead.",
+    503: "The engine is dead or being restarted, or the server shuts down.",
     504: "The request timed out.",
 }
 

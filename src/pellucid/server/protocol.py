@@ -68,6 +68,9 @@ class SamplingFields(Body):
         float | None, Meta(description="Seconds after which the request ends with an error.")
     ] = None
     user: Name | None = None
+    cache: Annotated[
+        bool | None, Meta(description="false: neither look for nor keep a cached answer.")
+    ] = None
     metadata: Annotated[
         dict[str, str] | None, Meta(description="The caller's own notes; not interpreted.")
     ] = None

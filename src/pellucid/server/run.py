@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import ipaddress
 import logging
 import signal
 import socket
@@ -14,16 +15,19 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from pellucid.config import EngineConfig, ServerConfig
-from pellucid.errors import ConfigError
+from pellucid.config import EngineConfig, GatewayConfig, ServerConfig
+from pellucid.errors import ConfigError, EngineDead, ShuttingDown
 from pellucid.frontend.async_engine import AsyncLLM
+from pellucid.frontend.identity import engine_identity
+from pellucid.frontend.supervisor import Supervisor, warm_up
 from pellucid.server.app import build_app
+from pellucid.server.gateway.gateway import Gateway
+from pellucid.server.gateway.tls import check_certificate
 from pellucid.server.http_protocol import http_protocol
 
 logger = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 5  # what open answers get to finish after SIGTERM
-FAREWELL_SECONDS = 2  # for telling the others that they will not
+FAREWELL_SECONDS = 2  # for telling requests that cannot finish that they will not
 KEEP_ALIVE_SECONDS = 65  # above the 60 s after which common proxies drop an idle connection
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers
 
@@ -31,7 +35,10 @@ OnReady = Callable[[str], None]
 
 
 def serve(
-    engine_config: EngineConfig, server_config: ServerConfig, on_ready: OnReady | None = None
+    engine_config: EngineConfig,
+    server_config: ServerConfig,
+    on_ready: OnReady | None = None,
+    gateway_config: GatewayConfig | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
@@ -41,11 +48,13 @@ def serve(
     Raises:
         ConfigError: the address cannot be listened on, or a setting does not suit the model.
         ModelError: the model cannot be loaded.
-        EngineDead: the engine crashed while it started.
+        EngineDead: the engine crashed while it started, or too often later.
     """
+    gateway_config = gateway_config or GatewayConfig()
+    check_certificate(gateway_config.access)
     listener = bind(server_config.host, server_config.port)
     with listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(engine_config, server_config, listener, on_ready))
+        runner.run(_serve(engine_config, server_config, gateway_config, listener, on_ready))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -70,22 +79,28 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """The URL of a bound socket, with the real port where 0 was asked for."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class Server(uvicorn.Server):
     """uvicorn around a started `llm`, with word of when it listens and an end of our own."""
 
     def __init__(
-        self, llm: AsyncLLM, config: ServerConfig, on_listening: Callable[[], None]
+        self,
+        llm: AsyncLLM,
+        config: ServerConfig,
+        on_listening: Callable[[], None],
+        gateway: Gateway | None = None,
     ) -> None:
-        self.app = build_app(llm, config)
+        self._gateway = gateway or Gateway(GatewayConfig())
+        access, limits = self._gateway.config.access, self._gateway.config.limits
+        self.app = build_app(llm, config, gateway=self._gateway)
         settings = uvicorn.Config(
             self.app,
-            http=http_protocol(MAX_HEAD_BYTES),
+            http=http_protocol(MAX_HEAD_BYTES, limits.head_timeout),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -95,31 +110,40 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=DRAIN_SECONDS + FAREWELL_SECONDS,
+            timeout_graceful_shutdown=FAREWELL_SECONDS,
+            ssl_certfile=access.ssl_certfile,
+            ssl_keyfile=access.ssl_keyfile,
         )
         super().__init__(settings)
         self._llm = llm
         self._on_listening = on_listening
+        self._ending: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
         """Let open answers finish, then end; called again, it does not wait for them."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end())
+        else:
+            self.force_exit = self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_listening()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        draining = asyncio.create_task(self._end_streams_later())
         await super().shutdown(sockets)
-        draining.cancel()
         self.app.state.service.close()
 
-    async def _end_streams_later(self) -> None:
-        """What is open without an engine ends at once, with an error that says so."""
-        await asyncio.sleep(DRAIN_SECONDS)
-        await self._llm.close()
+    async def _end(self) -> None:
+        """Listening goes on meanwhile, so that who comes now is told and not just cut off."""
+        if count := self._gateway.num_active:
+            seconds = self._gateway.config.life.drain_timeout
+            logger.warning(
+                "%d open requests have %g s to finish; a second signal ends them", count, seconds
+            )
+        if not await self._gateway.drain():
+            await self._llm.close(ShuttingDown("The server is shutting down."))
+        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -130,33 +154,75 @@ class Server(uvicorn.Server):
 async def _serve(
     engine_config: EngineConfig,
     server_config: ServerConfig,
+    gateway_config: GatewayConfig,
     listener: socket.socket,
     on_ready: OnReady | None,
 ) -> None:
-    llm = AsyncLLM(engine_config)
-    starting = asyncio.create_task(llm.start())
+    gateway = Gateway(gateway_config)
+    if gateway.keys.is_open and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        logger.warning("listening on %s without an API key: anyone may ask", server_config.host)
+    life = gateway_config.life
+    llm = AsyncLLM(engine_config, retries=life.engine_retries if life.engine_restarts else 0)
+    starting = asyncio.create_task(_start(llm, gateway))
     _on_signals(starting.cancel)
-    await asyncio.wait({starting})
-    if starting.cancelled():
-        return
-    starting.result()
-    url = url_of(listener)
-
-    def announce() -> None:
-        logger.info("serving %s on %s", llm.model_name, url)
-        if on_ready is not None:
-            on_ready(url)
-
     try:
-        server = Server(llm, server_config, announce)
+        await asyncio.wait({starting})
+        if starting.cancelled():
+            return
+        starting.result()
+        url = url_of(listener, "https" if gateway_config.access.ssl_certfile else "http")
+
+        def announce() -> None:
+            logger.info("serving %s on %s", llm.model_name, url)
+            if on_ready is not None:
+                on_ready(url)
+
+        server = Server(llm, server_config, announce, gateway)
         _on_signals(server.stop)
         gc.collect()
         gc.freeze()  # what lives until the end need not be visited by every collection
-        await server.serve(sockets=[listener])
+        await _serve_supervised(server, listener, llm, gateway)
     except OSError as error:  # another server bound the same port and listened first
         raise _cannot_listen(server_config.host, server_config.port, error) from None
     finally:
         await llm.close()
+        await gateway.close()
+
+
+async def _start(llm: AsyncLLM, gateway: Gateway) -> None:
+    await llm.start()
+    if gateway.cache is not None:
+        gateway.cache.identity = await asyncio.to_thread(engine_identity, llm.config, llm.info)
+    if gateway.config.life.warm_up:
+        await warm_up(llm)
+
+
+async def _serve_supervised(
+    server: Server, listener: socket.socket, llm: AsyncLLM, gateway: Gateway
+) -> None:
+    """Serve until `server` stops. Raises EngineDead if no engine can be kept alive."""
+    life = gateway.config.life
+    supervisor = gateway.supervisor = Supervisor(
+        llm, life.engine_restarts, warm=life.warm_up, on_restart=gateway.count_restart
+    )
+
+    async def supervise() -> None:
+        try:
+            await supervisor.run()
+        except Exception as error:
+            logger.critical("%s", error)
+            await llm.close(error if isinstance(error, EngineDead) else None)
+            server.should_exit = True
+            raise
+
+    supervising = asyncio.create_task(supervise())
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        supervising.cancel()
+        await asyncio.wait({supervising})
+    if not supervising.cancelled():
+        supervising.result()
 
 
 def _on_signals(action: Callable[[], object]) -> None:

@@ -15,10 +15,10 @@ from pellucid import __version__
 from pellucid.config import EngineConfig, ServerConfig
 from pellucid.errors import ModelNotFound, Overloaded
 from pellucid.frontend.async_engine import AsyncLLM
-from pellucid.frontend.generation import Generation
 from pellucid.sampling_params import SamplingParams
 from pellucid.server.body import T, read
-from pellucid.server.job import Job
+from pellucid.server.gateway.gateway import Gateway
+from pellucid.server.job import Answers, Job
 from pellucid.server.metrics import Metrics
 from pellucid.server.observation import Observation
 from pellucid.server.params import check_fields, invalid, scores_only
@@ -31,9 +31,12 @@ INLINE_CHARS = 2000  # longer text is tokenised in a thread
 class Service:
     """One model behind HTTP; its engine runs. Lives in `app.state.service`."""
 
-    def __init__(self, llm: AsyncLLM, config: ServerConfig, engine: EngineConfig) -> None:
+    def __init__(
+        self, llm: AsyncLLM, config: ServerConfig, engine: EngineConfig, gateway: Gateway
+    ) -> None:
         info = llm.info
         self.llm = llm
+        self.gateway = gateway
         self.config = config
         self.engine = engine
         self.created = int(time.time())
@@ -41,7 +44,7 @@ class Service:
         # Longest prompt plus answer: the model's limit, or the KV pool's if that is smaller.
         self.max_model_len = min(info.max_model_len, info.num_kv_blocks * info.block_size)
         self.fingerprint = _fingerprint(llm)
-        self.metrics = Metrics(llm, engine, num_open=lambda: self.num_open)
+        self.metrics = Metrics(llm, engine, gateway.counts, num_open=lambda: self.num_open)
         llm.listeners.append(self.metrics)
         self.observation = Observation(llm, config.observe, self.metrics.registry)
 
@@ -61,8 +64,12 @@ class Service:
 
     async def read(self, request: Request, body_type: type[T]) -> T:
         """The checked body of `request`. Raises BadRequest and its kin."""
-        body = await read(request, body_type, self.config.max_body_bytes)
+        limits = self.gateway.config.limits
+        body = await read(request, body_type, self.config.max_body_bytes, limits.body_timeout)
         self.check_model(getattr(body, "model", None))
+        num_messages, most = len(getattr(body, "messages", None) or ()), self.config.max_messages
+        if num_messages > most:
+            raise invalid("messages", f"must be at most {most}, got {num_messages}")
         if isinstance(body, SamplingFields):
             check_fields(body, self.config, self.engine.scheduler, self.llm.info.vocab_size)
         return body
@@ -79,10 +86,10 @@ class Service:
     ) -> Job:
         """Hand every prompt to the engine; `kind` begins the id that the client sees.
 
-        Raises what `AsyncLLM.submit` raises; then nothing is left in the engine.
+        Raises what `Gateway.submit` raises; then nothing is left in the engine.
         """
         self._check_room(len(prompts) * params.n)
-        generations: list[Generation] = []
+        generations: list[Answers] = []
         job = Job(
             id=f"{kind}-{body.request_id or request.state.request_id}",
             params=params,
@@ -94,9 +101,12 @@ class Service:
         opened: float | None = None
         try:
             for prompt in prompts:
-                generation = await self.llm.submit(
+                generation = await self.gateway.submit(
+                    self.llm,
+                    request.state.caller,
                     prompt,
                     params,
+                    use_cache=body.cache is not False,
                     # Clients may repeat an id; the engine's must differ.
                     request_id=f"{job.id}-{uuid.uuid4().hex[:12]}",
                     priority=body.priority or 0,
@@ -112,7 +122,7 @@ class Service:
                 self.metrics.on_submit(params.n)
         except BaseException as error:
             if isinstance(error, Overloaded):
-                self.metrics.counters.refused["queue_full"] += 1
+                self.gateway.counts.refused["queue_full"] += 1
             await job.aclose()
             raise
         record = getattr(request.state, "record", None)

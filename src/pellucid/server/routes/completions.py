@@ -9,10 +9,9 @@ from typing import cast
 from fastapi import APIRouter, Request, Response
 
 from pellucid.errors import BadRequest
-from pellucid.frontend.generation import Generation
 from pellucid.frontend.outputs import Delta, Logprob
 from pellucid.server.chunks import Chunks
-from pellucid.server.job import Job, Tally
+from pellucid.server.job import Answers, Job, Tally
 from pellucid.server.logprobs import CompletionSpelling, joined, prompt_logprobs
 from pellucid.server.openapi import describe
 from pellucid.server.params import completion_params, invalid
@@ -135,7 +134,7 @@ class _Completion:
         if self._body.return_token_ids:
             choice.prompt_token_ids = prompt.prompt_token_ids
 
-    def _echo(self, prompt: Generation) -> str:
+    def _echo(self, prompt: Answers) -> str:
         text = prompt.request.prompt
         if text is not None and self._body.truncate_prompt_tokens is None:
             return text

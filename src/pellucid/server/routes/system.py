@@ -1,15 +1,14 @@
-"""How the server fares: /health, /version, /metrics, and a signpost at /."""
+"""How the server fares: /version, /metrics, and a signpost at /."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
 from pellucid import __version__
-from pellucid.errors import EngineDead
 from pellucid.server.metrics import TEXT_FORMAT
 from pellucid.server.openapi import describe
 from pellucid.server.reply import json_response
-from pellucid.server.responses import Health, Index, Load, Version
+from pellucid.server.responses import Index, Load, Version
 from pellucid.server.service import service_of
 
 router = APIRouter()
@@ -19,14 +18,6 @@ router = APIRouter()
 async def index(request: Request) -> Response:
     """What is served, and where to read on."""
     return json_response(Index(service_of(request).llm.model_name, __version__))
-
-
-@router.get("/health", **describe(None, Health, errors=(503,)))
-async def health(request: Request) -> Response:
-    """200 while requests are taken, 503 once the engine is dead."""
-    if not service_of(request).llm.alive:
-        raise EngineDead("The engine is dead.")
-    return json_response(Health())
 
 
 @router.get("/version", **describe(None, Version, errors=()))
