@@ -42,13 +42,13 @@ class CountersCollector(Collector):
             "pellucid_refused_requests",
             "Requests turned away before the engine.",
             "reason",
-            {**dict.fromkeys(get_args(Refusal), 0), **counters.refused},
+            {name: counters.refused[name] for name in get_args(Refusal)},
         )
         yield _family(
             "pellucid_answer_cache_requests",
             "Requests that the cache of whole answers had, had not, or could not have.",
             "outcome",
-            {**dict.fromkeys(get_args(CacheOutcome), 0), **counters.cache},
+            {name: counters.cache[name] for name in get_args(CacheOutcome)},
         )
         yield CounterMetricFamily(
             "pellucid_engine_restarts",
