@@ -13,10 +13,17 @@ from msgspec import NODEFAULT, Meta
 from pellucid.cli.sampling import Sampling
 from pellucid.config import EngineConfig, GatewayConfig, ServerConfig, sections
 
-# In the environment and the file, too.
-SHARED = (EngineConfig, ServerConfig, GatewayConfig, Sampling)
-# A section's own name otherwise.
-PANELS = {"answers": "Answer cache", "cache": "KV cache", "life": "Lifecycle"}
+SHARED = (
+    EngineConfig,
+    ServerConfig,
+    GatewayConfig,
+    Sampling,
+)  # in the environment and the file, too
+PANELS = {
+    "answers": "Answer cache",
+    "cache": "KV cache",
+    "life": "Lifecycle",
+}  # a section's own name otherwise
 
 Kind = Literal["text", "integer", "number", "switch", "list"]
 _KINDS: dict[Any, Kind] = {bool: "switch", int: "integer", float: "number", list: "list"}
