@@ -203,7 +203,9 @@ def test_memory_holds_the_latest_that_fit(actions: list[tuple[str, int | None]])
                 continue
             value = bytes(size)
             await store.put(key, value)
-            model[:] = [entry for entry in model if entry[0] != key] + [(key, value)]
+            model[:] = [entry for entry in model if entry[0] != key]
+            if size + OVERHEAD_BYTES <= budget:  # one that cannot fit drives nobody out
+                model.append((key, value))
             while sum(len(v) + OVERHEAD_BYTES for _, v in model) > budget:
                 del model[0]
             assert store.num_bytes == sum(len(v) + OVERHEAD_BYTES for _, v in model)

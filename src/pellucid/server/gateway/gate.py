@@ -28,5 +28,8 @@ class Gate:
             await self._app(scope, receive, send)
             return
         await self._gateway.admit(scope)
-        with self._gateway.at_work():
+        if scope["method"] == "POST":
+            with self._gateway.at_work():
+                await self._app(scope, receive, send)
+        else:  # who only looks on does not keep a server from stopping
             await self._app(scope, receive, send)

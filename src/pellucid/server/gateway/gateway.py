@@ -117,7 +117,7 @@ class Gateway:
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """Around a request, so that `drained` waits for it."""
+        """Around a request that `drain` shall wait for."""
         self._num_active += 1
         self._idle.clear()
         try:
