@@ -51,7 +51,7 @@ class TimelineStep(msgspec.Struct, omit_defaults=True):
     `at` is in seconds from the request's arrival.
     """
 
-    step: int
+    step: int | None  # the first one's number; None: between two steps
     at: float
     seconds: float
     doing: str  # prefill, decode, queue, stalled
@@ -110,7 +110,7 @@ class _Track:
         self.answer.prompt_tokens = queued.num_prompt_tokens
         self.answer.queued_at = queued.time - self._received
         if queued.time > self.cursor:  # the engine was busy with a step
-            self._spend(queued.time, TimelineStep(-1, 0.0, 0.0, "queue", "step"))
+            self._spend(queued.time, TimelineStep(None, 0.0, 0.0, "queue", "step"))
 
     def join(self, live: events.Live, now: float) -> None:
         """Start in the middle: what came before is not kept any more."""
@@ -146,7 +146,7 @@ class _Track:
         self.answer.output_tokens = finished.num_output_tokens
         if finished.time > self.cursor:  # it ended between two steps
             doing = "stalled" if self.admitted else "queue"
-            self._spend(finished.time, TimelineStep(-1, 0.0, 0.0, doing, "step"))
+            self._spend(finished.time, TimelineStep(None, 0.0, 0.0, doing, "step"))
         self.done = True
 
     def _spend(self, until: float, entry: TimelineStep) -> None:
