@@ -3,8 +3,9 @@
     pip install locust
     locust -f deploy/locustfile.py --headless -u 32 -r 8 -t 1m -H http://127.0.0.1:8000
 
-Locust's own line, `chat`, ends with the first byte of a stream; three more are reported: the time to
-the first token, the mean time between tokens and the whole answer. PELLUCID_API_KEY is sent if set.
+Locust's own line, `chat`, ends with the first byte of a stream; three more are reported: the time
+to the first token, the mean time between tokens and the whole answer. PELLUCID_API_KEY is sent if
+it is set.
 """
 
 from __future__ import annotations
