@@ -106,7 +106,7 @@ class _Track:
         self.cursor = opened  # everything before it belongs to a phase
 
     def queued(self, queued: events.Queued) -> None:
-        self.number = queued.number
+        self.number, self.done = queued.number, False
         self.answer.prompt_tokens = queued.num_prompt_tokens
         self.answer.queued_at = queued.time - self._received
         if queued.time > self.cursor:  # the engine was busy with a step
@@ -208,10 +208,13 @@ def _round(answer: AnswerTimeline) -> None:
 
 def _read(step: events.StepEvents, tracks: dict[str, _Track], received: float) -> None:
     if step.snapshot is not None:
-        for live in step.snapshot.requests:
-            late = tracks.get(live.queued.request_id)
-            if late is not None and late.number is None:
-                late.join(live, step.time - step.idle_seconds)
+        alive = {live.queued.request_id: live for live in step.snapshot.requests}
+        for name, known in tracks.items():
+            if live := alive.get(name):
+                if known.number is None:
+                    known.join(live, step.time - step.idle_seconds)
+            elif known.number is not None:  # its engine died; the next one counts anew
+                known.done = True
     for queued in step.queued:
         if track := tracks.get(queued.request_id):
             track.queued(queued)
