@@ -99,6 +99,16 @@ def test_an_old_request_has_lost_its_beginning_and_says_so() -> None:
     assert not timelines(frames[-2:], "a", begin=begin)["a"].complete
 
 
+def test_a_request_that_died_with_its_engine_is_not_taken_for_anothers() -> None:
+    begin, first, second = time.monotonic(), list[bytes](), list[bytes]()
+    run([add("a", 9, max_tokens=20)], first.append)
+    run([add("b", 9, max_tokens=20), add("c", 9, max_tokens=20)], second.append)
+    found = timelines([*first[:5], *second], "a", "c", begin=begin)
+    assert found["a"].output_tokens == 5
+    assert found["a"].finish_reason is None
+    assert (found["c"].output_tokens, found["c"].finish_reason) == (20, "length")
+
+
 def test_the_ring_is_bounded_and_gives_what_came_since() -> None:
     ring = StepRing(max_bytes=100)
     for _ in range(50):

@@ -75,7 +75,8 @@ def test_a_request_that_is_still_running_and_one_that_was_left() -> None:
     with live(runner={"step_seconds": 0.02}) as site:
         body = {"prompt": [7] * 4, "max_tokens": 100, "stream": True}
         with site.http.stream("POST", "/v1/completions", json=body) as response:
-            name = json.loads(next(response.iter_lines()).removeprefix("data: "))["id"]
+            lines = response.iter_lines()  # kept: what is collected closes the stream
+            name = json.loads(next(lines).removeprefix("data: "))["id"]
             told = timeline(site, name)
             assert told["is_open"]
             assert told["answers"][0]["finish_reason"] is None

@@ -51,7 +51,7 @@ class TimelineStep(msgspec.Struct, omit_defaults=True):
     `at` is in seconds from the request's arrival.
     """
 
-    step: int
+    step: int | None  # the first one's number; None: between two steps
     at: float
     seconds: float
     doing: str  # prefill, decode, queue, stalled
@@ -106,11 +106,11 @@ class _Track:
         self.cursor = opened  # everything before it belongs to a phase
 
     def queued(self, queued: events.Queued) -> None:
-        self.number = queued.number
+        self.number, self.done = queued.number, False
         self.answer.prompt_tokens = queued.num_prompt_tokens
         self.answer.queued_at = queued.time - self._received
         if queued.time > self.cursor:  # the engine was busy with a step
-            self._spend(queued.time, TimelineStep(-1, 0.0, 0.0, "queue", "step"))
+            self._spend(queued.time, TimelineStep(None, 0.0, 0.0, "queue", "step"))
 
     def join(self, live: events.Live, now: float) -> None:
         """Start in the middle: what came before is not kept any more."""
@@ -146,7 +146,7 @@ class _Track:
         self.answer.output_tokens = finished.num_output_tokens
         if finished.time > self.cursor:  # it ended between two steps
             doing = "stalled" if self.admitted else "queue"
-            self._spend(finished.time, TimelineStep(-1, 0.0, 0.0, doing, "step"))
+            self._spend(finished.time, TimelineStep(None, 0.0, 0.0, doing, "step"))
         self.done = True
 
     def _spend(self, until: float, entry: TimelineStep) -> None:
@@ -208,10 +208,13 @@ def _round(answer: AnswerTimeline) -> None:
 
 def _read(step: events.StepEvents, tracks: dict[str, _Track], received: float) -> None:
     if step.snapshot is not None:
-        for live in step.snapshot.requests:
-            late = tracks.get(live.queued.request_id)
-            if late is not None and late.number is None:
-                late.join(live, step.time - step.idle_seconds)
+        alive = {live.queued.request_id: live for live in step.snapshot.requests}
+        for name, known in tracks.items():
+            if live := alive.get(name):
+                if known.number is None:
+                    known.join(live, step.time - step.idle_seconds)
+            elif known.number is not None:  # its engine died; the next one counts anew
+                known.done = True
     for queued in step.queued:
         if track := tracks.get(queued.request_id):
             track.queued(queued)
