@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from pellucid.config import SchedulerSettings
 from pellucid.engine import events
 from pellucid.engine.core import EngineCore
 from pellucid.messages import Observe
@@ -91,7 +90,7 @@ def test_a_running_request_without_budget_is_stalled() -> None:
     for name in "ab":
         engine.add(message(name, [ord(name)] * 8, arrival=float(ord(name)), max_tokens=9))
     assert len(step(engine).shares) == 2
-    engine.scheduler.settings = SchedulerSettings(max_num_batched_tokens=2, max_chunk_tokens=2)
+    engine.scheduler.token_budget = 2
     assert waits(step(engine)) == ({1: "budget"}, None)
 
 
