@@ -14,9 +14,9 @@ import msgspec
 
 from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
+from pellucid.engine.grammars import GRAMMAR_POLL
 from pellucid.errors import ConfigError, EngineDead, ModelError
 from pellucid.messages import (
-    AddRequest,
     Command,
     EngineFailed,
     EngineInfo,
@@ -80,10 +80,7 @@ class InProcessClient:
 
     def send(self, command: Command) -> None:
         core = self._living_core()
-        if isinstance(command, AddRequest):
-            core.add(command)
-        else:
-            core.abort(command.request_ids)
+        core.take(command)
         self._wake.set()
 
     async def outputs(self) -> AsyncIterator[StepOutput]:
@@ -91,7 +88,9 @@ class InProcessClient:
             core = self._living_core()
             if not core.has_work:
                 self._wake.clear()
-                await self._wake.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(GRAMMAR_POLL if core.is_compiling else None):
+                        await self._wake.wait()
                 continue
             try:
                 output = core.step()

@@ -22,8 +22,9 @@ import zmq
 
 from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
+from pellucid.engine.grammars import GRAMMAR_POLL
 from pellucid.errors import ConfigError, ModelError
-from pellucid.messages import AddRequest, Command, EngineFailed, Event
+from pellucid.messages import Command, EngineFailed, Event
 
 COMMANDS = "commands"
 EVENTS = "events"
@@ -42,16 +43,16 @@ class Link:
         self._decoder = msgspec.msgpack.Decoder(Command)
         self._encoder = msgspec.msgpack.Encoder()
 
-    def receive(self, *, wait: bool) -> list[Command]:
-        """All commands that have arrived; with `wait`, block until there is one."""
+    def receive(self, *, patience: float | None) -> list[Command]:
+        """All commands that have arrived; waits `patience` seconds for one, for ever if None."""
         commands: list[Command] = []
-        flags = 0 if wait else zmq.NOBLOCK
+        if patience != 0.0:
+            self._commands.poll(None if patience is None else int(1000 * patience))
         while True:
             try:
-                commands.append(self._decoder.decode(self._commands.recv(flags)))
+                commands.append(self._decoder.decode(self._commands.recv(zmq.NOBLOCK)))
             except zmq.Again:
                 return commands
-            flags = zmq.NOBLOCK
 
     def send(self, event: Event) -> None:
         self._events.send(self._encoder.encode(event))
@@ -65,11 +66,9 @@ class Link:
 def run_loop(core: EngineCore, link: Link) -> None:
     """Step while there is work; block on the socket while there is none."""
     while True:
-        for command in link.receive(wait=not core.has_work):
-            if isinstance(command, AddRequest):
-                core.add(command)
-            else:
-                core.abort(command.request_ids)
+        patience = 0.0 if core.has_work else GRAMMAR_POLL if core.is_compiling else None
+        for command in link.receive(patience=patience):
+            core.take(command)
         if core.has_work:
             link.send(core.step())
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,6 +21,9 @@ from pellucid.engine.policy import SchedulingPolicy
 from pellucid.engine.request import Request, Status
 from pellucid.messages import FinishReason, TokenDelta
 from pellucid.runner.base import Chunk, NewRow, StepPlan, StepResult
+
+if TYPE_CHECKING:
+    from pellucid.grammar.compiler import Grammar
 
 
 class Counters(msgspec.Struct):
@@ -70,6 +74,17 @@ class Scheduler:
             if request is not None:
                 self._finish(request, "abort")
 
+    def make_ready(self, request_id: str, grammar: Grammar) -> None:
+        """The grammar that a request waited for is there."""
+        request = self.requests[request_id]
+        request.grammar, request.is_ready = grammar, True
+
+    def fail(self, request_id: str, error: str, now: float) -> TokenDelta:
+        """End a request that cannot go on."""
+        request = self.requests[request_id]
+        self._finish(request, "error", now)
+        return _delta(request, [], error=error)
+
     def expire(self, now: float) -> list[TokenDelta]:
         """End the requests whose deadline has passed."""
         expired: list[TokenDelta] = []
@@ -119,6 +134,8 @@ class Scheduler:
         for request in sorted(self.waiting.values(), key=lambda r: self.policy.order(r, now)):
             if self._budget == 0 or len(self.running) >= self.settings.max_num_seqs:
                 break
+            if not request.is_ready:
+                continue
             prefix = self.kv.find_prefix(request)
             if self.kv.is_in_progress(request, len(prefix)):
                 continue
@@ -143,6 +160,7 @@ class Scheduler:
             token_ids=list(request.token_ids),
             num_prompt_tokens=request.num_prompt_tokens,
             sampling=request.sampling,
+            grammar=request.grammar,
         )
 
     def _affordable(self, request: Request, start: int) -> int:

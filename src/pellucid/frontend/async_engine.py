@@ -34,6 +34,7 @@ from pellucid.frontend.text import ModelText, load_text
 from pellucid.load.hub import resolve
 from pellucid.messages import Abort, EngineInfo, StepOutput
 from pellucid.sampling_params import SamplingParams
+from pellucid.structured_outputs import StructuredOutputs
 
 if TYPE_CHECKING:
     from pellucid.frontend.tokenizer import Tokenizer
@@ -68,6 +69,7 @@ class AsyncLLM:
         self._pump: asyncio.Task[None] | None = None
         self._death: str | None = "the engine was not started"
         self._generations: WeakValueDictionary[str, Generation] = WeakValueDictionary()
+        self._knows_vocabulary = False  # the engine was told what tokens spell
         self._num_preparing = 0  # answers admitted whose prompt is being tokenised
         self._mean_seconds = 1.0  # of recent requests, from arrival to end
         limits = config.scheduler
@@ -181,6 +183,11 @@ class AsyncLLM:
         # The template writes the special tokens itself.
         return await self._inputs.tokenize(text, field="messages", add_special_tokens=False)
 
+    async def check_structured(self, wanted: StructuredOutputs, field: str) -> None:
+        """Raises BadRequest, naming `field`, for what `submit` could not honour; EngineDead."""
+        self._check_alive()
+        await self._inputs.grammars.check(wanted, field)
+
     # ---- requests
 
     async def submit(
@@ -230,6 +237,9 @@ class AsyncLLM:
         for index, sequence in enumerate(request.sequences):
             self._outputs.add(sequence, request.prompt_token_ids, index, generation.put)
         try:
+            if request.params.grammar is not None and not self._knows_vocabulary:
+                self._client.send(self._inputs.grammars.vocabulary())
+                self._knows_vocabulary = True
             for sequence in request.sequences:
                 self._client.send(sequence)
         except EngineDead as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 from pellucid.messages import TokenLogprobs
 from pellucid.runner.base import NewRow
 from pellucid.runner.batch import Batch, Ints
+from pellucid.runner.grammar import GrammarRows
 from pellucid.sample.constraints import Constraints, apply_bans, apply_bias
 from pellucid.sample.logprobs import compute_logprobs
 from pellucid.sample.penalties import TokenCounts, apply_penalties
@@ -35,7 +36,7 @@ class Choice:
 class RowSampling:
     """How each row of a `Batch` samples. Row numbers are the batch's."""
 
-    def __init__(self, max_num_seqs: int, eos_token_ids: list[int]) -> None:
+    def __init__(self, max_num_seqs: int, eos_token_ids: list[int], vocab_size: int) -> None:
         self._eos_token_ids = eos_token_ids
         self._columns = SamplingColumns(
             temperature=np.zeros(max_num_seqs, np.float32),
@@ -45,6 +46,7 @@ class RowSampling:
             seed=np.zeros(max_num_seqs, np.int64),
             position=np.zeros(max_num_seqs, np.int64),
         )
+        self._grammars = GrammarRows(max_num_seqs, vocab_size)
         # Most requests need none of these.
         self._penalties: dict[int, tuple[SamplingParams, TokenCounts]] = {}
         self._constraints: dict[int, Constraints] = {}
@@ -68,12 +70,14 @@ class RowSampling:
             generated = new.token_ids[new.num_prompt_tokens :]
             counts = TokenCounts(prompt if params.repetition_penalty != 1.0 else [], generated)
             self._penalties[row] = params, counts
+        self._grammars.add(row, new)
         constraints = self._constraints_of(params)
         if constraints:
             self._constraints[row] = constraints
 
     def drop(self, row: int) -> None:
         """Forget a row; one that was never added is fine."""
+        self._grammars.drop(row)
         for table in (
             self._penalties,
             self._constraints,
@@ -95,10 +99,12 @@ class RowSampling:
         wanted = [i for i, _ in logprobs_of]
         raw = logits[wanted] if wanted else None
         self._edit(logits, rows, batch)
+        self._grammars.constrain(logits, rows)
         columns = self._columns.take(rows)
         columns.position = batch.num_tokens[rows]
         token_ids, failed = sample(logits, columns)
         errors = {int(i): _why_failed(logits[i]) for i in failed.nonzero()[0]}
+        errors |= self._grammars.accept(rows, token_ids, failed)
         self._count(rows, token_ids, failed)
         logprobs: list[TokenLogprobs | None] = [None] * len(rows)
         if raw is not None:

@@ -66,7 +66,9 @@ class TorchRunner:
         self._batch = Batch(
             config.scheduler.max_num_seqs, self._info.max_model_len, self._capacity.block_size
         )
-        self._sampling = RowSampling(config.scheduler.max_num_seqs, self._info.eos_token_ids)
+        self._sampling = RowSampling(
+            config.scheduler.max_num_seqs, self._info.eos_token_ids, self._info.vocab_size
+        )
         self._warm_up()
 
     def info(self) -> EngineInfo:
@@ -282,10 +284,8 @@ class PendingTorchStep:
         self._forward = forward
         self._begin = begin
 
-    def result(self, mask: object | None = None) -> StepResult:
-        """Wait for the forward pass, sample, and report. `mask` must be None in this version."""
-        if mask is not None:
-            raise NotImplementedError("sampling masks are not part of this version")
+    def result(self) -> StepResult:
+        """Wait for the forward pass, sample, and report."""
         return self._runner.finish(self._plan, self._work, self._forward, self._begin)
 
 
