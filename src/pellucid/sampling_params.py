@@ -45,7 +45,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None  # alternatives per generated token; -1: the whole vocabulary
     prompt_logprobs: int | None = None  # the same for prompt tokens
     structured_outputs: StructuredOutputs | None = None
-    grammar: str | None = None  # the front end writes it from structured_outputs
+    grammar: str | None = None  # by grammar/source.py; the front end makes it of structured_outputs
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
 
@@ -57,7 +57,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         self._check_counts()
         self._check_numbers()
         self._check_lists()
-        if self.structured_outputs is not None:
+        if self.structured_outputs is not None or self.grammar is not None:
             self._check_company()
 
     def check_vocab(self, vocab_size: int) -> None:

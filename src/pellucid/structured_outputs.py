@@ -17,15 +17,13 @@ class StructuredOutputs(
     Raises BadRequest on construction unless one is set.
     """
 
-    json: str | dict[str, Any] | bool | None = None  # a JSON schema, or its text
+    json: str | dict[str, Any] | None = None  # a JSON schema, or its text
     regex: str | None = None  # matched as a whole; Rust's syntax, without look-around
     choice: list[str] | None = None
     grammar: str | None = None  # llguidance's Lark, or llama.cpp's GBNF
-    json_object: bool | None = None  # true: any JSON object
+    json_object: bool | None = None  # any JSON object
 
     def __post_init__(self) -> None:
-        if self.json_object is False:
-            raise self._bad("json_object must be true where it is given")
         if len(self.kinds) != 1:
             given = ", ".join(self.kinds) or "nothing"
             raise self._bad(f"needs exactly one of {', '.join(_KINDS)}, got {given}")
@@ -33,7 +31,8 @@ class StructuredOutputs(
     @property
     def kinds(self) -> list[str]:
         """Names of the fields that are set."""
-        return [name for name in _KINDS if getattr(self, name) is not None]
+        values = {name: getattr(self, name) for name in _KINDS}
+        return [name for name, value in values.items() if value is not None and value is not False]
 
     def _bad(self, problem: str) -> BadRequest:
         return BadRequest(

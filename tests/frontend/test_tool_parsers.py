@@ -76,13 +76,13 @@ F = ("f", '{"a": 1}')
         ("hermes", "<tool_call>\nnothing</tool_call>", "<tool_call>\nnothing</tool_call>", []),
         ("hermes", '<tool_call>{"foo": 1}', '<tool_call>{"foo": 1}', []),
         ("hermes", f"<tool_call>x {HERMES}", "<tool_call>x", [F]),
-        ("hermes", f'<tool_call>{{"name": "f", "arguments": {{"a": 1}} oh</tool_call>{HERMES}', "", [F, F]),
+        ("hermes", HERMES.replace("}}", "} oh") + HERMES, "", [F, F]),
         ("llama3_json", '{"name": "f", "parameters": {"a": 1}}', "", [F]),
         ("llama3_json", '<|python_tag|>{"name": "f", "parameters": {"a": 1}}', "", [F]),
         ("llama3_json", '{"type": "function", "name": "f", "parameters": {"a": 1}}', "", [F]),
         ("llama3_json", '{"name": "Bob", "age": 3}', '{"name": "Bob", "age": 3}', []),
         ("llama3_json", '{"name": "Bob"}', '{"name": "Bob"}', []),
-        ("llama3_json", 'It is {"name": "f", "parameters": {}}', 'It is {"name": "f", "parameters": {}}', []),
+        ("llama3_json", 'So {"name": "f"}', 'So {"name": "f"}', []),
         ("mistral", 'Ok.[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}]', "Ok.", [F]),
         ("mistral", '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g{"b": 2}', "", [F, ("g", '{"b": 2}')]),
         ("mistral", '[TOOL_CALLS]f[CALL_ID]123[ARGS]{"a": 1}', "", [F]),
@@ -90,7 +90,9 @@ F = ("f", '{"a": 1}')
         ("mistral", "[TOOL_CALLS][1, 2]", "[TOOL_CALLS][1, 2]", []),
         ("pythonic", "[f(a=1)]", "", [F]),
         ("pythonic", " [f(a=1), f(a=1)]\n", "", [F, F]),
-        ("pythonic", "[g(x='it\\'s', y=[true, None], z={'k': -1.5})]", "", [("g", '{"x": "it\'s", "y": [true, null], "z": {"k": -1.5}}')]),
+        ("pythonic", "[g(x='a\\'s', y=[true])]", "", [("g", '{"x": "a\'s", "y": [true]}')]),
+        ("pythonic", "[g(z=None)]", "", [("g", '{"z": null}')]),
+        ("pythonic", "[g(z={'k': -1.5})]", "", [("g", '{"z": {"k": -1.5}}')]),
         ("pythonic", "[f(1)]", "[f(1)]", []),
         ("pythonic", "[f(a=__import__('os'))]", "[f(a=__import__('os'))]", []),
         ("pythonic", "[f(a=1+1)]", "[f(a=1+1)]", []),
@@ -112,8 +114,8 @@ def test_arguments_are_passed_on_while_they_arrive() -> None:
 
 FRAGMENTS = st.sampled_from(
     [
-        "<tool_call>", "</tool_call>", "<tool_", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "[", "]",
-        "{", "}", '"', "\\", ":", ",", ";", " ", "\n", '"name"', '"arguments"', '"parameters"', "f",
+        "<tool_call>", "</tool_call>", "<tool_", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "[",
+        "]", "{", "}", '"', "\\", ":", ",", ";", " ", "\n", '"name"', '"arguments"', "f",
         '{"name": "f", "arguments": {"a": "}"}}', '{"name": "g", "parameters": {}}', "null", "1",
         "f(a=1)", "g(", ")", "'", "text", '"type"', HERMES, "é",
     ]

@@ -102,8 +102,8 @@ class InputProcessor:
         if truncate_prompt_tokens is not None:
             ids = self._truncate(ids, truncate_prompt_tokens, params)
         self._check_length(len(ids), params, prompt_field)
-        if params.structured_outputs is not None:
-            grammar = await self.grammars.check(params.structured_outputs, structured_field)
+        if (wanted := params.grammar or params.structured_outputs) is not None:
+            grammar = await self.grammars.check(wanted, structured_field)
             params = msgspec.structs.replace(params, structured_outputs=None, grammar=grammar)
         request_id = request_id or uuid.uuid4().hex
         template = AddRequest(

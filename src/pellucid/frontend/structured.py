@@ -33,8 +33,8 @@ class GrammarChecker:
         self._compiler: GrammarCompiler | None = None  # made by the first request that needs it
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pellucid-grammar")
 
-    async def check(self, wanted: StructuredOutputs, field: str = "structured_outputs") -> str:
-        """The grammar for `wanted`.
+    async def check(self, wanted: StructuredOutputs | str, field: str) -> str:
+        """The grammar for `wanted`, which may be one that was written by `grammar/source.py`.
 
         Raises:
             BadRequest: it is wrong, cannot be honoured in full, or takes too long; names `field`.
@@ -58,8 +58,8 @@ class GrammarChecker:
             special_ids=sorted(self._tokenizer.special_ids),
         )
 
-    def _check(self, wanted: StructuredOutputs) -> str:
-        text = _source(wanted)
+    def _check(self, wanted: StructuredOutputs | str) -> str:
+        text = wanted if isinstance(wanted, str) else source_of(wanted)
         if self._compiler is None:
             self._compiler = GrammarCompiler(
                 _tokens(self._tokenizer),
@@ -71,11 +71,27 @@ class GrammarChecker:
         return text
 
 
+def grammar_of_parts(thought: tuple[str, str], body: str, rules: str, answer: str | None) -> str:
+    """A grammar for an answer with thoughts or tool calls in it.
+
+    Args:
+        thought: what stands before `body`, and its rules.
+        body: the right side of a rule: `@answer`, and names from `rules`.
+        answer: the grammar that `@answer` stands for. None: nowhere.
+
+    Raises GrammarError if it is too long.
+    """
+    before, thought_rules = thought
+    text = f"start: {before} body\nbody: {body}\n{thought_rules}{rules}"
+    return source.from_grammar(text) if answer is None else source.with_preamble(text, answer)
+
+
 def _tokens(tokenizer: Tokenizer) -> list[bytes]:
     return [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
 
 
-def _source(wanted: StructuredOutputs) -> str:
+def source_of(wanted: StructuredOutputs) -> str:
+    """The grammar for `wanted`, unchecked. Raises GrammarError."""
     if wanted.json is not None:
         return source.from_json_schema(wanted.json)
     if wanted.regex is not None:
