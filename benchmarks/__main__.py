@@ -5,7 +5,16 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("scheduler_step", "step_overhead", "engine_speed", "prefix_ttft", "fidelity", "picture")
+NAMES = (
+    "scheduler_step",
+    "step_overhead",
+    "engine_speed",
+    "prefix_ttft",
+    "fidelity",
+    "grammar_mask",
+    "structured_output",
+    "picture",
+)
 
 
 def main() -> None:

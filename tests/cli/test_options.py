@@ -31,6 +31,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "kernels": ("reference", "reference"),
     "threads": ("3", 3),
     "log_level": ("debug", "debug"),
+    "tool_call_parser": ("mistral", "mistral"),
+    "reasoning_parser": ("qwen3", "qwen3"),
 }
 BY_KIND: dict[str, tuple[str, Any]] = {
     "integer": ("4096", 4096),

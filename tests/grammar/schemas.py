@@ -29,10 +29,14 @@ def schema(seed: int) -> Schema:
     """An object schema; equal seeds give equal schemas."""
     rng = random.Random(seed)
     whole = _object(rng, depth=2)
-    if seed % 5 == 0:  # named parts, one of them recursive
-        whole["$defs"] = {
-            "label": _string(rng),
-            "tree": {
+    if seed % 5 == 0:  # named parts, now and then a recursive one
+        whole.pop("maxProperties", None)
+        whole["properties"]["label"] = {"$ref": "#/$defs/label"}
+        whole["required"] = ["label", *whole["required"]]
+        whole["$defs"] = {"label": _string(rng)}
+        if seed % 20 == 0:
+            whole["properties"]["tree"] = {"$ref": "#/$defs/tree"}
+            whole["$defs"]["tree"] = {
                 "type": "object",
                 "properties": {
                     "value": {"type": "integer", "minimum": 0, "maximum": 99},
@@ -40,11 +44,7 @@ def schema(seed: int) -> Schema:
                 },
                 "required": ["value", "next"],
                 "additionalProperties": False,
-            },
-        }
-        whole["properties"]["label"] = {"$ref": "#/$defs/label"}
-        whole["properties"]["tree"] = {"$ref": "#/$defs/tree"}
-        whole["required"] = ["label", *whole.get("required", [])]
+            }
     return whole
 
 

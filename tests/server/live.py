@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pellucid.config import EngineConfig, ServerConfig
 from pellucid.engine.client import EngineClient
 from pellucid.frontend.async_engine import AsyncLLM
+from pellucid.frontend.text import ModelText
 from pellucid.server.run import Server, bind, url_of
 from tests.frontend.tiny import fake_client, tiny_text
 
@@ -67,6 +68,7 @@ def live(
     server: ServerConfig | None = None,
     client: EngineClient | None = None,
     runner: dict[str, Any] | None = None,
+    text: ModelText | None = None,
     **engine: Any,
 ) -> Iterator[Live]:
     """Serve until the block ends. `runner` goes to the FakeRunner, `engine` to EngineConfig."""
@@ -76,7 +78,7 @@ def live(
     async def serve() -> None:
         listener = bind("127.0.0.1", 0)
         async with AsyncLLM(
-            config, client or fake_client(config, **(runner or {})), text=tiny_text()
+            config, client or fake_client(config, **(runner or {})), text=text or tiny_text()
         ) as llm:
             url = url_of(listener)
             http = httpx.Client(base_url=url, timeout=30)

@@ -183,8 +183,11 @@ class AsyncLLM:
         # The template writes the special tokens itself.
         return await self._inputs.tokenize(text, field="messages", add_special_tokens=False)
 
-    async def check_structured(self, wanted: StructuredOutputs, field: str) -> None:
-        """Raises BadRequest, naming `field`, for what `submit` could not honour; EngineDead."""
+    async def check_structured(self, wanted: StructuredOutputs | str, field: str) -> None:
+        """Raises BadRequest, naming `field`, for what `submit` could not honour; EngineDead.
+
+        `wanted` may also be a grammar, as in `SamplingParams.grammar`.
+        """
         self._check_alive()
         await self._inputs.grammars.check(wanted, field)
 

@@ -72,6 +72,7 @@ async def answer_params(service: Service, body: ChatRequest, form: AnswerForm) -
         grammar = _grammar(service, params, form)
     except GrammarError as error:
         raise BadRequest(f"tools: {error}", param="tools", code="unsupported_grammar") from None
+    await service.llm.check_structured(grammar, "tools" if calls else structured_field(body))
     return msgspec.structs.replace(params, structured_outputs=None, grammar=grammar)
 
 

@@ -156,6 +156,9 @@ class ChosenFunction(Body, kw_only=True):
     name: ToolName
 
 
+Tools = Annotated[list[FunctionTool], Meta(min_length=1, max_length=128)]
+
+
 class ToolChoice(Body, tag="function", tag_field="type", kw_only=True):
     """One function, which has to be called."""
 
@@ -166,7 +169,7 @@ class ChatRequest(OpenAIFields):
     """Body of POST /v1/chat/completions."""
 
     messages: list[Message] | None = None
-    tools: Annotated[list[FunctionTool] | None, Meta(min_length=1, max_length=128)] = None
+    tools: Tools | None = None
     tool_choice: Annotated[
         Literal["none", "auto", "required"] | ToolChoice | None,
         Meta(description="auto by default where there are tools."),
@@ -206,7 +209,7 @@ class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
-    tools: Annotated[list[FunctionTool] | None, Meta(min_length=1, max_length=128)] = None
+    tools: Tools | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

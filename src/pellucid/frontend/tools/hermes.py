@@ -33,11 +33,11 @@ class Hermes:
         return "\n".join(f"{BEGIN}\n{body}\n{END}" for body in bodies)
 
     def calls_rules(self, tools: Sequence[Tool], *, parallel: bool, marker: Marker) -> str:
-        more = f'("\\n" {marker[BEGIN]} body)*' if parallel else ""
+        more = f'("\\n" {marker[BEGIN]} tagged)*' if parallel else ""
         return (
             f"calls: {marker[BEGIN]} calls_behind\n"
-            f"calls_behind: body {more}\n"
-            f'body: "\\n" call "\\n" {marker[END]}\n' + json_calls(tools, "arguments")
+            f"calls_behind: tagged {more}\n"
+            f'tagged: "\\n" call "\\n" {marker[END]}\n' + json_calls(tools, "arguments")
         )
 
     def prose_rules(self, marker: Marker) -> str:
