@@ -19,6 +19,7 @@ from tests.grammar.schemas import UNSUPPORTED, schema
 EOS = 256
 WORDS = [b'{"', b'": ', b'", "', b"\n  ", b"name", b"tru", b"e,", b"}}", b'"}', "é".encode(), b"12"]
 TOKENS = [bytes([i]) for i in range(256)] + [b"<eos>", b"<tool>", *WORDS]
+NO_OTHERS = {"additionalProperties": False}
 VOCAB_SIZE = len(TOKENS) + 3  # as padded embeddings have
 
 
@@ -77,6 +78,13 @@ def test_a_regex_matches_as_a_whole(compiler: GrammarCompiler, regex: str) -> No
         text = wander(grammar, seed)
         assert text is not None
         assert re.fullmatch(regex, text)
+
+
+def test_many_optional_properties_can_be_followed(compiler: GrammarCompiler) -> None:
+    wanted = {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(1000)}}
+    text = wander(compiler.compile(source.from_json_schema(wanted | NO_OTHERS)), 1)
+    assert text is not None
+    jsonschema.validate(json.loads(text), wanted | NO_OTHERS)
 
 
 def test_choices_may_hold_anything(compiler: GrammarCompiler) -> None:

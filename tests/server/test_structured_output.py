@@ -170,6 +170,19 @@ def test_preempted_answers_keep_their_grammar() -> None:
         assert site.metric("vllm:num_preemptions_total") > 0
 
 
+def test_a_grammar_that_grows_beyond_the_limits_is_a_400(site: Live) -> None:
+    form = {"structured_outputs": {"regex": "((a{0,1000}){0,1000}){0,1000}b"}}
+    response = site.post(TEXT, prompt="Hello", max_tokens=400, **form)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["code"] == "unsupported_grammar"
+
+
+def test_the_simple_route_knows_forms_as_well(site: Live) -> None:
+    form = {"structured_outputs": {"regex": "[a-c]{4}"}}
+    answer = site.post("/generate", prompt="Hello", stream=False, **form).json()
+    assert re.fullmatch("[a-c]{4}", answer["text"])
+
+
 def test_text_as_response_format_changes_nothing(site: Live) -> None:
     fields = {"messages": [USER], "max_tokens": 8, "seed": 1}
     free = site.post(CHAT, **fields).json()["choices"]

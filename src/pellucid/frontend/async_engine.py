@@ -69,7 +69,7 @@ class AsyncLLM:
         self._pump: asyncio.Task[None] | None = None
         self._death: str | None = "the engine was not started"
         self._generations: WeakValueDictionary[str, Generation] = WeakValueDictionary()
-        self._knows_vocabulary = False  # the engine was told what tokens spell
+        self._told_vocabulary = False  # what tokens spell, which grammars need
         self._num_preparing = 0  # answers admitted whose prompt is being tokenised
         self._mean_seconds = 1.0  # of recent requests, from arrival to end
         limits = config.scheduler
@@ -184,10 +184,7 @@ class AsyncLLM:
         return await self._inputs.tokenize(text, field="messages", add_special_tokens=False)
 
     async def check_structured(self, wanted: StructuredOutputs | str, field: str) -> None:
-        """Raises BadRequest, naming `field`, for what `submit` could not honour; EngineDead.
-
-        `wanted` may also be a grammar, as in `SamplingParams.grammar`.
-        """
+        """Raises BadRequest, naming `field`, for what `submit` could not honour; EngineDead."""
         self._check_alive()
         await self._inputs.grammars.check(wanted, field)
 
@@ -240,9 +237,9 @@ class AsyncLLM:
         for index, sequence in enumerate(request.sequences):
             self._outputs.add(sequence, request.prompt_token_ids, index, generation.put)
         try:
-            if request.params.grammar is not None and not self._knows_vocabulary:
+            if request.params.grammar is not None and not self._told_vocabulary:
                 self._client.send(self._inputs.grammars.vocabulary())
-                self._knows_vocabulary = True
+                self._told_vocabulary = True
             for sequence in request.sequences:
                 self._client.send(sequence)
         except EngineDead as error:

@@ -23,6 +23,7 @@ Bitmask = NDArray[np.uint32]  # bit i % 32 of word i // 32 stands for token i
 
 CACHE_SIZE = 128
 MAX_MESSAGE_CHARS = 300
+MAX_ITEMS_IN_ROW = 20_000  # about four for each optional property that may come next
 
 
 def bitmask_words(vocab_size: int) -> int:
@@ -97,7 +98,10 @@ class GrammarCompiler:
 
         table = _TokenTable(tokens, special_ids, eos_token_ids, vocab_size)
         self._tokenizer = LLTokenizer(TokenizerWrapper(table), eos_token=list(eos_token_ids))
-        self._limits = LLParserLimits(verbose_errors=False)  # errors are shown to whoever asked
+        self._limits = LLParserLimits(
+            max_items_in_row=MAX_ITEMS_IN_ROW,
+            verbose_errors=False,  # errors are shown to whoever asked
+        )
         self._scratch: Bitmask = np.zeros(bitmask_words(vocab_size), np.uint32)
         self._compiled: OrderedDict[str, Grammar] = OrderedDict()
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.grammar.compiler import Bitmask, Matcher, bitmask_words
-from pellucid.grammar.errors import GrammarError
+from pellucid.grammar.errors import CANNOT_FOLLOW, GrammarError
 from pellucid.runner.base import NewRow
 from pellucid.runner.batch import Ints
 from pellucid.sample.bitmask import apply_bitmask
@@ -60,12 +60,12 @@ class GrammarRows:
             return errors
         for place, (row, token) in enumerate(zip(rows.tolist(), token_ids.tolist(), strict=True)):
             if row in self._broken:
-                errors[place] = f"the grammar cannot be followed: {self._broken[row]}"
+                errors[place] = f"{CANNOT_FOLLOW}: {self._broken[row]}"
             elif row in self._matchers and not failed[place]:
                 try:
                     self._matchers[row].accept([token])
                 except GrammarError as error:
-                    errors[place] = f"the grammar cannot be followed: {error}"
+                    errors[place] = f"{CANNOT_FOLLOW}: {error}"
         return errors
 
     def _fill(self, row: int, matcher: Matcher, mask: Bitmask) -> None:

@@ -8,9 +8,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from pellucid.errors import PellucidError, RequestTimeout
+from pellucid.errors import BadRequest, PellucidError, RequestTimeout
 from pellucid.frontend.generation import Generation, merge
 from pellucid.frontend.outputs import Delta
+from pellucid.grammar.errors import CANNOT_FOLLOW
 from pellucid.sampling_params import SamplingParams
 from pellucid.server.responses import PromptTokensDetails, Usage
 
@@ -73,6 +74,8 @@ class Job:
     def _checked(self, delta: Delta) -> Delta:
         if delta.finish_reason == "timeout":
             raise RequestTimeout("The request timed out.", param="timeout", code="timeout")
+        if delta.finish_reason == "error" and (delta.error or "").startswith(CANNOT_FOLLOW):
+            raise BadRequest(delta.error or "", code="unsupported_grammar")
         if delta.finish_reason == "error":
             raise PellucidError(delta.error or "The engine could not finish the answer.")
         if self.scores_only:
