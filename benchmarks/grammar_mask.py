@@ -46,14 +46,13 @@ VALUE = {
     "tags": ["red", "blue", "red"],
     "address": {"city": "London", "zip": "W1"},
 }
+TEXT = json.dumps(VALUE, ensure_ascii=False)
+INDENTED = json.dumps(VALUE, ensure_ascii=False, indent=2)
 CASES = {
-    "schema": (source.from_json_schema(PERSON), json.dumps(VALUE, ensure_ascii=False)),
-    "schema_indented": (
-        source.from_json_schema(PERSON),
-        json.dumps(VALUE, indent=2, ensure_ascii=False),
-    ),
-    "json_object": (source.from_json_object(), json.dumps(VALUE, ensure_ascii=False)),
-    "regex": (source.from_regex(r"[A-Z][a-z ]+\. [0-9]{4}-[0-9]{2}"), "Written in May. 1843-08"),
+    "schema": (source.from_json_schema(PERSON), TEXT),
+    "schema_indented": (source.from_json_schema(PERSON), INDENTED),
+    "json_object": (source.from_json_object(), TEXT),
+    "regex": (source.from_regex(r"[A-Z][a-zA-Z ]+\. [0-9]{4}-[0-9]{2}"), "Written in May. 1843-08"),
     "prose": (source.from_regex(r"(.|\n)*"), "It read one word, and another word. " * 3),
 }
 
