@@ -10,6 +10,9 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
+from pellucid.grammar.errors import CANNOT_FOLLOW
+from pellucid.messages import AddRequest, Command, TokenDelta
+from tests.frontend.tiny import ScriptedClient
 from tests.server.live import MODEL, Live, live
 from tests.server.test_validation import CHAT, TEXT, USER, refused
 
@@ -170,11 +173,24 @@ def test_preempted_answers_keep_their_grammar() -> None:
         assert site.metric("vllm:num_preemptions_total") > 0
 
 
-def test_a_grammar_that_grows_beyond_the_limits_is_a_400(site: Live) -> None:
-    schema = {"type": "string", "maxLength": 100_000, "pattern": "^(a|b|.)*c.{30}$"}
-    response = site.post(TEXT, prompt="Hello", max_tokens=400, guided_json=schema)
-    assert response.status_code == 400, response.text
-    assert response.json()["error"]["code"] == "unsupported_grammar"
+class Lost(ScriptedClient):
+    """An engine whose grammars all become too complex."""
+
+    def send(self, command: Command) -> None:
+        super().send(command)
+        if isinstance(command, AddRequest):
+            error = f"{CANNOT_FOLLOW}: too many items"
+            end = TokenDelta(
+                request_id=command.request_id, token_ids=[], finish_reason="error", error=error
+            )
+            self.feed(end)
+
+
+def test_a_grammar_that_grows_beyond_the_limits_is_a_400() -> None:
+    with live(client=Lost()) as site:
+        response = site.post(TEXT, prompt="Hello", guided_regex="a+")
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["code"] == "unsupported_grammar"
 
 
 def test_the_simple_route_knows_forms_as_well(site: Live) -> None:
