@@ -15,6 +15,8 @@ NAMES = (
     "prefix_ttft",
     "fidelity",
     "cost",
+    "grammar_mask",
+    "structured_output",
     "picture",
 )
 

@@ -14,17 +14,19 @@ import pellucid
 
 ROOT = Path(pellucid.__file__).parent
 OURS = "pellucid"
-LEAVES = {"config", "errors", "messages", "sampling_params"}
+LEAVES = {"config", "errors", "messages", "sampling_params", "structured_outputs"}
 
 # What each part may import of pellucid, at module level or inside a function; itself always.
 # "engine.client" and the like name one module of a part.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "sampling_params": {"errors"},
+    "sampling_params": {"errors", "structured_outputs"},
+    "structured_outputs": {"errors"},
     "config": {"errors"},
     "messages": {"sampling_params"},
     "kernels": {"_native"},
     "sample": {"_native"},
+    "grammar": set(),
     "quant": {"kernels.interface"},
     "models": {"errors", "kernels", "layers"},
     "layers": {"errors", "kernels", "models.config"},
@@ -36,11 +38,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "models.shapes",
         "quant",
     },
-    "runner": LEAVES | {"kernels", "load", "models", "sample"},
-    "engine": LEAVES | {"runner.base", "runner.factory"},
-    "frontend": LEAVES | {"__version__", "engine.client", "load.files", "load.hub"},
+    "runner": LEAVES | {"grammar", "kernels", "load", "models", "sample"},
+    "engine": LEAVES | {"grammar", "runner.base", "runner.factory"},
+    "frontend": LEAVES | {"__version__", "engine.client", "grammar", "load.files", "load.hub"},
     "observe": LEAVES | {"__version__", "engine.events", "frontend"},
-    "server": LEAVES | {"__version__", "frontend", "observe"},
+    "server": LEAVES | {"__version__", "frontend", "grammar.errors", "observe"},
     "bench": LEAVES | {"__version__"},
 }
 TOP = {"cli", "__init__", "__main__"}  # may import anything

@@ -14,15 +14,24 @@ if TYPE_CHECKING:
     from pellucid.frontend.async_engine import AsyncLLM
     from pellucid.frontend.llm import LLM
     from pellucid.sampling_params import SamplingParams
+    from pellucid.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncLLM", "EngineConfig", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "EngineConfig",
+    "SamplingParams",
+    "StructuredOutputs",
+    "__version__",
+]
 
 _HOME = {
     "LLM": "pellucid.frontend.llm",
     "AsyncLLM": "pellucid.frontend.async_engine",
     "EngineConfig": "pellucid.config",
     "SamplingParams": "pellucid.sampling_params",
+    "StructuredOutputs": "pellucid.structured_outputs",
 }
 
 

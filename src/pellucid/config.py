@@ -215,6 +215,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_logprobs: Annotated[
         int, _about("Most alternatives per token in logprobs.", ge=0, le=1024)
     ] = 20
+    tool_call_parser: Annotated[
+        Literal["auto", "hermes", "llama3_json", "mistral", "pythonic"],
+        _about("How the model writes tool calls; auto: as its chat template says."),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        Literal["none", "deepseek_r1", "qwen3"],
+        _about("How the model marks its thoughts, which then come apart from the answer."),
+    ] = "none"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _about("How much the server logs.")
     ] = "info"

@@ -54,7 +54,20 @@ class Observe(_Message, tag="observe"):
     tokens: bool = False  # generated token ids
 
 
-Command = AddRequest | Abort | Observe
+class Vocabulary(_Message, tag="vocabulary"):
+    """What each token spells: told once, before the first request with a grammar."""
+
+    spelling: bytes  # of all tokens, end to end
+    lengths: bytes  # of each in bytes, as int32; see pack_tokens
+    special_ids: list[int]  # tokens that are no text
+
+    def tokens(self) -> list[bytes]:
+        """The bytes of each token, by id."""
+        ends = np.cumsum(unpack_tokens(self.lengths), dtype=np.int64).tolist()
+        return [self.spelling[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+Command = AddRequest | Abort | Observe | Vocabulary
 
 
 # ---- engine -> front end

@@ -7,6 +7,7 @@ import math
 import msgspec
 
 from pellucid.errors import BadRequest
+from pellucid.structured_outputs import StructuredOutputs
 
 MAX_STOP_STRINGS = 16
 MAX_BAD_WORDS = 128
@@ -43,6 +44,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     bad_words_token_ids: list[list[int]] = []  # the front end fills it from bad_words
     logprobs: int | None = None  # alternatives per generated token; -1: the whole vocabulary
     prompt_logprobs: int | None = None  # the same for prompt tokens
+    structured_outputs: StructuredOutputs | None = None
+    grammar: str | None = None  # by grammar/source.py; the front end makes it of structured_outputs
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
 
@@ -54,6 +57,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         self._check_counts()
         self._check_numbers()
         self._check_lists()
+        if self.structured_outputs is not None or self.grammar is not None:
+            self._check_company()
 
     def check_vocab(self, vocab_size: int) -> None:
         """Raise BadRequest for any token id outside [0, vocab_size)."""
@@ -104,6 +109,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             "must be above 0 and finite",
             self.repetition_penalty,
         )
+
+    def _check_company(self) -> None:
+        """A grammar alone says which tokens may come, and whether the answer may end."""
+        for name in ("ignore_eos", "min_tokens", "allowed_token_ids", "bad_words"):
+            if getattr(self, name):
+                raise _bad(name, "cannot be combined with structured output")
 
     def _check_lists(self) -> None:
         _require(

@@ -37,6 +37,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "log_interval": ("2.5", 2.5),
     "cache": ("redis://host:1/0", "redis://host:1/0"),
     "rate_limit_storage": ("redis://host:1/0", "redis://host:1/0"),
+    "tool_call_parser": ("mistral", "mistral"),
+    "reasoning_parser": ("qwen3", "qwen3"),
 }
 BY_KIND: dict[str, tuple[str, Any]] = {
     "integer": ("4096", 4096),

@@ -140,11 +140,11 @@ def test_commands_arrive_whole_and_in_order_however_the_stream_is_cut(
             writer = threading.Thread(target=ours.sendall, args=(stream[begin:end],))
             writer.start()  # more than the socket holds has to be read while it is written
             while writer.is_alive():
-                received += engine.receive(wait=False)
-            received += engine.receive(wait=False)
+                received += engine.receive(patience=0.0)
+            received += engine.receive(patience=0.0)
     assert received == commands
     with pytest.raises(ConnectionError):
-        engine.receive(wait=True)
+        engine.receive(patience=None)
 
 
 def test_an_engine_whose_front_end_died_ends_itself() -> None:

@@ -311,12 +311,6 @@ def test_settings_that_do_not_fit_are_named(model, settings, param):
     assert caught.value.param == param
 
 
-def test_a_mask_is_refused_until_it_is_supported(runner):
-    pending = runner.execute(StepPlan(step=0))
-    with pytest.raises(NotImplementedError):
-        pending.result(mask=object())
-
-
 @pytest.mark.model
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_default_model_knows_the_capital_of_france(smollm2_path, dtype):

@@ -20,6 +20,7 @@ from pellucid.config import EngineConfig, GatewayConfig, ServerConfig, compose
 from pellucid.engine.client import EngineClient
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.supervisor import Supervisor
+from pellucid.frontend.text import ModelText
 from pellucid.server.gateway.gateway import Gateway
 from pellucid.server.run import Server, bind, url_of
 from tests.frontend.tiny import fake_client, tiny_text
@@ -73,6 +74,7 @@ def live(
     runner: dict[str, Any] | None = None,
     gateway: dict[str, Any] | None = None,
     clients: Callable[[], EngineClient] | None = None,
+    text: ModelText | None = None,
     **engine: Any,
 ) -> Iterator[Live]:
     """Serve until the block ends.
@@ -92,7 +94,7 @@ def live(
                 AsyncLLM(
                     config,
                     client or fake_client(config, **(runner or {})),
-                    text=tiny_text(),
+                    text=text or tiny_text(),
                     retries=life.engine_retries if clients else 0,
                 )
             )

@@ -154,8 +154,8 @@ def test_fields_that_do_not_go_together_are_named(
         ({"messages": [USER, {"role": "user", "content": None}]}, "messages[1].content"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
         ({"messages": [{**USER, "foo": 1}]}, "messages[0].foo"),
-        ({"messages": [{**USER, "tool_calls": [{}]}]}, "messages[0].tool_calls"),
-        ({"messages": [{**USER, "role": "tool"}]}, "messages[0].role"),
+        ({"messages": [{**USER, "tool_calls": [{}]}]}, "messages[0].tool_calls[0].function"),
+        ({"messages": [{**USER, "role": "tools"}]}, "messages[0].role"),
         ({"messages": [{**USER, "role": 3}]}, "messages[0].role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -213,15 +213,8 @@ def test_a_missing_prompt_is_named(site: Live) -> None:
 
 
 UNSUPPORTED: list[tuple[str, Any, Any]] = [  # a field, what asks for something, what does not
-    ("tools", [{"type": "function", "function": {"name": "f"}}], None),
-    ("tools", [], None),
-    ("tool_choice", "auto", "none"),
     ("functions", [], None),
     ("function_call", "auto", "none"),
-    ("response_format", {"type": "json_object"}, {"type": "text"}),
-    ("response_format", {"type": "json_schema"}, None),
-    ("structured_outputs", {"regex": "a"}, None),
-    ("guided_json", {}, None),
     ("audio", {"voice": "x"}, None),
     ("modalities", ["text", "audio"], ["text"]),
     ("logit_processors", ["x"], []),
@@ -229,7 +222,6 @@ UNSUPPORTED: list[tuple[str, Any, Any]] = [  # a field, what asks for something,
     ("service_tier", "flex", "auto"),
     ("store", True, False),
     ("store", 0, False),
-    ("parallel_tool_calls", "yes", True),
     ("use_beam_search", True, False),
     ("length_penalty", 0.5, 1.0),
     ("chat_template", "{{ 1 }}", None),
@@ -248,6 +240,23 @@ def test_a_known_field_that_is_not_supported_is_refused_unless_neutral(
     message = refused(site.post(path, **body_for(path, {name: asks})), name)
     assert message == f"{name} is not supported"
     assert site.post(path, **body_for(path, {name: neutral})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "asks", "neutral"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}], None),
+        ("tools", [], None),
+        ("tool_choice", "auto", "none"),
+        ("parallel_tool_calls", "yes", True),
+    ],
+)
+def test_a_field_of_chats_is_refused_elsewhere_unless_neutral(
+    site: Live, name: str, asks: Any, neutral: Any
+) -> None:
+    message = refused(site.post(TEXT, **body_for(TEXT, {name: asks})), name)
+    assert message == f"{name} is not supported"
+    assert site.post(TEXT, **body_for(TEXT, {name: neutral})).status_code == 200
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT, "/generate", "/tokenize", "/detokenize"])

@@ -13,6 +13,7 @@ import msgspec
 
 from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
+from pellucid.engine.grammars import GRAMMAR_POLL
 from pellucid.engine.link import FrontEnd
 from pellucid.errors import ConfigError, EngineDead, ModelError
 from pellucid.messages import (
@@ -85,7 +86,9 @@ class InProcessClient:
             core = self._living_core()
             if not core.has_work:
                 self._wake.clear()
-                await self._wake.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(GRAMMAR_POLL if core.is_compiling else None):
+                        await self._wake.wait()
                 continue
             try:
                 output = core.step()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from copy import copy
 
 import msgspec
 
 from pellucid.config import CacheSettings, SchedulerSettings
+from pellucid.engine.grammars import GrammarQueue
 from pellucid.engine.kv_cache import KVCacheManager
 from pellucid.engine.policy import load_policy
 from pellucid.engine.recorder import Recorder, StepTimes
@@ -22,6 +23,7 @@ from pellucid.messages import (
     StepOutput,
     StepStats,
     TokenDelta,
+    Vocabulary,
 )
 from pellucid.runner.base import Runner, StepPlan, StepResult
 
@@ -43,6 +45,7 @@ class EngineCore:
         self.scheduler = Scheduler(
             scheduler, kv, load_policy(scheduler.policy), scheduler.token_budget(self.info.device)
         )
+        self._grammars = GrammarQueue(self.info)
         self._eos = frozenset(self.info.eos_token_ids)
         self._refused: list[TokenDelta] = []
         self._aborted = False  # the state changed outside a step and has to be told
@@ -51,7 +54,13 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.scheduler.requests or self._refused or self._aborted)
+        can_run = len(self.scheduler.requests) > len(self._grammars) or self._grammars.has_ready
+        return bool(can_run or self._refused or self._aborted)
+
+    @property
+    def is_compiling(self) -> bool:
+        """A grammar is on its way, which will be work."""
+        return bool(self._grammars)
 
     def handle(self, command: Command) -> None:
         """Do what the front end says."""
@@ -59,6 +68,8 @@ class EngineCore:
             self.add(command)
         elif isinstance(command, Abort):
             self.abort(command.request_ids)
+        elif isinstance(command, Vocabulary):
+            self._grammars.learn(command)
         else:
             self._recorder.listen(command)
 
@@ -72,6 +83,8 @@ class EngineCore:
         problem = self._problem(request)
         if problem is None:
             self.scheduler.add(request)
+            if message.sampling.grammar is not None:
+                self._grammars.request(request.request_id, message.sampling.grammar)
         else:
             self._refused.append(
                 TokenDelta(
@@ -83,9 +96,10 @@ class EngineCore:
                 )
             )
 
-    def abort(self, request_ids: Iterable[str]) -> None:
+    def abort(self, request_ids: Sequence[str]) -> None:
         """Forget requests; their blocks are free when this returns."""
         self.scheduler.abort(request_ids)
+        self._grammars.forget(request_ids)
         self._aborted = True
 
     def step(self) -> StepOutput:
@@ -93,7 +107,10 @@ class EngineCore:
         begin = time.monotonic()
         before = copy(self.scheduler.counters)
         deltas, self._refused = self._refused, []
-        deltas += self.scheduler.expire(begin)
+        deltas += self._collect_grammars(begin)
+        expired = self.scheduler.expire(begin)
+        self._grammars.forget(delta.request_id for delta in expired)
+        deltas += expired
         plan = self.scheduler.schedule(begin)
         planned = time.monotonic()
         result: StepResult | None = None
@@ -117,6 +134,16 @@ class EngineCore:
             )
         self._ended = output.stats.time
         return output
+
+    def _collect_grammars(self, now: float) -> list[TokenDelta]:
+        """Let requests run whose grammar is ready; end those whose grammar is no good."""
+        failed: list[TokenDelta] = []
+        for request_id, outcome in self._grammars.take_ready():
+            if isinstance(outcome, Exception):
+                failed.append(self.scheduler.fail(request_id, f"the grammar: {outcome}", now))
+            else:
+                self.scheduler.make_ready(request_id, outcome)
+        return failed
 
     def _problem(self, request: Request) -> str | None:
         if request.request_id in self.scheduler.requests:

@@ -29,6 +29,7 @@ Wait = Literal[
     "budget",  # the step's tokens are spent on others
     "blocks",  # no free KV blocks
     "prefix",  # another request is computing the very prefix it needs
+    "grammar",  # its grammar is being compiled
     "turn",  # one before it does not fit, and nobody overtakes
 ]
 

@@ -11,7 +11,9 @@ of its own in each process: four wake-ups per step, on cores that the compute th
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
+import time
 from typing import Self
 
 import msgspec
@@ -39,16 +41,19 @@ class EngineEnd:
         self._decode = msgspec.msgpack.Decoder(Command).decode
         self._received = bytearray()
 
-    def receive(self, *, wait: bool) -> list[Command]:
-        """All commands that have arrived; with `wait`, block until there is one.
+    def receive(self, *, patience: float | None) -> list[Command]:
+        """All commands that have arrived; waits `patience` seconds for one, for ever if None.
 
         Raises ConnectionError if the front end is gone.
         """
         commands: list[Command] = []
+        deadline = None if patience is None else time.monotonic() + patience
         while True:
-            blocking = wait and not commands
+            if not commands and patience != 0.0:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                select.select([self._socket], [], [], left)
             try:
-                data = self._socket.recv(READ_BYTES, 0 if blocking else socket.MSG_DONTWAIT)
+                data = self._socket.recv(READ_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return commands
             if not data:

@@ -20,6 +20,7 @@ import msgspec
 
 from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
+from pellucid.engine.grammars import GRAMMAR_POLL
 from pellucid.engine.link import EngineEnd
 from pellucid.errors import ConfigError, ModelError
 from pellucid.messages import EngineFailed
@@ -28,7 +29,8 @@ from pellucid.messages import EngineFailed
 def run_loop(core: EngineCore, link: EngineEnd) -> None:
     """Step while there is work; block on the socket while there is none."""
     while True:
-        for command in link.receive(wait=not core.has_work):
+        patience = 0.0 if core.has_work else GRAMMAR_POLL if core.is_compiling else None
+        for command in link.receive(patience=patience):
             core.handle(command)
         if core.has_work:
             link.send(core.step())

@@ -9,9 +9,13 @@ preemption are all this one case.
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 from pellucid.messages import AddRequest, FinishReason, RequestTimes, TokenLogprobs, unpack_tokens
 from pellucid.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from pellucid.grammar.compiler import Grammar
 
 
 class Status(enum.Enum):
@@ -30,6 +34,8 @@ class Request:
         "cache_salt",
         "deadline",
         "finish_reason",
+        "grammar",
+        "is_ready",
         "max_total_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
@@ -59,6 +65,8 @@ class Request:
         self.block_hashes: list[bytes] = []  # of full blocks, computed or not; grows with tokens
         self.num_named_blocks = 0  # of block_table, findable by their hash
         self.sampling: SamplingParams = message.sampling
+        self.is_ready = message.sampling.grammar is None  # else once `grammar` is compiled
+        self.grammar: Grammar | None = None
         self.priority = message.priority
         self.user = message.user
         self.cache_salt = message.cache_salt

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -22,6 +22,9 @@ from pellucid.engine.policy import SchedulingPolicy
 from pellucid.engine.request import Request, Status
 from pellucid.messages import FinishReason, TokenDelta
 from pellucid.runner.base import Chunk, NewRow, StepPlan, StepResult
+
+if TYPE_CHECKING:
+    from pellucid.grammar.compiler import Grammar
 
 
 class Counters(msgspec.Struct):
@@ -97,6 +100,17 @@ class Scheduler:
             if request is not None:
                 self._finish(request, "abort")
 
+    def make_ready(self, request_id: str, grammar: Grammar) -> None:
+        """The grammar that a request waited for is there."""
+        request = self.requests[request_id]
+        request.grammar, request.is_ready = grammar, True
+
+    def fail(self, request_id: str, error: str, now: float) -> TokenDelta:
+        """End a request that cannot go on."""
+        request = self.requests[request_id]
+        self._finish(request, "error", now)
+        return _delta(request, [], error=error)
+
     def expire(self, now: float) -> list[TokenDelta]:
         """End the requests whose deadline has passed."""
         expired: list[TokenDelta] = []
@@ -154,6 +168,9 @@ class Scheduler:
                 return "budget"
             if len(self.running) >= self.settings.max_num_seqs:
                 return "seats"
+            if not request.is_ready:
+                self.stalls[request.request_id] = "grammar"
+                continue
             prefix = self.kv.find_prefix(request)
             if self.kv.is_in_progress(request, len(prefix)):
                 self.stalls[request.request_id] = "prefix"
@@ -182,6 +199,7 @@ class Scheduler:
             token_ids=list(request.token_ids),
             num_prompt_tokens=request.num_prompt_tokens,
             sampling=request.sampling,
+            grammar=request.grammar,
         )
         if self.watcher is not None:
             self.watcher.admitted(request, num_found, is_return=is_return)

@@ -35,8 +35,9 @@ from pellucid.frontend.outputs import Delta
 from pellucid.frontend.stats import RequestReport, StatsListener
 from pellucid.frontend.text import ModelText, load_text
 from pellucid.load.hub import resolve
-from pellucid.messages import Abort, Command, EngineInfo, StepOutput
+from pellucid.messages import Abort, AddRequest, Command, EngineInfo, StepOutput
 from pellucid.sampling_params import SamplingParams
+from pellucid.structured_outputs import StructuredOutputs
 
 if TYPE_CHECKING:
     from pellucid.frontend.tokenizer import Tokenizer
@@ -79,6 +80,7 @@ class AsyncLLM:
         self._orphans = Orphans(self._expire)
         self.closed = False  # for good
         self._generations: WeakValueDictionary[str, Generation] = WeakValueDictionary()
+        self._told_vocabulary = False  # what tokens spell, which grammars need
         self._num_preparing = 0  # answers admitted whose prompt is being tokenised
         self._admission = Admission(config.scheduler)
 
@@ -123,9 +125,9 @@ class AsyncLLM:
         self._attach(info)
         for generation in self._orphans.take():
             try:
-                for sequence in generation.request.sequences:
-                    if sequence.request_id in self._outputs:  # otherwise its reader has left
-                        client.send(sequence)
+                sequences = generation.request.sequences
+                # Those that are missing have lost their readers.
+                self._hand_over([s for s in sequences if s.request_id in self._outputs])
             except EngineDead as error:
                 self._die(EngineDead(error.message))
                 generation.fail(EngineDead(error.message))
@@ -212,6 +214,11 @@ class AsyncLLM:
         # The template writes the special tokens itself.
         return await self._inputs.tokenize(text, field="messages", add_special_tokens=False)
 
+    async def check_structured(self, wanted: StructuredOutputs | str, field: str) -> None:
+        """Raises BadRequest, naming `field`, for what `submit` could not honour; EngineDead."""
+        self._check_alive()
+        await self._inputs.grammars.check(wanted, field)
+
     # ---- requests
 
     async def submit(
@@ -265,8 +272,7 @@ class AsyncLLM:
         for index, sequence in enumerate(request.sequences):
             self._outputs.add(sequence, request.prompt_token_ids, index, generation.put)
         try:
-            for sequence in request.sequences:
-                self._client.send(sequence)
+            self._hand_over(request.sequences)
         except EngineDead as error:
             self._die(error)
             raise
@@ -314,6 +320,15 @@ class AsyncLLM:
         for report in ended.values():
             self._account(report)
         return True
+
+    def _hand_over(self, sequences: Sequence[AddRequest]) -> None:
+        """Raises EngineDead."""
+        has_grammar = any(sequence.sampling.grammar is not None for sequence in sequences)
+        if has_grammar and not self._told_vocabulary:
+            self._client.send(self._inputs.grammars.vocabulary())
+            self._told_vocabulary = True
+        for sequence in sequences:
+            self._client.send(sequence)
 
     def _send_quietly(self, command: Command) -> None:
         if self._death is None:
@@ -388,6 +403,7 @@ class AsyncLLM:
         self._info = info
         self._inputs = InputProcessor(self.tokenizer, info, timeout)
         self._death = None
+        self._told_vocabulary = False
         self.died.clear()
         self.events.engine_started()
         self._pump = asyncio.create_task(self._pump_outputs(), name="pellucid-outputs")

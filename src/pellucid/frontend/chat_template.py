@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import meta
 from jinja2.exceptions import SecurityError
 
 from pellucid.errors import BadRequest, ConfigError, ModelError
@@ -38,12 +40,21 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._sandbox = TemplateSandbox()
         self._sandbox.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now}
+        self.sources = sources
         self._knows_developer = any("developer" in text for text in sources.values())
         self._templates = {
             name: self._compile(sources[name])
             for name in ("default", "tool_use")
             if name in sources
         }
+
+    @cached_property
+    def knows_tools(self) -> bool:
+        """Whether the template does something with `tools`."""
+        if "tool_use" in self._templates:
+            return True
+        source = self.sources.get("default", "")
+        return "tools" in meta.find_undeclared_variables(self._sandbox.parse(source))
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, path: str | None = None) -> ChatTemplate:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypedDict
 import msgspec
 
 from pellucid.errors import BadRequest
+from pellucid.frontend.structured import GrammarChecker
 from pellucid.messages import AddRequest, EngineInfo, pack_tokens
 from pellucid.sampling_params import SamplingParams
 
@@ -40,6 +41,7 @@ class RequestOptions(TypedDict, total=False):
     truncate_prompt_tokens: int | None  # keep the prompt's last tokens; -1: as many as fit
     add_special_tokens: bool  # let the tokenizer put BOS before a text, as by default
     prompt_field: str  # what errors about the prompt call it, "prompt" by default
+    structured_field: str  # the same for structured_outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class InputProcessor:
 
     def __init__(self, tokenizer: Tokenizer, info: EngineInfo, request_timeout: float) -> None:
         self.tokenizer = tokenizer
+        self.grammars = GrammarChecker(tokenizer, info)
         # A sequence must also fit into the KV pool, all alone.
         self.max_model_len = min(info.max_model_len, info.num_kv_blocks * info.block_size)
         self.vocab_size = info.vocab_size
@@ -79,6 +82,7 @@ class InputProcessor:
         truncate_prompt_tokens: int | None = None,
         add_special_tokens: bool = True,
         prompt_field: str = "prompt",
+        structured_field: str = "structured_outputs",
     ) -> PreparedRequest:
         """Tokenise, check and split into one sequence per answer; see `RequestOptions`.
 
@@ -98,6 +102,9 @@ class InputProcessor:
         if truncate_prompt_tokens is not None:
             ids = self._truncate(ids, truncate_prompt_tokens, params)
         self._check_length(len(ids), params, prompt_field)
+        if (wanted := params.grammar or params.structured_outputs) is not None:
+            grammar = await self.grammars.check(wanted, structured_field)
+            params = msgspec.structs.replace(params, structured_outputs=None, grammar=grammar)
         request_id = request_id or uuid.uuid4().hex
         template = AddRequest(
             request_id=request_id,

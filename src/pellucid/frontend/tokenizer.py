@@ -105,6 +105,11 @@ class Tokenizer:
         """
         return self._bytes[token_id] if 0 <= token_id < self.vocab_size else b""
 
+    def special_id(self, text: str) -> int | None:
+        """The control token that is written `text`; None if that is plain text here."""
+        token_id = self.raw.token_to_id(text)
+        return token_id if token_id in self.special_ids else None
+
     def token_text(self, token_id: int) -> str:
         """A token alone, for people to read: bytes that are not UTF-8 become U+FFFD."""
         return self.token_bytes(token_id).decode("utf-8", "replace")

@@ -8,10 +8,13 @@ request, and no step costs work proportional to the length of a context.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pellucid.messages import EngineInfo, TokenLogprobs
 from pellucid.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from pellucid.grammar.compiler import Grammar
 
 
 @dataclass(slots=True)
@@ -22,6 +25,7 @@ class NewRow:
     token_ids: list[int]  # prompt, then what was generated before a preemption
     num_prompt_tokens: int
     sampling: SamplingParams
+    grammar: Grammar | None = None  # what the generated tokens have to follow
 
 
 @dataclass(slots=True)
@@ -85,8 +89,8 @@ class KVCapacity:
 class PendingStep(Protocol):
     """A step whose forward pass was launched; on a GPU it may still be running."""
 
-    def result(self, mask: object | None = None) -> StepResult:
-        """Sample and return. `mask` will carry structured output's allowed tokens."""
+    def result(self) -> StepResult:
+        """Sample and return."""
         ...
 
 

@@ -4,7 +4,8 @@ It keeps a real paged cache, of one number per slot: the digest of all tokens up
 reads the digest of the previous position *through the block table*, mixes in the tokens of its
 chunk, writes the new digests to their slots and derives the next token from the last one. So an
 answer is right only if every block the scheduler handed out, shared or found again is right:
-`expected_answer` says, without any of that, what it has to be.
+`expected_answer` says, without any of that, what it has to be. A request with a grammar gets any of
+the tokens that the grammar allows, and the end of its answer as soon as it may end.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from pellucid.config import EngineConfig
+from pellucid.grammar.compiler import Matcher, bitmask_words
 from pellucid.messages import EngineInfo, TokenLogprobs
-from pellucid.runner.base import Chunk, KVCapacity, StepPlan, StepResult
+from pellucid.runner.base import Chunk, KVCapacity, NewRow, StepPlan, StepResult
 from pellucid.sampling_params import SamplingParams
 
 _MASK = (1 << 64) - 1
@@ -51,6 +55,7 @@ class _Row:
     token_ids: list[int]
     num_prompt_tokens: int
     sampling: SamplingParams
+    matcher: Matcher | None
     block_table: list[int] = field(default_factory=list)
 
 
@@ -58,7 +63,7 @@ class _Row:
 class _Done:
     step: StepResult
 
-    def result(self, mask: object | None = None) -> StepResult:
+    def result(self) -> StepResult:
         return self.step
 
 
@@ -115,7 +120,7 @@ class FakeRunner:
         for request_id in plan.dropped:
             self._rows.pop(request_id, None)
         for new in plan.new_rows:
-            self._rows[new.request_id] = _Row(new.token_ids, new.num_prompt_tokens, new.sampling)
+            self._rows[new.request_id] = _row(new)
         tokens = [self._compute(chunk) for chunk in plan.chunks]
         if self._step_seconds:
             time.sleep(self._step_seconds)
@@ -147,13 +152,32 @@ class FakeRunner:
             self._cache[self._slot(row, position)] = digest
         if not chunk.samples:
             return []
-        token = _next_token(digest, row.sampling.seed or 0, self._answer_vocab)
+        if row.matcher is None:
+            token = _next_token(digest, row.sampling.seed or 0, self._answer_vocab)
+        else:
+            token = self._next_allowed(digest, row.sampling.seed or 0, row.matcher)
         row.token_ids.append(token)
         return [token]
+
+    def _next_allowed(self, digest: int, seed: int, matcher: Matcher) -> int:
+        mask = np.zeros(bitmask_words(self._info.vocab_size), np.uint32)
+        matcher.fill(mask)
+        allowed = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0].tolist()
+        ends = [token for token in self._info.eos_token_ids if token in allowed]
+        choices = ends or allowed
+        token: int = choices[_mix(digest, seed) % len(choices)]
+        matcher.accept([token])
+        return token
 
     def _slot(self, row: _Row, position: int) -> int:
         size = self._info.block_size
         return row.block_table[position // size] * size + position % size
+
+
+def _row(new: NewRow) -> _Row:
+    generated = new.token_ids[new.num_prompt_tokens :]
+    matcher = None if new.grammar is None else new.grammar.matcher(generated)
+    return _Row(new.token_ids, new.num_prompt_tokens, new.sampling, matcher)
 
 
 def _prompt_part(row: _Row, chunk: Chunk) -> list[int]:

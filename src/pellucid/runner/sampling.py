@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pellucid.messages import TokenLogprobs
 from pellucid.runner.base import NewRow
 from pellucid.runner.batch import Batch, Ints
+from pellucid.runner.grammar import GrammarRows
 from pellucid.sample.backends import Sampler
 from pellucid.sample.constraints import Constraints, apply_bans, apply_bias
 from pellucid.sample.penalties import Penalties, TokenCounts
@@ -33,7 +34,13 @@ class Choice:
 class RowSampling:
     """How each row of a `Batch` samples. Row numbers are the batch's."""
 
-    def __init__(self, sampler: Sampler[Any], max_num_seqs: int, eos_token_ids: list[int]) -> None:
+    def __init__(
+        self,
+        sampler: Sampler[Any],
+        max_num_seqs: int,
+        eos_token_ids: list[int],
+        vocab_size: int,
+    ) -> None:
         self._sampler = sampler
         self._eos_token_ids = eos_token_ids
         self._columns = SamplingColumns(
@@ -44,6 +51,7 @@ class RowSampling:
             seed=np.zeros(max_num_seqs, np.int64),
             position=np.zeros(max_num_seqs, np.int64),
         )
+        self._grammars = GrammarRows(max_num_seqs, vocab_size)
         # Most requests need none of these.
         self._penalties: dict[int, Penalties] = {}
         self._constraints: dict[int, Constraints] = {}
@@ -72,12 +80,14 @@ class RowSampling:
                 params.frequency_penalty,
                 params.presence_penalty,
             )
+        self._grammars.add(row, new)
         constraints = self._constraints_of(params)
         if constraints:
             self._constraints[row] = constraints
 
     def drop(self, row: int) -> None:
         """Forget a row; one that was never added is fine."""
+        self._grammars.drop(row)
         for table in (
             self._penalties,
             self._constraints,
@@ -100,14 +110,17 @@ class RowSampling:
         logprobs_of = _found(self._num_logprobs, rows)
         wanted = [i for i, _ in logprobs_of]
         raw = logits
-        if wanted and (len(wanted) < len(rows) or self._penalties or self._constraints):
+        edits = self._penalties or self._constraints or self._grammars
+        if wanted and (len(wanted) < len(rows) or edits):
             raw = logits[wanted]
         self._edit(logits, rows, batch)
+        self._grammars.constrain(logits, rows)
         self._columns.position = batch.num_tokens
         token_ids, failed = self._sampler.sample(logits, self._columns, rows)
         errors = {}
         if failed.any():
             errors = {i: _why_failed(logits[i]) for i in failed.nonzero()[0].tolist()}
+        errors |= self._grammars.accept(rows, token_ids, failed)
         self._count(rows, token_ids, failed)
         logprobs: list[TokenLogprobs | None] = [None] * len(rows)
         if wanted:

@@ -75,7 +75,10 @@ class TorchRunner:
             config.scheduler.max_num_seqs, self._info.max_model_len, self._capacity.block_size
         )
         self._sampling = RowSampling(
-            self._executor.sampler, config.scheduler.max_num_seqs, self._info.eos_token_ids
+            self._executor.sampler,
+            config.scheduler.max_num_seqs,
+            self._info.eos_token_ids,
+            self._info.vocab_size,
         )
         self._warm_up()
 
@@ -299,10 +302,8 @@ class PendingTorchStep:
         self._forward = forward
         self._begin = begin
 
-    def result(self, mask: object | None = None) -> StepResult:
-        """Wait for the forward pass, sample, and report. `mask` must be None in this version."""
-        if mask is not None:
-            raise NotImplementedError("sampling masks are not part of this version")
+    def result(self) -> StepResult:
+        """Wait for the forward pass, sample, and report."""
         return self._runner.finish(self._plan, self._work, self._forward, self._begin)
 
 

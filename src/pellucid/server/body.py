@@ -52,7 +52,7 @@ def parse(raw: bytes, body_type: type[T]) -> T:
             `param` is its path.
     """
     fields = _decode(raw)
-    drop_neutral(fields)
+    drop_neutral(fields, body_type.__struct_fields__)
     try:
         return msgspec.convert(fields, body_type, str_keys=True)
     except msgspec.ValidationError as error:

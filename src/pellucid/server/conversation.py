@@ -28,18 +28,48 @@ def conversation(body: ChatRequest) -> list[Message]:
         raise BadRequest("messages is required", param="messages", code="missing_field")
     if not body.messages:
         raise invalid("messages", "must hold at least one message")
+    check_messages(body.messages)
     return body.messages
+
+
+def check_messages(messages: list[Message]) -> None:
+    """Raises BadRequest for fields that do not suit their message's role."""
+    for i, message in enumerate(messages):
+        path = f"messages[{i}]"
+        if message.tool_calls and message.role != "assistant":
+            raise invalid(f"{path}.tool_calls", f"is the assistant's, not the {message.role}'s")
+        if message.content is None and not message.tool_calls:
+            raise BadRequest(
+                f"{path}.content is required", param=f"{path}.content", code="missing_field"
+            )
+        for j, call in enumerate(message.tool_calls or ()):
+            if not _is_object(call.function.arguments):
+                field = f"{path}.tool_calls[{j}].function.arguments"
+                raise invalid(field, "must be the JSON text of an object")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text or "{}"), dict)
+    except (msgspec.DecodeError, RecursionError):
+        return False
 
 
 def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
     """Plain objects, as `ChatTemplate.render` takes them."""
     plain: list[dict[str, Any]] = msgspec.to_builtins(messages)
+    for message in plain:
+        # Templates know the older name only.
+        if (thought := message.pop("reasoning", None)) is not None:
+            message.setdefault("reasoning_content", thought)
+        if message.get("tool_calls"):
+            message.setdefault("content", None)
     return plain
 
 
 def text_of(message: Message) -> str:
-    if isinstance(message.content, str):
-        return message.content
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
     return "\n".join(part.text for part in message.content)
 
 

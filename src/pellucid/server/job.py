@@ -9,10 +9,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pellucid.errors import PellucidError, RequestTimeout
+from pellucid.errors import BadRequest, PellucidError, RequestTimeout
 from pellucid.frontend.generation import merge
 from pellucid.frontend.inputs import PreparedRequest
 from pellucid.frontend.outputs import Delta
+from pellucid.grammar.errors import CANNOT_FOLLOW
 from pellucid.sampling_params import SamplingParams
 from pellucid.server.responses import PromptTokensDetails, Usage
 
@@ -89,6 +90,8 @@ class Job:
     def _checked(self, delta: Delta) -> Delta:
         if delta.finish_reason == "timeout":
             raise RequestTimeout("The request timed out.", param="timeout", code="timeout")
+        if delta.finish_reason == "error" and (delta.error or "").startswith(CANNOT_FOLLOW):
+            raise BadRequest(delta.error or "", code="unsupported_grammar")
         if delta.finish_reason == "error":
             raise PellucidError(delta.error or "The engine could not finish the answer.")
         if self.scores_only:

@@ -1,11 +1,12 @@
 """Fields of other servers that are not supported here, and the values that ask for nothing.
 
-Clients send such fields out of habit (`"tools": null`, `"store": false`). A value listed here
+Clients send such fields out of habit (`"functions": null`, `"store": false`). A value listed here
 changes nothing, so it is accepted; any other is refused by name, never dropped in silence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from pellucid.errors import BadRequest
@@ -23,7 +24,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prompt_cache_options": (None,),
     "prompt_cache_retention": (None,),
     "reasoning_effort": (None, "none"),
-    "response_format": (None, {"type": "text"}),
     "safety_identifier": (None,),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
@@ -36,10 +36,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "chat_template": (None,),  # a template from a request would run in the server
     "documents": (None,),
     "grammar": (None,),
-    "guided_choice": (None,),
-    "guided_grammar": (None,),
-    "guided_json": (None,),
-    "guided_regex": (None,),
     "include_reasoning": (None, True),
     "kv_transfer_params": (None,),
     "length_penalty": (None, 1, 1.0),
@@ -51,7 +47,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "repetition_detection": (None,),
     "session_id": (None,),
     "stream_interval": (None, 1),
-    "structured_outputs": (None,),
     "thinking_token_budget": (None,),
     "truncation_side": (None, "left"),
     "use_beam_search": (None, False),
@@ -62,21 +57,17 @@ MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "annotations": (None, []),
     "audio": (None,),
     "function_call": (None,),
-    "reasoning": (None,),
-    "reasoning_content": (None,),
     "refusal": (None,),
-    "tool_call_id": (None,),
-    "tool_calls": (None, []),
 }
 
 
-def drop_neutral(fields: dict[str, Any]) -> None:
-    """Remove neutral fields from a decoded body, in place.
+def drop_neutral(fields: dict[str, Any], supported: Collection[str] = ()) -> None:
+    """Remove neutral fields from a decoded body, in place, but for those that the route supports.
 
     Raises:
         BadRequest: one of these fields asks for something.
     """
-    _drop(fields, NEUTRAL, "")
+    _drop(fields, {name: NEUTRAL[name] for name in NEUTRAL.keys() - set(supported)}, "")
     messages = fields.get("messages")
     if isinstance(messages, list):
         for i, message in enumerate(messages):

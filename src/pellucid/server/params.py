@@ -14,6 +14,7 @@ from pellucid.server.protocol import (
     OpenAIFields,
     SamplingFields,
 )
+from pellucid.server.structured import structured_outputs
 
 _SHARED = tuple(
     name for name in SamplingParams.__struct_fields__ if name in SamplingFields.__struct_fields__
@@ -91,6 +92,7 @@ def invalid(param: str, problem: str) -> BadRequest:
 
 def _sampling(body: SamplingFields, **given: Any) -> SamplingParams:
     fields = {name: value for name in _SHARED if (value := getattr(body, name)) is not None}
+    fields["structured_outputs"] = structured_outputs(body)
     if isinstance(body.stop, str):
         fields["stop"] = [body.stop]
     return SamplingParams(**(fields | given))

@@ -12,9 +12,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from pellucid.structured_outputs import StructuredOutputs
+
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+ToolName = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 
 # One array type per union is what msgspec decodes; `prompts_of` sorts the four forms apart.
@@ -28,6 +31,28 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class StreamOptions(Body):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class TextFormat(Body, tag="text", tag_field="type"):
+    """No form at all."""
+
+
+class JsonObjectFormat(Body, tag="json_object", tag_field="type"):
+    """Any JSON object."""
+
+
+class NamedSchema(Body, kw_only=True):
+    schema: dict[str, Any]
+    name: str | None = None
+    description: str | None = None
+    strict: Annotated[bool | None, Meta(description="The schema is kept in any case.")] = None
+
+
+class JsonSchemaFormat(Body, tag="json_schema", tag_field="type", kw_only=True):
+    json_schema: NamedSchema
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 
 
 class SamplingFields(Body):
@@ -54,6 +79,12 @@ class SamplingFields(Body):
     bad_words: list[str] | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None  # these four: older names of vLLM
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     truncate_prompt_tokens: Int32 | None = None
     add_special_tokens: bool | None = None
     stream: bool | None = None
@@ -90,16 +121,66 @@ class TextPart(Body, tag="text", tag_field="type"):
     text: str
 
 
+class FunctionCall(Body, kw_only=True):
+    name: ToolName
+    arguments: str
+
+
+class MessageToolCall(Body, tag="function", tag_field="type", kw_only=True):
+    """A call of an earlier turn."""
+
+    function: FunctionCall
+    id: Name | None = None
+    index: int | None = None  # clients that put streamed deltas together send it back
+
+
 class Message(Body, kw_only=True, omit_defaults=True):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None  # may be null next to tool_calls
     name: Name | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: Name | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class Function(Body, kw_only=True, omit_defaults=True):
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(Body, tag="function", tag_field="type", kw_only=True):
+    function: Function
+
+
+class ChosenFunction(Body, kw_only=True):
+    name: ToolName
+
+
+Tools = Annotated[list[FunctionTool], Meta(min_length=1, max_length=128)]
+
+
+class ToolChoice(Body, tag="function", tag_field="type", kw_only=True):
+    """One function, which has to be called."""
+
+    function: ChosenFunction
 
 
 class ChatRequest(OpenAIFields):
     """Body of POST /v1/chat/completions."""
 
     messages: list[Message] | None = None
+    tools: Tools | None = None
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | ToolChoice | None,
+        Meta(description="auto by default where there are tools."),
+    ] = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: Annotated[
+        bool | None, Meta(description="False leaves the thoughts out of the answer.")
+    ] = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -131,6 +212,7 @@ class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: Tools | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -24,6 +24,7 @@ from pellucid.server.observation import Observation
 from pellucid.server.params import check_fields, invalid, scores_only
 from pellucid.server.protocol import SamplingFields
 from pellucid.server.responses import Load
+from pellucid.server.structured import structured_field
 
 INLINE_CHARS = 2000  # longer text is tokenised in a thread
 
@@ -116,6 +117,7 @@ class Service:
                     truncate_prompt_tokens=body.truncate_prompt_tokens,
                     add_special_tokens=body.add_special_tokens is not False,
                     prompt_field=prompt_field,
+                    structured_field=structured_field(body),
                 )
                 opened = opened or time.monotonic()
                 generations.append(generation)

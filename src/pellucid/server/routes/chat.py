@@ -9,6 +9,8 @@ from fastapi import APIRouter, Request, Response
 from msgspec import UNSET, UnsetType
 
 from pellucid.frontend.outputs import Delta
+from pellucid.server.answer_form import AnswerForm, answer_form, answer_params
+from pellucid.server.answer_parts import AnswerParts
 from pellucid.server.chunks import Chunks
 from pellucid.server.conversation import (
     conversation,
@@ -19,7 +21,6 @@ from pellucid.server.conversation import (
 from pellucid.server.job import Job, Tally
 from pellucid.server.logprobs import chat_logprobs, prompt_logprobs
 from pellucid.server.openapi import describe
-from pellucid.server.params import chat_params
 from pellucid.server.protocol import ChatRequest
 from pellucid.server.reply import whole
 from pellucid.server.responses import (
@@ -28,11 +29,13 @@ from pellucid.server.responses import (
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
+    ChatFinishReason,
     ChatLogprobs,
     ChatMessage,
 )
 from pellucid.server.service import Service, service_of
 from pellucid.server.sse import EventStream
+from pellucid.server.tools import Toolbox, tool_messages, toolbox
 
 router = APIRouter()
 
@@ -42,24 +45,27 @@ async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     service = service_of(request)
     body = await service.read(request, ChatRequest)
-    params = chat_params(body)
+    tools = toolbox(service, body)
+    prompt = await _prompt(service, body, tools)
+    form = answer_form(service, tools, prompt)
     job = await service.open(
         request,
         body,
-        params,
-        [await _prompt(service, body)],
+        await answer_params(service, body, form),
+        [prompt],
         kind="chatcmpl",
         prompt_field="messages" if body.prompt is None else "prompt",
     )
-    chat = _Chat(service, body, job)
+    chat = _Chat(service, body, job, form)
     if body.stream:
         return EventStream(job, chat.stream())
     return await whole(request, job, chat.whole())
 
 
-async def _prompt(service: Service, body: ChatRequest) -> str | list[int]:
+async def _prompt(service: Service, body: ChatRequest, tools: Toolbox | None) -> str | list[int]:
     messages = template_messages(conversation(body))
-    options = template_options(body)
+    messages, told = tool_messages(service, messages, body.tools if tools else None)
+    options = template_options(body) | told
     if body.add_special_tokens:  # besides those that the template writes
         return service.llm.text.render_chat(messages, **options)
     return await service.llm.chat_prompt(messages, **options)
@@ -68,7 +74,9 @@ async def _prompt(service: Service, body: ChatRequest) -> str | list[int]:
 class _Chat:
     """A job's deltas in OpenAI's chat shapes."""
 
-    def __init__(self, service: Service, body: ChatRequest, job: Job) -> None:
+    def __init__(self, service: Service, body: ChatRequest, job: Job, form: AnswerForm) -> None:
+        self._form = form
+        self._parts: dict[int, AnswerParts] = {}  # by choice, where the form is not plain
         self._service = service
         self._body = body
         self._job = job
@@ -106,23 +114,59 @@ class _Chat:
                     begun.add(delta.index)
                     opening = ChatDelta("assistant", self._opening)
                     events += chunks.event(ChatChunkChoice(delta.index, opening))
-                if delta.text or delta.logprobs or self._body.return_token_ids:
+                if not self._form.is_plain:
+                    events += b"".join(map(chunks.event, self._choices(delta)))
+                elif delta.text or delta.logprobs or self._body.return_token_ids:
                     events += chunks.event(self._content(delta))
                 if delta.finish_reason is not None:
-                    events += chunks.event(_end(delta))
+                    events += chunks.event(self._end(delta))
                 if events:
                     yield events
         if usage := chunks.usage():
             yield usage
 
+    def _parts_of(self, index: int) -> AnswerParts:
+        parts = self._parts.get(index)
+        if parts is None:
+            shown = self._body.include_reasoning is not False
+            parts = self._parts[index] = AnswerParts(self._form, show_reasoning=shown)
+        return parts
+
     def _choice(self, answer: Delta) -> ChatChoice:
+        if self._form.is_plain:
+            message = ChatMessage(answer.text)
+        else:
+            message = self._parts_of(answer.index).message(answer)
+        if self._opening:
+            message.content = self._opening + (message.content or "")
         return ChatChoice(
             answer.index,
-            ChatMessage(self._opening + answer.text),
-            answer.finish_reason,
+            message,
+            self._finish_reason(answer),
             self._logprobs(answer),
             answer.stop_reason,
             self._token_ids(answer),
+        )
+
+    def _choices(self, delta: Delta) -> list[ChatChunkChoice]:
+        """Parts of an answer with thoughts or calls; the first carries what belongs to tokens."""
+        shown = self._parts_of(delta.index).push(delta)
+        if not shown and (delta.logprobs or self._body.return_token_ids):
+            shown = [ChatDelta(content="")]
+        choices = [ChatChunkChoice(delta.index, part) for part in shown]
+        if choices:
+            choices[0].logprobs = self._logprobs(delta)
+            choices[0].token_ids = self._token_ids(delta)
+        return choices
+
+    def _finish_reason(self, delta: Delta) -> ChatFinishReason | None:
+        if self._form.is_plain:
+            return delta.finish_reason
+        return self._parts_of(delta.index).finish_reason(delta)
+
+    def _end(self, delta: Delta) -> ChatChunkChoice:
+        return ChatChunkChoice(
+            delta.index, ChatDelta(), self._finish_reason(delta), stop_reason=delta.stop_reason
         )
 
     def _content(self, delta: Delta) -> ChatChunkChoice:
@@ -140,9 +184,3 @@ class _Chat:
 
     def _token_ids(self, delta: Delta) -> list[int] | UnsetType:
         return delta.token_ids if self._body.return_token_ids else UNSET
-
-
-def _end(delta: Delta) -> ChatChunkChoice:
-    return ChatChunkChoice(
-        delta.index, ChatDelta(), delta.finish_reason, stop_reason=delta.stop_reason
-    )

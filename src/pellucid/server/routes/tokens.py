@@ -5,13 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from pellucid.errors import BadRequest
-from pellucid.server.conversation import template_messages, template_options
+from pellucid.server.conversation import check_messages, template_messages, template_options
 from pellucid.server.openapi import describe
 from pellucid.server.params import invalid
 from pellucid.server.protocol import DetokenizeRequest, TokenizeRequest
 from pellucid.server.reply import json_response
 from pellucid.server.responses import Detokenized, Tokenized
 from pellucid.server.service import Service, service_of
+from pellucid.server.tools import tool_messages
 
 router = APIRouter()
 
@@ -60,5 +61,7 @@ async def _token_ids(service: Service, body: TokenizeRequest) -> list[int]:
         raise invalid("prompt", "and messages exclude each other")
     if not body.messages:
         raise invalid("messages", "must hold at least one message")
-    text = service.llm.text.render_chat(template_messages(body.messages), **template_options(body))
+    check_messages(body.messages)
+    messages, told = tool_messages(service, template_messages(body.messages), body.tools)
+    text = service.llm.text.render_chat(messages, **template_options(body), **told)
     return await service.tokenize(text, add_special_tokens=bool(body.add_special_tokens))

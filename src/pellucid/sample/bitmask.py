@@ -1,0 +1,29 @@
+"""Allowed tokens as bits, put onto logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def apply_bitmask(
+    logits: Tensor | NDArray[np.float32], places: list[int], masks: NDArray[np.uint32]
+) -> None:
+    """Set the logits of forbidden tokens to -inf, in place.
+
+    Args:
+        logits: [n, V].
+        places: [m] rows of `logits`.
+        masks: [m, V / 32 rounded up]; bit i % 32 of word i // 32 is set if token i is allowed.
+    """
+    vocab_size = logits.shape[1]
+    forbidden = np.unpackbits(
+        (~masks).astype("<u4", copy=False).view(np.uint8), axis=1, bitorder="little"
+    )[:, :vocab_size]
+    for place, row in zip(places, forbidden.view(np.bool_), strict=True):
+        if isinstance(logits, np.ndarray):
+            logits[place, row] = -np.inf
+            continue
+        logits[place].masked_fill_(torch.from_numpy(row).to(logits.device), -torch.inf)

@@ -1,0 +1,119 @@
+"""Tools of a chat request: what the model is told, and what its answer may be.
+
+tool_choice       tools in the prompt    the answer
+none              no                     text
+auto              yes                    text or calls; by a grammar if a tool is strict
+required, named   yes                    calls, by a grammar
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from pellucid.frontend.tools import detect_tool_format, tool_format
+from pellucid.frontend.tools.base import Tool, ToolFormat
+from pellucid.frontend.tools.prompt import in_words, needs_words
+from pellucid.server.params import invalid
+from pellucid.server.protocol import ChatRequest, Function, FunctionTool, ToolChoice
+from pellucid.server.service import Service
+from pellucid.server.structured import structured_field
+from pellucid.structured_outputs import StructuredOutputs
+
+ANYTHING: dict[str, Any] = {"type": "object"}
+
+
+@dataclass(frozen=True, slots=True)
+class Toolbox:
+    """The tools of one request, and how they may be used."""
+
+    form: ToolFormat
+    functions: Mapping[int, Function]  # those that may be called, by their place in the request
+    forced: bool  # a call must come
+    parallel: bool
+
+    @property
+    def constrains(self) -> bool:
+        """The answer follows a grammar."""
+        return self.forced or any(function.strict for function in self.functions.values())
+
+    def tools(self) -> list[Tool]:
+        """What a grammar holds the calls to: arguments by their schema where that is promised."""
+        return [
+            Tool(f.name, (f.parameters or ANYTHING) if self.forced or f.strict else ANYTHING)
+            for f in self.functions.values()
+        ]
+
+
+def form_of(service: Service) -> ToolFormat:
+    """How this server's model writes calls."""
+    name: str = service.config.tool_call_parser
+    if name == "auto":
+        name = detect_tool_format(service.llm.text.chat_template.sources.values())
+    return tool_format(name)
+
+
+def toolbox(service: Service, body: ChatRequest) -> Toolbox | None:
+    """The tools that an answer may call; None if it may call none.
+
+    Raises:
+        BadRequest: tool_choice does not fit the tools, or two tools share a name.
+    """
+    choice = body.tool_choice
+    if not body.tools:
+        if choice not in (None, "none"):
+            raise invalid("tool_choice", "needs tools")
+        return None
+    functions = {i: tool.function for i, tool in enumerate(body.tools)}
+    names = [function.name for function in functions.values()]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise invalid(f"tools[{i}].function.name", f"is given twice: {name}")
+    if isinstance(choice, ToolChoice):
+        name = choice.function.name
+        if name not in names:
+            raise invalid("tool_choice", f"names {name!r}, which is none of the tools")
+        functions = {names.index(name): functions[names.index(name)]}
+    elif choice == "none":
+        return None
+    forced = choice == "required" or isinstance(choice, ToolChoice)
+    if forced and (field := _form_field(body)):
+        raise invalid(field, "cannot be combined with a tool_choice that forces a call")
+    parallel = body.parallel_tool_calls is not False and not isinstance(choice, ToolChoice)
+    return Toolbox(form_of(service), functions, forced, parallel)
+
+
+async def check_tools(service: Service, box: Toolbox) -> None:
+    """Raises BadRequest naming the tool whose parameters a grammar cannot keep."""
+    for place, tool in zip(box.functions, box.tools(), strict=True):
+        if tool.parameters is not ANYTHING:
+            wanted = StructuredOutputs(json=dict(tool.parameters))
+            field = f"tools[{place}].function.parameters"
+            await service.llm.check_structured(wanted, field)
+
+
+def tool_messages(
+    service: Service,
+    messages: Sequence[dict[str, Any]],
+    tools: Sequence[FunctionTool] | None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The messages to render, and what else the template is given, so that the tools are told."""
+    described: list[dict[str, Any]] = [msgspec.to_builtins(tool) for tool in tools or ()]
+    for tool in described:
+        tool["function"].setdefault("description", "")
+        tool["function"].setdefault("parameters", {"type": "object", "properties": {}})
+        tool["function"].pop("strict", None)
+    template = service.llm.text.chat_template
+    if template.knows_tools:
+        return list(messages), {"tools": described} if described else {}
+    if not described and not needs_words(messages):
+        return list(messages), {}
+    return in_words(messages, described, form_of(service)), {}
+
+
+def _form_field(body: ChatRequest) -> str | None:
+    field = structured_field(body)
+    return None if field == "structured_outputs" and body.structured_outputs is None else field

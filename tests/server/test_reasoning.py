@@ -1,0 +1,120 @@
+"""Thoughts and calls told apart over HTTP, from an engine that says what the test wants."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pellucid.config import ServerConfig
+from pellucid.messages import AddRequest, Command, TokenDelta
+from tests.frontend.tiny import EOS, ScriptedClient, tiny_text
+from tests.server.live import MODEL, Live, live
+
+USER: Any = {"role": "user", "content": "Why?"}
+TOOL: Any = {"type": "function", "function": {"name": "f"}}
+THOUGHT = "<think>\nLet me\nsee.\n</think>\n\n"
+CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n</tool_call>'
+
+
+class Parrot(ScriptedClient):
+    """Answers every request with the same text, a token per step."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(max_model_len=4096, num_kv_blocks=1024)
+        self._tokens = [*tiny_text().tokenizer.encode(text), EOS]
+
+    def send(self, command: Command) -> None:
+        super().send(command)
+        if isinstance(command, AddRequest):
+            for token in self._tokens:
+                end = "stop" if token == EOS else None
+                self.feed(
+                    TokenDelta(request_id=command.request_id, token_ids=[token], finish_reason=end)
+                )
+
+
+@contextmanager
+def saying(text: str, reasoning: Any = "qwen3") -> Iterator[Live]:
+    with live(ServerConfig(reasoning_parser=reasoning), client=Parrot(text)) as site:
+        yield site
+
+
+def streamed(site: Live, **fields: Any) -> tuple[str, str, list[list[str]], str]:
+    """Thought, content, calls and finish_reason, put together from the chunks."""
+    thought = content = reason = ""
+    calls: list[list[str]] = []
+    for chunk in site.openai().chat.completions.create(
+        model=MODEL, messages=[USER], stream=True, **fields
+    ):
+        (choice,) = chunk.choices
+        extra = choice.delta.model_extra or {}
+        assert extra.get("reasoning") == extra.get("reasoning_content")
+        thought += extra.get("reasoning") or ""
+        content += choice.delta.content or ""
+        reason += choice.finish_reason or ""
+        for call in choice.delta.tool_calls or []:
+            function: Any = call.function
+            if call.id:
+                calls.append([function.name, ""])
+            calls[call.index][1] += function.arguments
+    return thought, content, calls, reason
+
+
+@pytest.mark.parametrize(
+    ("text", "parser", "thought", "content", "arguments"),
+    [
+        (THOUGHT + "Because.", "qwen3", "Let me\nsee.", "Because.", []),
+        ("Because.", "qwen3", "", "Because.", []),
+        ("Hm.</think>Because.", "deepseek_r1", "Hm.", "Because.", []),
+        (THOUGHT + "Because.", "none", "", THOUGHT + "Because.", []),
+        (THOUGHT + CALL, "qwen3", "Let me\nsee.", "", ['{"x": "é"}']),
+        (f"Look: {CALL}\n{CALL}", "none", "", "Look:", ['{"x": "é"}'] * 2),
+        ("<tool_call>\nno\n", "none", "", "<tool_call>\nno\n", []),
+    ],
+)
+def test_the_parts_of_an_answer(
+    text: str, parser: str, thought: str, content: str, arguments: list[str]
+) -> None:
+    with saying(text, parser) as site:
+        choice = site.post("/v1/chat/completions", messages=[USER], tools=[TOOL]).json()
+        message, reason = choice["choices"][0]["message"], choice["choices"][0]["finish_reason"]
+        calls = [["f", text] for text in arguments]
+        assert streamed(site, tools=[TOOL]) == (thought, content, calls, reason)
+    assert message.get("reasoning", "") == message.get("reasoning_content", "") == thought
+    assert message["content"] == (content or None)
+    found = [call["function"]["arguments"] for call in message.get("tool_calls", [])]
+    assert found == arguments
+    assert reason == ("tool_calls" if arguments else "stop")
+
+
+def test_what_looks_like_a_call_is_text_without_tools() -> None:
+    with saying(CALL, "none") as site:
+        choice = site.post("/v1/chat/completions", messages=[USER]).json()["choices"][0]
+        assert choice["message"]["content"] == CALL
+        assert choice["finish_reason"] == "stop"
+
+
+def test_one_call_at_most_without_parallel_calls() -> None:
+    with saying(f"{CALL}\n{CALL}", "none") as site:
+        fields: Any = {"tools": [TOOL], "parallel_tool_calls": False}
+        assert streamed(site, **fields)[2] == [["f", '{"x": "é"}']]
+
+
+def test_thoughts_can_be_left_out() -> None:
+    with saying(THOUGHT + "Because.") as site:
+        fields: Any = {"messages": [USER], "include_reasoning": False}
+        message = site.post("/v1/chat/completions", **fields).json()["choices"][0]["message"]
+        assert message == {"role": "assistant", "content": "Because.", "refusal": None}
+
+
+def test_earlier_thoughts_and_calls_may_be_sent_back() -> None:
+    with saying("Fine.") as site:
+        call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        earlier = {"role": "assistant", "reasoning": "hm", "content": None, "tool_calls": [call]}
+        result = {"role": "tool", "tool_call_id": "c", "content": json.dumps({"x": 1})}
+        response = site.post("/v1/chat/completions", messages=[USER, earlier, result])
+        assert response.status_code == 200, response.text
