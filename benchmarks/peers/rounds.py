@@ -1,0 +1,95 @@
+"""The interleaved run: all engines loaded, one at work, A B C ..., A B C ...
+
+A machine's speed drifts, so engines are compared within a round and the ratios' median is
+reported. An engine that waits must not compute: what the others used meanwhile is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from benchmarks.peers.engines import PELLUCID
+from benchmarks.peers.process import EngineError, Speaker
+from benchmarks.peers.workloads import Workload, rates
+
+WARMUP_TOKENS = 8
+PAUSE = 0.3  # seconds, in which the threads of the last engine go to sleep
+Turn = dict[str, float]
+
+
+def take_turns(
+    engines: Mapping[str, Speaker],
+    workload: Workload,
+    rounds: int,
+    on_turn: Callable[[str, Turn], None] = lambda name, turn: None,
+    pause: float = PAUSE,
+) -> tuple[dict[str, list[Turn]], dict[str, str]]:
+    """Each engine's rates, one entry per round, and the reasons of those that failed.
+
+    The first turn of each, on shorter answers, only warms up. An engine that fails is left out
+    from then on, so that all that remain have the same rounds.
+    """
+    turns: dict[str, list[Turn]] = {name: [] for name in engines}
+    failed: dict[str, str] = {}
+    for number in range(rounds + 1):
+        load = workload if number else workload.shortened(WARMUP_TOKENS)
+        for name in engines:
+            if name in failed:
+                continue
+            time.sleep(pause)
+            try:
+                turn = _turn(engines, name, load, number)
+            except EngineError as error:
+                failed[name] = str(error)
+                turns.pop(name)
+                continue
+            if number:
+                turns[name].append(turn)
+                on_turn(name, turn)
+    return turns, failed
+
+
+def _turn(engines: Mapping[str, Speaker], name: str, load: Workload, number: int) -> Turn:
+    others = [engine for other, engine in engines.items() if other != name]
+    before = sum(engine.cpu_seconds() for engine in others)
+    begin = time.perf_counter()
+    answer = engines[name].call(
+        "generate", prompts=load.prompts(number), output_len=load.output_len
+    )
+    seconds = time.perf_counter() - begin
+    times: list[list[float]] = answer["times"]
+    if any(len(each) != load.output_len for each in times):
+        raise EngineError(f"answers of {sorted({len(each) for each in times})} tokens")
+    spent = sum(engine.cpu_seconds() for engine in others) - before
+    return {**rates(times, load.input_len), "others_cpu": spent / seconds}
+
+
+def compare(turns: Mapping[str, Sequence[Turn]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Per engine: median and range of each rate, and how many times as fast pellucid was.
+
+    The ratio is taken round by round; its median and range are given.
+    """
+    report: dict[str, dict[str, Any]] = {}
+    base = turns.get(PELLUCID)
+    for name, each in turns.items():
+        report[name] = {"rounds": rounds}
+        for measure in ("prefill", "decode", "output"):
+            values = [turn[measure] for turn in each if measure in turn]
+            if len(values) < rounds:
+                continue
+            entry: dict[str, Any] = {"tokens_per_s": spread(values)}
+            ours = [turn[measure] for turn in base or () if measure in turn]
+            if name != PELLUCID and len(ours) == rounds:
+                pairs = zip(ours, values, strict=True)
+                entry["pellucid_tokens_per_s"] = spread(ours)
+                entry["pellucid_times_as_fast"] = spread([a / b for a, b in pairs])
+            report[name][measure] = entry
+        report[name]["cpu_of_waiting_engines"] = max(turn["others_cpu"] for turn in each)
+    return report
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
