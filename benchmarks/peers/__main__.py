@@ -86,11 +86,14 @@ def available(
     """Install what the choice needs; returns what leaves only chosen, installed engines."""
     wanted = {PELLUCID, *options.engines}
     known: dict[str, OfPeer] = {**LARGER_ENGINES, **SERVERS, **ENGINES}
-    peers = {peer for name in wanted if (peer := known[name].peer) is not None}
+    peers = set[str | None]()
+    for name in wanted:
+        peers |= {known[name].peer, Weights.MADE_BY.get(known[name].weights)}
     if any(name in HTTP for name in options.workloads):
-        peers.add(LOAD_GENERATOR)
-    reasons = install_all(sorted(peers))
-    for peer in peers:
+        peers |= {LOAD_GENERATOR, Weights.MADE_BY["checkpoint"]}  # which brings the tokenizer
+    needed = sorted(peer for peer in peers if peer)
+    reasons = install_all(needed)
+    for peer in needed:
         report["unavailable"].pop(peer, None)
     report["unavailable"].update(reasons)
 
@@ -98,7 +101,8 @@ def available(
         return {
             name: engine
             for name, engine in engines.items()
-            if name in wanted and engine.peer not in reasons
+            if name in wanted
+            and reasons.keys().isdisjoint({engine.peer, Weights.MADE_BY.get(engine.weights)})
         }
 
     return here

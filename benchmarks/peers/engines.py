@@ -7,14 +7,15 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from benchmarks.peers.environments import PEERS, ROOT
 from benchmarks.peers.process import EngineProcess
+from pellucid.bench.machine import usable_cores
 from pellucid.config import ModelSettings
 from pellucid.load.hub import resolve
 
-THREADS = 2
+THREADS = max(1, int(usable_cores()))  # for every engine
 SOURCE = Path(__file__).parents[2] / "src"
 PELLUCID = "pellucid"
 
@@ -76,7 +77,9 @@ def _pellucid(name: str, label: str, **settings: Any) -> Engine:
 
 
 def _llama_cpp(name: str, label: str, weights: str) -> Engine:
-    return Engine(name, label, "llama.cpp", "run_llama_cpp.py", weights, {"threads": THREADS})
+    # Tried: without flash attention, or with one KV buffer for all sequences, it is slower.
+    settings = {"threads": THREADS, "flash_attn": "on", "kv_unified": False}
+    return Engine(name, label, "llama.cpp", "run_llama_cpp.py", weights, settings)
 
 
 def _transformers(dtype: str) -> Engine:
@@ -102,7 +105,7 @@ ENGINES = {
             "openvino",
             "run_openvino.py",
             "gguf",
-            {"max_num_seqs": 32, "max_num_batched_tokens": 2048, "cache_gb": 2, "threads": THREADS},
+            {"max_num_seqs": 32, "max_num_batched_tokens": 256, "cache_gb": 2, "threads": THREADS},
             scores=False,
         ),
         Engine(
@@ -138,6 +141,8 @@ class Weights:
     """One GGUF file, and what the peers need made from it (once, in the cache)."""
 
     source: Path
+
+    MADE_BY: ClassVar = {"q4_0": "llama.cpp", "checkpoint": "transformers"}  # whose environment
 
     @classmethod
     def of(cls, model: str) -> Weights:

@@ -17,7 +17,7 @@ Report = dict[str, Any]
 SECTIONS = ("engines", "unavailable", "failed", "in_process", "over_http", "fidelity")
 
 
-def read(path: Path = FILE) -> Report:
+def read(path: Path | None = None) -> Report:
     """What earlier runs on this kind of machine found; else an empty report.
 
     Figures of two machines must not stand in one table.
@@ -29,6 +29,7 @@ def read(path: Path = FILE) -> Report:
         "versions": describe_versions(),
         **{section: {} for section in SECTIONS},
     }
+    path = path or FILE
     if not path.is_file():
         return empty
     earlier: Report = msgspec.json.decode(path.read_bytes())
@@ -41,7 +42,8 @@ def merge(report: Report, section: str, key: str, entries: Mapping[str, Any]) ->
     report[section].setdefault(key, {}).update(entries)
 
 
-def write(report: Report, path: Path = FILE) -> None:
+def write(report: Report, path: Path | None = None) -> None:
+    path = path or FILE
     path.parent.mkdir(exist_ok=True)
     write_json(path, report)
 
@@ -107,7 +109,7 @@ def _cell(entry: Mapping[str, Any] | None, workload: str) -> str:
 def _speed(entry: Mapping[str, Any]) -> str:
     speed = f"{entry['tokens_per_s']['median']:,.0f}"
     ratio = entry.get("pellucid_times_as_fast")
-    return f"{speed} (÷{ratio['median']:.2f})" if ratio else speed
+    return f"{speed} (×{ratio['median']:.2f})" if ratio else speed
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
