@@ -109,7 +109,7 @@ def _cell(entry: Mapping[str, Any] | None, workload: str) -> str:
 def _speed(entry: Mapping[str, Any]) -> str:
     speed = f"{entry['tokens_per_s']['median']:,.0f}"
     ratio = entry.get("pellucid_times_as_fast")
-    return f"{speed} (×{ratio['median']:.2f})" if ratio else speed
+    return f"{speed} ({ratio['median']:.2f}x)" if ratio else speed
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -181,7 +181,7 @@ def test_tables_and_picture(tmp_path: Path, engines: dict[str, FakeEngine]) -> N
     figures = report.read(tmp_path / "none.json")
     turns, _ = take_turns(engines, LOAD, rounds=1, pause=0)
     report.merge(figures, "in_process", "decode_8", compare(turns, 1))
-    assert "| peer | 7 (×3.00) |" in report.in_process_table(figures)
+    assert "| peer | 7 (3.00x) |" in report.in_process_table(figures)
     pytest.importorskip("matplotlib")
     draw(figures, tmp_path / "peers.png")
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
