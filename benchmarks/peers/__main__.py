@@ -109,8 +109,13 @@ def available(
 
 
 def print_tables(report: reports.Report) -> None:
-    for table in (reports.in_process_table, reports.http_table, reports.fidelity_table):
-        print(f"\n{table(report)}")
+    for section, table in (
+        ("in_process", reports.in_process_table),
+        ("over_http", reports.http_table),
+        ("fidelity", reports.fidelity_table),
+    ):
+        if report[section]:
+            print(f"\n{table(report)}")
     for kind in ("unavailable", "failed"):
         for name, reason in report[kind].items():
             print(f"\n{name} {kind}: {reason}")

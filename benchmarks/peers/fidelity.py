@@ -12,7 +12,7 @@ from benchmarks.fidelity import ANSWER, common_prefix, windows
 from benchmarks.fidelity_prompts import PROMPTS
 from benchmarks.peers.engines import ORACLE, Engine, Weights
 from benchmarks.peers.process import EngineError, EngineProcess
-from benchmarks.peers.report import Report
+from benchmarks.peers.report import Report, note_failure
 from pellucid.config import ModelSettings
 from pellucid.frontend.tokenizer import load_tokenizer
 from pellucid.load.hub import resolve
@@ -30,8 +30,7 @@ def measure_fidelity(
         try:
             answer = _ask(engine, prompts, texts, weights, source)
         except EngineError as error:
-            print(f"{name} failed: {error}", flush=True)
-            report["failed"].setdefault(name, {})["fidelity"] = str(error)
+            note_failure(report, name, "fidelity", str(error))
             continue
         entry = compare_answers(answer, oracle)
         report["fidelity"][name] = entry

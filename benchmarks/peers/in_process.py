@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.peers.engines import Engine, Weights
 from benchmarks.peers.process import EngineError, EngineProcess
-from benchmarks.peers.report import Report, merge
+from benchmarks.peers.report import Report, merge, note_failure
 from benchmarks.peers.rounds import Turn, compare, take_turns
 from benchmarks.peers.workloads import Workload
 
@@ -30,7 +30,7 @@ def measure(
             try:
                 report["engines"][name] = engine.load(process, weights)
             except EngineError as error:
-                _note_failure(report, name, "load", str(error))
+                note_failure(report, name, "load", str(error))
                 continue
             report["failed"].pop(name, None)
             processes[name] = process
@@ -42,10 +42,5 @@ def measure(
 
             turns, failed = take_turns(processes, workload, rounds, show)
             for name, reason in failed.items():
-                _note_failure(report, name, workload.name, reason)
+                note_failure(report, name, workload.name, reason)
             merge(report, "in_process", workload.name, compare(turns, rounds))
-
-
-def _note_failure(report: Report, name: str, where: str, reason: str) -> None:
-    print(f"{name} failed at {where}: {reason}", flush=True)
-    report["failed"].setdefault(name, {})[where] = reason

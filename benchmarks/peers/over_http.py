@@ -20,9 +20,10 @@ from typing import Any
 import psutil
 
 from benchmarks.peers.engines import PELLUCID, THREADS, Weights, environment
-from benchmarks.peers.environments import LOGS, PEERS, ROOT
-from benchmarks.peers.report import Report, merge
-from benchmarks.peers.rounds import spread
+from benchmarks.peers.environments import LOGS, PEERS
+from benchmarks.peers.process import EngineError
+from benchmarks.peers.report import Report, merge, note_failure
+from benchmarks.peers.rounds import Turn, alternate, spread
 
 LOAD_GENERATOR = "vllm"  # the environment that it comes from
 READY_SECONDS = 300.0
@@ -86,10 +87,8 @@ class Running:
         LOGS.mkdir(parents=True, exist_ok=True)
         environ = {"PYTHONPATH": str(source)} if server.peer is None else environment(server.peer)
         command = server.command(weights.path(server.weights), self.port)
-        self.about = {
-            "label": server.label,
-            "serve": " ".join(map(str, command[1:])).replace(str(ROOT), "CACHE"),
-        }
+        # Without the folders: where they lie here is nobody's concern.
+        self.command = " ".join(Path(part).name for part in command)
         begin = time.perf_counter()
         with (LOGS / f"serve-{name}.log").open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
@@ -109,13 +108,13 @@ class Running:
     def _wait_until_ready(self, deadline: float) -> None:
         while time.perf_counter() < deadline:
             if self.process.poll() is not None:
-                raise ServerError(f"ended with {self.process.returncode} before it was ready")
+                raise EngineError(f"ended with {self.process.returncode} before it was ready")
             try:
                 with urllib.request.urlopen(f"{self.url}/health", timeout=1):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
-        raise ServerError(f"not ready after {READY_SECONDS:.0f} s")
+        raise EngineError(f"not ready after {READY_SECONDS:.0f} s")
 
     def close(self) -> None:
         """End the server and the processes that it started."""
@@ -133,10 +132,6 @@ class Running:
                 child.kill()
 
 
-class ServerError(Exception):
-    """A server did not start, or the load generator gave up on it."""
-
-
 def measure_http(
     report: Report,
     servers: Mapping[str, Server],
@@ -151,32 +146,49 @@ def measure_http(
         return
     tokenizer = weights.path("checkpoint")
     with ExitStack() as stack:
-        running: dict[str, Running] = {}
-        for name, server in servers.items():
-            print(f"starting {name} ...", flush=True)
-            try:
-                running[name] = Running(name, server, weights, source)
-            except ServerError as error:
-                print(f"{name} failed: {error}")
-                report["failed"].setdefault(name, {})["serve"] = str(error)
-                continue
-            stack.callback(running[name].close)
-            about = report["engines"].setdefault(name, {"label": server.label})
-            about["serve"] = running[name].about["serve"]
-            about["serve_seconds_to_ready"] = running[name].seconds_to_ready
+        running = _start(report, servers, weights, source, stack)
         for workload in workloads:
             clients, requests = WORKLOADS[workload]
-            turns: dict[str, list[dict[str, float]]] = {name: [] for name in running}
-            for number in range(rounds):
-                for name, server_process in running.items():
-                    turn = bench(server_process, tokenizer, clients, requests, number)
-                    turns[name].append(turn)
-                    print(
-                        f"{workload:8} {name:16} {turn['output']:7,.0f} tok/s, "
-                        f"TTFT {turn['ttft_ms']:6,.0f} ms, {turn['failed']:.0f} failed",
-                        flush=True,
-                    )
+
+            def load(
+                name: str, number: int, clients: int = clients, requests: int = requests
+            ) -> Turn:
+                return bench(running[name], tokenizer, clients, requests, number)
+
+            def show(name: str, turn: Turn, workload: str = workload) -> None:
+                print(
+                    f"{workload:8} {name:16} {turn['output']:7,.0f} tok/s, "
+                    f"TTFT {turn['ttft_ms']:6,.0f} ms, {turn['failed']:.0f} failed",
+                    flush=True,
+                )
+
+            turns, failed = alternate(running, range(1, rounds + 1), load, show)
+            for name, reason in failed.items():
+                note_failure(report, name, workload, reason)
             merge(report, "over_http", str(clients), compare_http(turns, requests))
+
+
+def _start(
+    report: Report,
+    servers: Mapping[str, Server],
+    weights: Weights,
+    source: Path,
+    stack: ExitStack,
+) -> dict[str, Running]:
+    """All servers that start; `stack` will close them."""
+    running: dict[str, Running] = {}
+    for name, server in servers.items():
+        print(f"starting {name} ...", flush=True)
+        try:
+            process = running[name] = Running(name, server, weights, source)
+        except EngineError as error:
+            note_failure(report, name, "serve", str(error))
+            continue
+        stack.callback(process.close)
+        about = report["engines"].setdefault(name, {"label": server.label})
+        about["serve"] = process.command
+        about["serve_seconds_to_ready"] = process.seconds_to_ready
+    return running
 
 
 def bench(
@@ -204,7 +216,7 @@ def bench(
         command, env={**os.environ, **environment("vllm")}, capture_output=True, text=True
     )
     if not result.is_file():
-        raise ServerError(f"vllm bench serve: {done.stderr.strip().splitlines()[-1:]}")
+        raise EngineError(f"vllm bench serve: {done.stderr.strip().splitlines()[-1:]}")
     figures: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return {
         "output": figures["output_throughput"],
@@ -214,9 +226,7 @@ def bench(
     }
 
 
-def compare_http(
-    turns: Mapping[str, Sequence[Mapping[str, float]]], requests: int
-) -> dict[str, dict[str, Any]]:
+def compare_http(turns: Mapping[str, Sequence[Turn]], requests: int) -> dict[str, dict[str, Any]]:
     """Per server: speed, first token, failures, and how many times as fast pellucid was."""
     report: dict[str, dict[str, Any]] = {}
     for name, each in turns.items():

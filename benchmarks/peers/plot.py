@@ -77,15 +77,16 @@ def _panel(axis: Axes, title: str, entries: Mapping[str, Mapping[str, Any]]) -> 
     places = list(range(len(entries)))[::-1]
     axis.barh(places, shares, xerr=list(zip(*errors, strict=True)), color=colours, ecolor="#555")
     axis.set_yticks(places, list(entries))
-    for place, entry, share in zip(places, entries.values(), shares, strict=True):
+    ends = [share + above for share, (_, above) in zip(shares, errors, strict=True)]
+    for place, entry, end in zip(places, entries.values(), ends, strict=True):
         axis.annotate(
             f"{entry['tokens_per_s']['median']:,.0f}",
-            (share, place),
+            (end, place),
             textcoords="offset points",
             xytext=(8, 0),
             va="center",
             fontsize=8,
         )
     axis.set_title(title, fontsize=10)
-    axis.set_xlim(0, 1.2 * max(1.0, *shares))
+    axis.set_xlim(0, 1.2 * max(ends))
     axis.spines[["top", "right"]].set_visible(False)

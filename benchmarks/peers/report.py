@@ -42,6 +42,11 @@ def merge(report: Report, section: str, key: str, entries: Mapping[str, Any]) ->
     report[section].setdefault(key, {}).update(entries)
 
 
+def note_failure(report: Report, engine: str, where: str, reason: str) -> None:
+    print(f"{engine} failed at {where}: {reason}", flush=True)
+    report["failed"].setdefault(engine, {})[where] = reason
+
+
 def write(report: Report, path: Path | None = None) -> None:
     path = path or FILE
     path.parent.mkdir(exist_ok=True)

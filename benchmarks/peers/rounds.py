@@ -7,7 +7,7 @@ reported. An engine that waits must not compute: what the others used meanwhile 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -29,26 +29,42 @@ def take_turns(
 ) -> tuple[dict[str, list[Turn]], dict[str, str]]:
     """Each engine's rates, one entry per round, and the reasons of those that failed.
 
-    The first turn of each, on shorter answers, only warms up. An engine that fails is left out
-    from then on, so that all that remain have the same rounds.
+    The first turn of each, on shorter answers, only warms up.
     """
-    turns: dict[str, list[Turn]] = {name: [] for name in engines}
-    failed: dict[str, str] = {}
-    for number in range(rounds + 1):
+
+    def turn(name: str, number: int) -> Turn:
+        time.sleep(pause)
         load = workload if number else workload.shortened(WARMUP_TOKENS)
-        for name in engines:
-            if name in failed:
-                continue
-            time.sleep(pause)
+        return _turn(engines, name, load, number)
+
+    _, failed = alternate(engines, [0], turn)
+    ready = [name for name in engines if name not in failed]
+    turns, failed_later = alternate(ready, range(1, rounds + 1), turn, on_turn)
+    return turns, failed | failed_later
+
+
+def alternate(
+    names: Iterable[str],
+    numbers: Iterable[int],
+    work: Callable[[str, int], Turn],
+    on_turn: Callable[[str, Turn], None] = lambda name, turn: None,
+) -> tuple[dict[str, list[Turn]], dict[str, str]]:
+    """All names' turns at number 1, all at number 2, ...; and the reasons of those that failed.
+
+    Who fails is left out from then on, so that all that remain have the same rounds.
+    """
+    turns: dict[str, list[Turn]] = {name: [] for name in names}
+    failed: dict[str, str] = {}
+    for number in numbers:
+        for name in list(turns):
             try:
-                turn = _turn(engines, name, load, number)
+                turn = work(name, number)
             except EngineError as error:
                 failed[name] = str(error)
-                turns.pop(name)
+                del turns[name]
                 continue
-            if number:
-                turns[name].append(turn)
-                on_turn(name, turn)
+            turns[name].append(turn)
+            on_turn(name, turn)
     return turns, failed
 
 
