@@ -44,11 +44,7 @@ def _ask(
     print(f"asking {engine.name} ...", flush=True)
     with engine.start(source) as process:
         engine.load(process, weights)
-        # Alone, one after the other: some engines answer otherwise in company.
-        answers = [
-            process.call("generate", prompts=[prompt], output_len=ANSWER)["tokens"][0]
-            for prompt in prompts
-        ]
+        answers = process.call("generate", prompts=prompts, output_len=ANSWER)["tokens"]
         return {"tokens": answers, "logprobs": _score(process, texts) if engine.scores else None}
 
 

@@ -12,6 +12,8 @@ from benchmarks.peers.report import Report, merge, note_failure
 from benchmarks.peers.rounds import Turn, compare, take_turns
 from benchmarks.peers.workloads import Workload
 
+DISTURBED = 0.1  # cores that something else used
+
 
 def measure(
     report: Report,
@@ -38,7 +40,9 @@ def measure(
             print(f"-- {workload.name}, {rounds} rounds", flush=True)
 
             def show(name: str, turn: Turn, load: Workload = workload) -> None:
-                print(f"{name:22} {turn.get(load.measure, 0.0):9,.1f} tok/s", flush=True)
+                foreign = turn["foreign_cpu"]
+                note = f" (disturbed: {foreign:.1f} cores)" if foreign > DISTURBED else ""
+                print(f"{name:22} {turn.get(load.measure, 0.0):9,.1f} tok/s{note}", flush=True)
 
             turns, failed = take_turns(processes, workload, rounds, show)
             for name, reason in failed.items():

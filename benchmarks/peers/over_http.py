@@ -27,6 +27,7 @@ from benchmarks.peers.rounds import Turn, alternate, spread
 
 LOAD_GENERATOR = "vllm"  # the environment that it comes from
 READY_SECONDS = 300.0
+MODEL = "model"  # the name that every server gives it
 SLOTS = 32
 SLOT_TOKENS = 512
 # Workload name -> (clients at once, requests)
@@ -44,14 +45,18 @@ class Server:
 
 
 def _pellucid(model: str, port: int) -> list[str | Path]:
-    options = f"--port {port} --max-num-seqs {SLOTS} --threads {THREADS} --no-prefix-caching"
+    options = (
+        f"--port {port} --max-num-seqs {SLOTS} --threads {THREADS} --no-prefix-caching "
+        f"--served-model-name {MODEL}"
+    )
     return [sys.executable, "-m", "pellucid", "serve", model, *options.split()]
 
 
 def _llama_server(model: str, port: int) -> list[str | Path]:
     options = (
         f"--port {port} --parallel {SLOTS} --ctx-size {SLOTS * SLOT_TOKENS} --threads {THREADS} "
-        "--no-kv-unified --no-cache-prompt --offline --no-slots"
+        "--no-kv-unified --no-cache-prompt --offline --no-slots "
+        f"--alias {MODEL}"
     )
     binary = PEERS["llama.cpp"].folder / "build" / "bin" / "llama-server"
     return [binary, "--model", model, *options.split()]
@@ -60,7 +65,8 @@ def _llama_server(model: str, port: int) -> list[str | Path]:
 def _vllm(model: str, port: int) -> list[str | Path]:
     options = (
         f"--port {port} --dtype bfloat16 --max-model-len 2048 --max-num-seqs {SLOTS} "
-        "--no-enable-prefix-caching --host 127.0.0.1"
+        "--no-enable-prefix-caching --host 127.0.0.1 "
+        f"--served-model-name {MODEL}"
     )
     return [_vllm_command(), "serve", model, *options.split()]
 
@@ -201,7 +207,7 @@ def bench(
         "--backend openai --endpoint /v1/completions --dataset-name random --random-input-len 128 "
         "--random-output-len 128 --ignore-eos --temperature 0 --num-warmups 2 --disable-tqdm "
         f"--ready-check-timeout-sec 0 --max-concurrency {clients} --num-prompts {requests} "
-        f"--seed {seed} --save-result --result-filename {result.name}"
+        f"--seed {seed} --model {MODEL} --save-result --result-filename {result.name}"
     )
     command: list[str | Path] = [
         _vllm_command(),

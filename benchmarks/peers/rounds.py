@@ -1,7 +1,8 @@
 """The interleaved run: all engines loaded, one at work, A B C ..., A B C ...
 
 A machine's speed drifts, so engines are compared within a round and the ratios' median is
-reported. An engine that waits must not compute: what the others used meanwhile is measured.
+reported. An engine that waits must not compute, and nothing else should: what the waiting ones
+and the rest of the machine used, in cores, is kept with each figure (of the worst round).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
+
+import psutil
 
 from benchmarks.peers.engines import PELLUCID
 from benchmarks.peers.process import EngineError, Speaker
@@ -69,8 +72,7 @@ def alternate(
 
 
 def _turn(engines: Mapping[str, Speaker], name: str, load: Workload, number: int) -> Turn:
-    others = [engine for other, engine in engines.items() if other != name]
-    before = sum(engine.cpu_seconds() for engine in others)
+    before = _cpu_seconds(engines, name)
     begin = time.perf_counter()
     answer = engines[name].call(
         "generate", prompts=load.prompts(number), output_len=load.output_len
@@ -79,8 +81,24 @@ def _turn(engines: Mapping[str, Speaker], name: str, load: Workload, number: int
     times: list[list[float]] = answer["times"]
     if any(len(each) != load.output_len for each in times):
         raise EngineError(f"answers of {sorted({len(each) for each in times})} tokens")
-    spent = sum(engine.cpu_seconds() for engine in others) - before
-    return {**rates(times, load.input_len), "others_cpu": spent / seconds}
+    worker, waiting, machine = (
+        (now - then) / seconds
+        for now, then in zip(_cpu_seconds(engines, name), before, strict=True)
+    )
+    foreign = max(0.0, machine - worker - waiting)
+    return {**rates(times, load.input_len), "waiting_cpu": waiting, "foreign_cpu": foreign}
+
+
+def _cpu_seconds(engines: Mapping[str, Speaker], name: str) -> tuple[float, float, float]:
+    """Processor time so far: of the engine at work, of those that wait, of the whole machine.
+
+    The machine's includes what a hypervisor gave to others.
+    """
+    waiting = [engine.cpu_seconds() for other, engine in engines.items() if other != name]
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted twice
+    return engines[name].cpu_seconds(), sum(waiting), sum(times) - guests - idle
 
 
 def compare(turns: Mapping[str, Sequence[Turn]], rounds: int) -> dict[str, dict[str, Any]]:
@@ -103,7 +121,8 @@ def compare(turns: Mapping[str, Sequence[Turn]], rounds: int) -> dict[str, dict[
                 entry["pellucid_tokens_per_s"] = spread(ours)
                 entry["pellucid_times_as_fast"] = spread([a / b for a, b in pairs])
             report[name][measure] = entry
-        report[name]["cpu_of_waiting_engines"] = max(turn["others_cpu"] for turn in each)
+        for disturbance in ("waiting_cpu", "foreign_cpu"):
+            report[name][disturbance] = max(turn[disturbance] for turn in each)
     return report
 
 

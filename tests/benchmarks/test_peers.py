@@ -87,7 +87,10 @@ def test_short_answers_are_a_failure() -> None:
 
 def test_ratios_are_taken_round_by_round() -> None:
     def turns(*speeds: float) -> list[dict[str, float]]:
-        return [{"prefill": 1.0, "output": 1.0, "decode": v, "others_cpu": 0.0} for v in speeds]
+        return [
+            {"prefill": 1.0, "output": 1.0, "decode": v, "waiting_cpu": 0.0, "foreign_cpu": 0.0}
+            for v in speeds
+        ]
 
     # The machine was half as fast in the second round: medians over rounds would say 2.5.
     entry = compare({"pellucid": turns(100, 50, 120), "peer": turns(50, 10, 40)}, 3)["peer"]

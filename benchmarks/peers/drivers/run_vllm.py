@@ -15,7 +15,11 @@ class Driver:
     def load(self, model: str, **settings: Any) -> dict[str, Any]:
         self.llm = LLM(model=model, **settings)
         self.count = 0
-        environ = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("VLLM_CPU_", "VLLM_ENABLE_"))
+        }
         about = {
             "version": __version__,
             **settings,
