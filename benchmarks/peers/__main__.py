@@ -7,6 +7,8 @@ in parts; tables and picture are made from that file.
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -41,6 +43,7 @@ ALL_WORKLOADS = (*WORKLOADS, *HTTP, "fidelity")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the engines are ended, too
     report = reports.read()
     if not options.report_only:
         run(options, report)

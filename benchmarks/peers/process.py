@@ -74,11 +74,12 @@ class EngineProcess:
             return 0.0
         return sum(each.user + each.system for each in times)
 
-    def close(self) -> None:
+    def close(self, patience: float = 20.0) -> None:
+        """Let the process end, or kill it after `patience` seconds."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -92,7 +93,7 @@ class EngineProcess:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close() if error is None else self.close(patience=0.1)
 
 
 def _last_line(log: Path) -> str:
