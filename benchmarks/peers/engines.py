@@ -96,7 +96,7 @@ def _transformers(dtype: str) -> Engine:
 ENGINES = {
     engine.name: engine
     for engine in (
-        _pellucid(PELLUCID, "pellucid, Q4_1"),
+        _pellucid(PELLUCID, "pellucid"),
         _llama_cpp("llama.cpp-q4_1", "llama.cpp, Q4_1", "gguf"),
         _llama_cpp("llama.cpp-q4_0", "llama.cpp, Q4_0", "q4_0"),
         Engine(
@@ -129,8 +129,8 @@ ENGINES = {
 LARGER_ENGINES = {
     engine.name: engine
     for engine in (
-        _pellucid(PELLUCID, "pellucid, the same file"),
-        _llama_cpp("llama.cpp", "llama.cpp, the same file", "gguf"),
+        _pellucid(PELLUCID, "pellucid"),
+        _llama_cpp("llama.cpp", "llama.cpp, the larger model's file", "gguf"),
     )
 }
 ORACLE = _pellucid("reference", "pellucid reference, float32", kernels="reference", dtype="float32")

@@ -31,6 +31,7 @@ MODEL = "model"  # the name that every server gives it
 SLOTS = 32
 SLOT_TOKENS = 512
 # Workload name -> (clients at once, requests)
+WARMUP = (8, 8)
 WORKLOADS = {"http_1": (1, 8), "http_8": (8, 32), "http_32": (32, 96)}
 
 
@@ -76,7 +77,7 @@ def _vllm_command() -> Path:
 
 
 SERVERS = {
-    PELLUCID: Server("pellucid, Q4_1", None, "gguf", _pellucid),
+    PELLUCID: Server("pellucid", None, "gguf", _pellucid),
     "llama.cpp-q4_1": Server("llama.cpp, Q4_1", "llama.cpp", "gguf", _llama_server),
     "llama.cpp-q4_0": Server("llama.cpp, Q4_0", "llama.cpp", "q4_0", _llama_server),
     "vllm": Server("vLLM, bfloat16", "vllm", "checkpoint", _vllm),
@@ -153,6 +154,7 @@ def measure_http(
     tokenizer = weights.path("checkpoint")
     with ExitStack() as stack:
         running = _start(report, servers, weights, source, stack)
+        alternate(running, [0], lambda name, _: bench(running[name], tokenizer, *WARMUP, seed=0))
         for workload in workloads:
             clients, requests = WORKLOADS[workload]
 
