@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.fidelity_prompts import PROMPTS
 from benchmarks.report import save
 from pellucid import LLM, SamplingParams
+from pellucid.frontend.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 ANSWER = 48  # tokens
@@ -47,8 +48,8 @@ def prose() -> Iterator[str]:
                 yield ast.get_docstring(node) or ""
 
 
-def windows(llm: LLM) -> list[list[int]]:
-    tokens = llm.tokenizer.encode("\n\n".join(filter(None, prose())), add_special_tokens=False)
+def windows(tokenizer: Tokenizer) -> list[list[int]]:
+    tokens = tokenizer.encode("\n\n".join(filter(None, prose())), add_special_tokens=False)
     if len(tokens) < TEXT:
         raise SystemExit(f"the repository's prose is {len(tokens)} tokens long, not {TEXT}")
     return [tokens[start : start + WINDOW] for start in range(0, TEXT, WINDOW)]
@@ -63,7 +64,7 @@ def continuations(llm: LLM) -> list[list[int]]:
 def score(llm: LLM) -> NDArray[np.float64]:
     """The log probability of every token of the text but the first of each window."""
     params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-    outputs = llm.generate(windows(llm), params, use_progress_bar=False)
+    outputs = llm.generate(windows(llm.tokenizer), params, use_progress_bar=False)
     entries = [entry for output in outputs for entry in output.prompt_logprobs or [] if entry]
     return np.array([entry.logprob for entry in entries])
 

@@ -1,0 +1,1 @@
+"""pellucid beside other engines, on one machine, in turn. See docs/performance.md."""
