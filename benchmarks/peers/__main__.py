@@ -45,13 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the engines are ended, too
     report = reports.read()
-    if not options.report_only:
-        run(options, report)
-    print_tables(report)
-    if options.quick:
-        return
-    reports.write(report)
-    draw(report)
+    try:
+        if not options.report_only:
+            run(options, report)
+    finally:  # what was measured before an interrupt stands
+        print_tables(report)
+        if not options.quick:
+            reports.write(report)
+            reports.fill(report)
+            draw(report)
 
 
 def run(options: argparse.Namespace, report: reports.Report) -> None:
@@ -112,11 +114,7 @@ def available(
 
 
 def print_tables(report: reports.Report) -> None:
-    for section, table in (
-        ("in_process", reports.in_process_table),
-        ("over_http", reports.http_table),
-        ("fidelity", reports.fidelity_table),
-    ):
+    for section, table in reports.TABLES.items():
         if report[section]:
             print(f"\n{table(report)}")
     for kind in ("unavailable", "failed"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pellucid.bench.machine import describe_machine, describe_versions
 from pellucid.bench.summary import write_json
 
 FILE = RESULTS / "peers.json"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "performance.md"
 Report = dict[str, Any]
 SECTIONS = ("engines", "unavailable", "failed", "in_process", "over_http", "fidelity")
 
@@ -95,6 +96,25 @@ def fidelity_table(report: Report) -> str:
             ]
         )
     return _markdown(["", "equal answers", "common prefix", "log probabilities off by"], rows)
+
+
+TABLES: dict[str, Callable[[Report], str]] = {
+    "in_process": in_process_table,
+    "over_http": http_table,
+    "fidelity": fidelity_table,
+}
+
+
+def fill(report: Report, path: Path | None = None) -> None:
+    """Put the tables into the document, between `<!-- peers: NAME -->` and `<!-- end -->`."""
+    path = path or DOCUMENT
+    text = path.read_text(encoding="utf-8")
+    for section, table in TABLES.items():
+        content = table(report) if report[section] else "Not measured yet."
+        before, begin, rest = text.partition(f"<!-- peers: {section} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        text = f"{before}{begin}{content}\n{end}{after}" if end else text
+    path.write_text(text, encoding="utf-8")
 
 
 def label(report: Report, engine: str) -> str:

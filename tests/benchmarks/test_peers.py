@@ -122,6 +122,8 @@ def test_a_failed_install_is_reported(
 ) -> None:
     monkeypatch.setattr(environments, "ROOT", tmp_path)
     monkeypatch.setattr(report, "FILE", tmp_path / "peers.json")
+    monkeypatch.setattr(report, "DOCUMENT", tmp_path / "performance.md")
+    report.DOCUMENT.touch()
     monkeypatch.setitem(environments.PEERS, "openvino", Peer("openvino", ("no-such-thing==1",)))
     pip = tmp_path / "openvino" / "env" / "bin" / "python"
     pip.parent.mkdir(parents=True)
@@ -185,6 +187,12 @@ def test_tables_and_picture(tmp_path: Path, engines: dict[str, FakeEngine]) -> N
     turns, _ = take_turns(engines, LOAD, rounds=1, pause=0)
     report.merge(figures, "in_process", "decode_8", compare(turns, 1))
     assert "| peer | 7 (3.00x) |" in report.in_process_table(figures)
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- peers: in_process -->\nold\n<!-- end -->\nafter\n")
+    report.fill(figures, page)
+    assert report.in_process_table(figures) in page.read_text()
+    assert "old" not in page.read_text()
+    assert page.read_text().endswith("<!-- end -->\nafter\n")
     pytest.importorskip("matplotlib")
     draw(figures, tmp_path / "peers.png")
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
