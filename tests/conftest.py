@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,16 @@ def _smollm2_candidates() -> list[Path]:
     cache = os.environ.get("PELLUCID_CACHE_DIR") or "~/.cache/pellucid"
     found = sorted(Path(cache).expanduser().glob(f"**/{SMOLLM2_FILE}"))
     return ([Path(named)] if named else []) + found
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """What a test of the command line sets up would write to a stream that is gone."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,8 +36,12 @@ def serving(model: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[st
         text=True,
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
     )
+    assert process.stderr is not None
     try:
-        yield _printed_curl(process), process
+        printed = _printed_curl(process)
+        # It logs every request: somebody has to read, or it waits for that.
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        yield printed, process
     finally:
         process.terminate()
         try:
@@ -44,9 +49,6 @@ def serving(model: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[st
         except subprocess.TimeoutExpired:
             process.kill()
             raise
-        finally:
-            if process.stderr is not None:
-                process.stderr.close()
 
 
 def _printed_curl(process: subprocess.Popen[str]) -> str:

@@ -55,7 +55,7 @@ def make_runner(model: Model, **settings: object) -> TorchRunner:
         "threads": 2,
         "num_kv_blocks": 200,
         "max_num_seqs": 16,
-        "max_num_batched_tokens": 512,
+        "max_num_batched_tokens": 2048,
     }
     return TorchRunner(EngineConfig.of(**(defaults | settings)), model=model)
 
