@@ -9,12 +9,12 @@ from pellucid.frontend.markers import split_at_marker
 from pellucid.frontend.tools.base import (
     Marker,
     Piece,
-    Prose,
     Tool,
     compact_json,
     random_id,
 )
 from pellucid.frontend.tools.call import CallReader
+from pellucid.frontend.tools.parser import JsonCallParser
 from pellucid.frontend.tools.rules import json_calls, prose_until
 
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -47,61 +47,22 @@ class Hermes:
         return random_id("call_", 24)
 
 
-class HermesParser:
+class HermesParser(JsonCallParser):
     """Implements `ToolParser`. What stands between the markers and is no call remains text."""
 
     def __init__(self) -> None:
-        self._text = ""  # read, but not yet decided
-        self._prose = Prose()
-        self._call: CallReader | None = None
-        self._num_calls = 0
-        self._step = self._read_prose
-
-    def push(self, text: str) -> list[Piece]:
-        self._text += text
-        pieces: list[Piece] = []
-        before = None
-        while before != (self._step, self._text):
-            before = self._step, self._text
-            pieces += self._step()
-        return pieces
-
-    def finish(self) -> list[Piece]:
-        pieces: list[Piece] = []
-        if self._call is not None and not self._call.begun:
-            pieces += self._prose.say(BEGIN + self._call.raw)
-        elif self._step == self._read_prose:
-            pieces += self._prose.say(self._text)
-        return pieces + self._prose.finish()
-
-    # Each step reads from `_text` what it can decide, and sets the next.
+        super().__init__(self._read_prose)
 
     def _read_prose(self) -> list[Piece]:
         said, behind = split_at_marker(self._text, BEGIN)
         if behind is None:
             self._text = self._text[len(said) :]
         else:
-            self._text, self._call = behind, CallReader(self._num_calls)
-            self._step = self._read_call
+            self._text, self._unread = behind, BEGIN
+            self._begin_call(CallReader(self._num_calls))
         return self._prose.say(said) if said else []
 
-    def _read_call(self) -> list[Piece]:
-        call = self._call
-        assert call is not None  # this step is only taken with one
-        announced = call.begun
-        pieces, self._text = call.feed(self._text)
-        if call.begun and not announced:
-            self._prose.call()
-            self._num_calls += 1
-        if call.over:
-            self._call = None
-            self._step = self._skip_to_end if call.scanner.failed else self._read_end
-        if call.refused:
-            self._step = self._read_prose
-            return self._prose.say(BEGIN + call.raw)
-        return pieces
-
-    def _read_end(self) -> list[Piece]:
+    def _behind_call(self) -> list[Piece]:
         """The end marker, which may have been forgotten."""
         rest = self._text.lstrip()
         if rest.startswith(END):
@@ -110,7 +71,7 @@ class HermesParser:
             self._step = self._read_prose
         return []
 
-    def _skip_to_end(self) -> list[Piece]:
+    def _skip(self) -> list[Piece]:
         """Arguments that went wrong once the call was announced: what follows belongs to them."""
         skipped, behind = split_at_marker(self._text, END)
         if behind is None:

@@ -13,12 +13,12 @@ from pellucid.frontend.markers import split_at_marker
 from pellucid.frontend.tools.base import (
     Marker,
     Piece,
-    Prose,
     Tool,
     compact_json,
     random_id,
 )
 from pellucid.frontend.tools.call import CallReader
+from pellucid.frontend.tools.parser import JsonCallParser
 from pellucid.frontend.tools.rules import json_calls, prose_until
 
 MARK, ARGS = "[TOOL_CALLS]", "[ARGS]"
@@ -49,35 +49,12 @@ class Mistral:
         return random_id("", 9)
 
 
-class MistralParser:
+class MistralParser(JsonCallParser):
     """Implements `ToolParser`."""
 
     def __init__(self) -> None:
-        self._text = ""
-        self._prose = Prose()
-        self._call: CallReader | None = None
-        self._num_calls = 0
-        self._unread = ""  # since the marker, for a text that turns out to hold no call
+        super().__init__(self._read_prose)
         self._listed = False  # within [ ... ]
-        self._step = self._read_prose
-
-    def push(self, text: str) -> list[Piece]:
-        self._text += text
-        pieces: list[Piece] = []
-        before = None
-        while before != (self._step, self._text):
-            before = self._step, self._text
-            pieces += self._step()
-        return pieces
-
-    def finish(self) -> list[Piece]:
-        pieces: list[Piece] = []
-        if self._call is not None:
-            if not self._call.begun:
-                pieces += self._prose.say(self._unread + self._call.raw)
-        elif self._step in (self._read_prose, self._read_opening):
-            pieces += self._prose.say(self._unread + self._text)
-        return pieces + self._prose.finish()
 
     def _read_prose(self) -> list[Piece]:
         said, behind = split_at_marker(self._text, MARK)
@@ -94,40 +71,19 @@ class MistralParser:
         if rest.startswith("["):
             self._unread += self._text[: len(self._text) - len(rest) + 1]
             self._text, self._listed = rest[1:], True
-            self._begin_call()
+            self._begin_call(CallReader(self._num_calls))
         elif "{" in rest:
             head, _, _ = rest.partition("{")
             name = head.partition("[")[0].strip()
             self._unread += self._text[: self._text.index("{")]
             self._text, self._listed = rest[len(head) :], False
-            self._begin_call(name)
+            call = CallReader(self._num_calls)
+            if name:
+                call.scanner.begin_named(name)
+            self._begin_call(call)
         return []
 
-    def _begin_call(self, name: str = "") -> None:
-        self._call = CallReader(self._num_calls)
-        if name:
-            self._call.scanner.begin_named(name)
-        self._step = self._read_call
-
-    def _read_call(self) -> list[Piece]:
-        call = self._call
-        assert call is not None  # this step is only taken with one
-        announced = call.begun
-        pieces, self._text = call.feed(self._text)
-        if call.begun and not announced:
-            self._prose.call()
-            self._num_calls += 1
-            self._unread = ""
-        if call.over:
-            self._call = None
-            self._step = self._skip if call.scanner.failed else self._read_behind
-        if call.refused:
-            self._step = self._read_prose
-            unread, self._unread = self._unread, ""
-            return self._prose.say(unread + call.raw)
-        return pieces
-
-    def _read_behind(self) -> list[Piece]:
+    def _behind_call(self) -> list[Piece]:
         """Behind a call: the next of the list or its end, where text may follow."""
         if not self._listed:
             self._step = self._read_prose
@@ -135,13 +91,8 @@ class MistralParser:
         rest = self._text.lstrip()
         if rest.startswith(","):
             self._text = rest[1:]
-            self._begin_call()
+            self._begin_call(CallReader(self._num_calls))
         elif rest:
             self._text = rest.removeprefix("]")
             self._step = self._read_prose
-        return []
-
-    def _skip(self) -> list[Piece]:
-        """Arguments that went wrong once the call was announced: what follows belongs to them."""
-        self._text = ""
         return []

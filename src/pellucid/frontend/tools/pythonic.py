@@ -15,11 +15,11 @@ from pellucid.frontend.tools.base import (
     CallBegin,
     Marker,
     Piece,
-    Prose,
     Tool,
     compact_json,
     random_id,
 )
+from pellucid.frontend.tools.parser import SteppingParser
 from pellucid.frontend.tools.rules import alternatives, prose_unless
 from pellucid.grammar.errors import GrammarError
 from pellucid.grammar.source import json_rule, literal
@@ -53,36 +53,20 @@ class Pythonic:
         return random_id("call_", 24)
 
 
-class PythonicParser:
+class PythonicParser(SteppingParser):
     """Implements `ToolParser`. A call comes out when it is complete, in one piece."""
 
     def __init__(self) -> None:
-        self._text = ""
-        self._raw = ""  # read since the [, for a list that turns out not to be one of calls
+        super().__init__(self._begin)
         self._call = _Call()
-        self._prose = Prose()
-        self._num_calls = 0
-        self._step = self._begin
 
-    def push(self, text: str) -> list[Piece]:
-        self._text += text
-        pieces: list[Piece] = []
-        before = None
-        while before != (self._step, self._text):
-            before = self._step, self._text
-            pieces += self._step()
-        return pieces
-
-    def finish(self) -> list[Piece]:
-        pieces: list[Piece] = []
-        if self._num_calls == 0:
-            pieces = self._prose.say(self._raw + self._text)
-        return pieces + self._prose.finish()
+    def _leftover(self) -> str:
+        return "" if self._num_calls else self._unread + self._text
 
     def _begin(self) -> list[Piece]:
         rest = self._text.lstrip()
         if rest.startswith("["):
-            self._raw = self._text[: len(self._text) - len(rest) + 1]
+            self._unread = self._text[: len(self._text) - len(rest) + 1]
             self._text = rest[1:]
             self._step = self._read_list
         elif rest:
@@ -93,7 +77,7 @@ class PythonicParser:
         """Calls and what separates them, up to the ]."""
         pieces: list[Piece] = []
         for at, char in enumerate(self._text, start=1):
-            self._raw += "" if self._num_calls else char
+            self._unread += "" if self._num_calls else char
             if not self._call.text and char in " \t\r\n,":
                 continue
             if not self._call.text and char == "]":
@@ -118,12 +102,8 @@ class PythonicParser:
     def _leave(self, at: int) -> list[Piece]:
         """The list ends before `at`; one without a call is text."""
         self._text, self._step = self._text[at:], self._read_prose
-        raw, self._raw = self._raw, ""
-        return [] if self._num_calls else self._prose.say(raw)
-
-    def _read_prose(self) -> list[Piece]:
-        text, self._text = self._text, ""
-        return self._prose.say(text) if text else []
+        unread, self._unread = self._unread, ""
+        return [] if self._num_calls else self._prose.say(unread)
 
 
 class _Call:
