@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pellucid.errors import BadRequest
@@ -49,12 +50,16 @@ class GrammarChecker:
             problem = f"{field} takes longer than {COMPILE_SECONDS:.0f} seconds to compile"
         raise BadRequest(problem, param=field, code="unsupported_grammar")
 
+    @cached_property
+    def _tokens(self) -> list[bytes]:
+        """Tens of thousands: spelled by the first check, in its thread, not on the event loop."""
+        return [self._tokenizer.token_bytes(i) for i in range(self._tokenizer.vocab_size)]
+
     def vocabulary(self) -> Vocabulary:
         """What the engine has to know to follow grammars."""
-        tokens = _tokens(self._tokenizer)
         return Vocabulary(
-            spelling=b"".join(tokens),
-            lengths=pack_tokens(list(map(len, tokens))),
+            spelling=b"".join(self._tokens),
+            lengths=pack_tokens(list(map(len, self._tokens))),
             special_ids=sorted(self._tokenizer.special_ids),
         )
 
@@ -62,7 +67,7 @@ class GrammarChecker:
         text = wanted if isinstance(wanted, str) else source_of(wanted)
         if self._compiler is None:
             self._compiler = GrammarCompiler(
-                _tokens(self._tokenizer),
+                self._tokens,
                 sorted(self._tokenizer.special_ids),
                 self._info.eos_token_ids,
                 self._info.vocab_size,
@@ -84,10 +89,6 @@ def grammar_of_parts(thought: tuple[str, str], body: str, rules: str, answer: st
     before, thought_rules = thought
     text = f"start: {before} body\nbody: {body}\n{thought_rules}{rules}"
     return source.from_grammar(text) if answer is None else source.with_preamble(text, answer)
-
-
-def _tokens(tokenizer: Tokenizer) -> list[bytes]:
-    return [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
 
 
 def source_of(wanted: StructuredOutputs) -> str:
