@@ -43,5 +43,6 @@ void check_products();
 void check_row_ops();
 void check_attention();
 void check_program();
+void check_sampling();
 
 }  // namespace pellucid::check

@@ -1,25 +1,18 @@
-#include "check_sampling.h"
+// Sampling over odd vocabularies, rows and teams.
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <memory>
-#include <random>
-#include <vector>
 
 #include "sampling.h"
+#include "tools/check.h"
 
-using namespace pellucid;
+namespace pellucid::check {
 
 namespace {
 
-int failures = 0;
-std::mt19937 generator(1);
-
 void expect(bool condition, const char* what, const Logits& logits) {
-    if (condition) return;
-    std::printf("sampling %ld x %ld: %s\n", long(logits.rows), long(logits.vocab), what);
-    ++failures;
+    check::expect(condition, "sampling %ld x %ld: %s", long(logits.rows), long(logits.vocab), what);
 }
 
 int random_int(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); }
@@ -86,7 +79,7 @@ void check_penalties(ThreadTeam& team, const Logits& logits) {
 
 }  // namespace
 
-int check_sampling() {
+void check_sampling() {
     for (uint32_t threads : {1, 2, 5}) {
         ThreadTeam team(threads);
         for (int64_t vocab : {1, 3, 16, 127, 128, 129, 1000, 9000})
@@ -101,5 +94,6 @@ int check_sampling() {
                 check_penalties(team, logits);
             }
     }
-    return failures;
 }
+
+}  // namespace pellucid::check

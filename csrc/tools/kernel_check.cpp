@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "check_sampling.h"
 #include "cpu_features.h"
 #include "tools/check.h"
 
@@ -49,7 +48,7 @@ int check_all() {
     check::check_row_ops();
     check::check_attention();
     check::check_program();
-    check::failures += check_sampling();
+    check::check_sampling();
     std::printf(check::failures ? "%d failures\n" : "all good\n", check::failures);
     std::fflush(stdout);
     return check::failures ? 1 : 0;
