@@ -190,7 +190,7 @@ def exported() -> Iterator[tuple[Live, InMemorySpanExporter]]:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with live() as site:
-        ledger = site.server.app.state.service.observation.ledger
+        ledger = site.server.app.state.models.default.observation.ledger
         ledger.on_close.append(Spans(provider, "tiny"))
         yield site, exporter
 

@@ -15,6 +15,7 @@ from pellucid.server.errors import on_http_exception, on_pellucid_error
 from pellucid.server.gateway.cors import allow_origins
 from pellucid.server.gateway.gate import Gate
 from pellucid.server.gateway.gateway import Gateway
+from pellucid.server.models import Models
 from pellucid.server.observation import Observer
 from pellucid.server.routes import (
     chat,
@@ -37,7 +38,7 @@ def build_app(
 ) -> FastAPI:
     """Put `llm`, which must have been started, behind HTTP. The caller closes both.
 
-    `app.state.service.close()` ends what looks on. Raises ConfigError for a setting that is wrong.
+    `app.state.models.close()` ends what looks on. Raises ConfigError for a setting that is wrong.
     """
     app = FastAPI(
         title="pellucid",
@@ -48,7 +49,7 @@ def build_app(
     )
     gateway = gateway or Gateway(GatewayConfig())
     service = Service(llm, config or ServerConfig(), engine_config or llm.config, gateway)
-    app.state.service = service
+    app.state.models = Models(service)
     app.add_exception_handler(PellucidError, on_pellucid_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_middleware(Gate, gateway=gateway)  # later ones lie around earlier ones

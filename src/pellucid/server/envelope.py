@@ -61,4 +61,4 @@ class Envelope:
         except Exception as error:
             if started:  # too late for an answer of its own; the server cuts the connection
                 raise
-            await error_response(error, request_id)(scope, receive, send_with_id)
+            await error_response(error, scope)(scope, receive, send_with_id)

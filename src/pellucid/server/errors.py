@@ -1,14 +1,19 @@
-"""From an exception to what the client reads: always `{"error": {message, type, param, code}}`."""
+"""From an exception to what the client reads: `{"error": {message, type, param, code}}`.
+
+That is OpenAI's shape. Clients of other APIs look for theirs, and find it on the paths of those.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from pellucid.errors import BadRequest, EngineDead, PellucidError, ShuttingDown, Unauthorized
 
@@ -28,6 +33,25 @@ class ErrorBody(msgspec.Struct):
     """Body of every answer with a status of 400 or more, and of an error event in a stream."""
 
     error: ErrorDetail
+
+
+# Makes of an error, its status and the request's id the body that an API's clients understand.
+ErrorShape = Callable[[ErrorDetail, int, str], msgspec.Struct]
+
+
+def openai_shape(error: ErrorDetail, status: int, request_id: str) -> msgspec.Struct:
+    return ErrorBody(error)
+
+
+# By the beginning of a path; OpenAI's for all others.
+ERROR_SHAPES: dict[str, ErrorShape] = {}
+
+
+def shape_of(path: str) -> ErrorShape:
+    for prefix, shape in ERROR_SHAPES.items():
+        if path == prefix or path.startswith(prefix + "/"):
+            return shape
+    return openai_shape
 
 
 class BodyTooLarge(BadRequest):
@@ -52,24 +76,33 @@ class ClientGone(Exception):  # noqa: N818 - not an error of anyone
     """The client closed its connection: nobody is left to read an answer."""
 
 
-def body_of(error: Exception, request_id: str) -> ErrorBody:
+def detail_of(error: Exception, request_id: str) -> ErrorDetail:
     """Describe `error` to a client; what may hold internals is logged here and not told."""
     if isinstance(error, EngineDead) and not isinstance(error, ShuttingDown):
         message = "The engine has died and is being started again."
         if error.retry_after is None:  # otherwise the log has it already, from who restarts it
             logger.error("request %s: %s", request_id, error.message)
             message = "The engine has stopped. The server's log says why."
-        return ErrorBody(ErrorDetail(message, error.type, None, error.code))
+        return ErrorDetail(message, error.type, None, error.code)
     if isinstance(error, PellucidError):
-        return ErrorBody(ErrorDetail(error.message, error.type, error.param, error.code))
+        return ErrorDetail(error.message, error.type, error.param, error.code)
     logger.error("request %s failed", request_id, exc_info=error)
     message = f"Internal server error. The server's log has it under request id {request_id}."
-    return ErrorBody(ErrorDetail(message, "internal_error"))
+    return ErrorDetail(message, "internal_error")
 
 
-def error_response(error: Exception, request_id: str) -> Response:
+def body_of(error: Exception, scope: Scope) -> msgspec.Struct:
+    """What the client of a request that fails is told, in its API's shape."""
+    request_id = scope["state"]["request_id"]
+    return shape_of(scope["path"])(detail_of(error, request_id), status_of(error), request_id)
+
+
+def status_of(error: Exception) -> int:
+    return error.status if isinstance(error, PellucidError) else 500
+
+
+def error_response(error: Exception, scope: Scope) -> Response:
     """The whole answer to a request that failed before its first byte was sent."""
-    status = error.status if isinstance(error, PellucidError) else 500
     headers = {}
     if isinstance(error, PellucidError) and error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
@@ -77,12 +110,12 @@ def error_response(error: Exception, request_id: str) -> Response:
         headers["Connection"] = "close"  # the rest of the body may never come
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="pellucid"'
-    return _respond(status, body_of(error, request_id), headers)
+    return _respond(status_of(error), body_of(error, scope), headers)
 
 
 async def on_pellucid_error(request: Request, error: Exception) -> Response:
     """FastAPI's handler for every error raised on purpose."""
-    return error_response(error, request.state.request_id)
+    return error_response(error, request.scope)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -96,8 +129,9 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     elif status == 405:
         allowed = headers.get("Allow", "another method")
         message, code = f"{request.method} is not allowed on {path}; use {allowed}.", "wrong_method"
-    return _respond(status, ErrorBody(ErrorDetail(message, BadRequest.type, None, code)), headers)
+    detail = ErrorDetail(message, BadRequest.type, None, code)
+    return _respond(status, shape_of(path)(detail, status, request.state.request_id), headers)
 
 
-def _respond(status: int, body: ErrorBody, headers: dict[str, str]) -> Response:
+def _respond(status: int, body: msgspec.Struct, headers: dict[str, str]) -> Response:
     return Response(msgspec.json.encode(body), status, headers, media_type="application/json")

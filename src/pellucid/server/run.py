@@ -132,7 +132,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        self.app.state.service.close()
+        self.app.state.models.close()
 
     async def _end(self) -> None:
         """Listening goes on meanwhile, so that who comes now is told and not just cut off."""

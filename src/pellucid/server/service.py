@@ -8,15 +8,15 @@ import time
 import uuid
 from collections.abc import Sequence
 
+import msgspec
 import psutil
 from starlette.requests import Request
 
 from pellucid import __version__
 from pellucid.config import EngineConfig, ServerConfig
-from pellucid.errors import ModelNotFound, Overloaded
+from pellucid.errors import Overloaded
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.sampling_params import SamplingParams
-from pellucid.server.body import T, read
 from pellucid.server.gateway.gateway import Gateway
 from pellucid.server.job import Answers, Job
 from pellucid.server.metrics import Metrics
@@ -30,7 +30,7 @@ INLINE_CHARS = 2000  # longer text is tokenised in a thread
 
 
 class Service:
-    """One model behind HTTP; its engine runs. Lives in `app.state.service`."""
+    """One model behind HTTP; its engine runs."""
 
     def __init__(
         self, llm: AsyncLLM, config: ServerConfig, engine: EngineConfig, gateway: Gateway
@@ -53,27 +53,13 @@ class Service:
         """End the files and links of those who look on. Idempotent."""
         self.observation.close()
 
-    def check_model(self, name: str | None) -> None:
-        """Raises ModelNotFound; no name at all means the one model there is."""
-        served = self.llm.model_name
-        if name is not None and name != served:
-            raise ModelNotFound(
-                f"The model {name!r} does not exist; this server has {served!r}.",
-                param="model",
-                code="model_not_found",
-            )
-
-    async def read(self, request: Request, body_type: type[T]) -> T:
-        """The checked body of `request`. Raises BadRequest and its kin."""
-        limits = self.gateway.config.limits
-        body = await read(request, body_type, self.config.max_body_bytes, limits.body_timeout)
-        self.check_model(getattr(body, "model", None))
+    def check(self, body: msgspec.Struct) -> None:
+        """Hold a body to this server's limits. Raises BadRequest."""
         num_messages, most = len(getattr(body, "messages", None) or ()), self.config.max_messages
         if num_messages > most:
             raise invalid("messages", f"must be at most {most}, got {num_messages}")
         if isinstance(body, SamplingFields):
             check_fields(body, self.config, self.engine.scheduler, self.llm.info.vocab_size)
-        return body
 
     async def open(
         self,
@@ -162,8 +148,3 @@ def _fingerprint(llm: AsyncLLM) -> str:
     parts = (llm.model_name, info.architecture, info.dtype, info.device, info.kernels)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return f"pellucid-{__version__}-{digest[:8]}"
-
-
-def service_of(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service

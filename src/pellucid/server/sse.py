@@ -24,17 +24,30 @@ def event(payload: msgspec.Struct) -> bytes:
     return b"data: " + _encode(payload) + b"\n\n"
 
 
+def named_event(name: str, payload: msgspec.Struct) -> bytes:
+    """One event with a name, for clients that listen to events by name."""
+    return b"event: " + name.encode() + b"\n" + event(payload)
+
+
 class EventStream(StreamingResponse):
     """Streams the events of a job and closes the job at the end, whichever way it comes.
 
     Until the first event exists nothing is sent, so that a failure before it has its own status.
-    Afterwards a failure is the last event, and `[DONE]` is missing: done means done.
+    Afterwards a failure is the last event, and `[DONE]` is missing: done means done. Other APIs end
+    and fail in other ways, which subclasses say.
     """
 
+    media_type = "text/event-stream"
+    last = DONE  # what is sent after the last event
+
     def __init__(self, job: Job, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=HEADERS)
+        super().__init__(events, headers=HEADERS)
         self._job = job
         self._events = events
+
+    def failure(self, body: msgspec.Struct) -> bytes:
+        """What is sent instead of the rest; `body` has the shape of the API's errors."""
+        return event(body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -57,15 +70,11 @@ class EventStream(StreamingResponse):
                 async for part in events:
                     await _send_part(send, part)
             except Exception as error:
-                await _send_error(send, scope, error)
-                return
-            await send({"type": "http.response.body", "body": DONE, "more_body": False})
+                end = self.failure(body_of(error, scope))
+            else:
+                end = self.last
+            await send({"type": "http.response.body", "body": end, "more_body": False})
 
 
 async def _send_part(send: Send, part: bytes) -> None:
     await send({"type": "http.response.body", "body": part, "more_body": True})
-
-
-async def _send_error(send: Send, scope: Scope, error: Exception) -> None:
-    last = event(body_of(error, scope["state"]["request_id"]))
-    await send({"type": "http.response.body", "body": last, "more_body": False})

@@ -9,17 +9,12 @@ from fastapi import APIRouter, Request, Response
 from msgspec import UNSET, UnsetType
 
 from pellucid.frontend.outputs import Delta
-from pellucid.server.answer_form import AnswerForm, answer_form, answer_params
-from pellucid.server.answer_parts import AnswerParts
+from pellucid.server.chat_job import ChatJob, open_chat
 from pellucid.server.chunks import Chunks
-from pellucid.server.conversation import (
-    conversation,
-    template_messages,
-    template_options,
-    text_of,
-)
-from pellucid.server.job import Job, Tally
+from pellucid.server.conversation import conversation, text_of
+from pellucid.server.job import Tally
 from pellucid.server.logprobs import chat_logprobs, prompt_logprobs
+from pellucid.server.models import receive
 from pellucid.server.openapi import describe
 from pellucid.server.protocol import ChatRequest
 from pellucid.server.reply import whole
@@ -33,9 +28,7 @@ from pellucid.server.responses import (
     ChatLogprobs,
     ChatMessage,
 )
-from pellucid.server.service import Service, service_of
 from pellucid.server.sse import EventStream
-from pellucid.server.tools import Toolbox, tool_messages, toolbox
 
 router = APIRouter()
 
@@ -43,70 +36,49 @@ router = APIRouter()
 @router.post("/v1/chat/completions", **describe(ChatRequest, ChatCompletion, events="a ChatChunk"))
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
-    service = service_of(request)
-    body = await service.read(request, ChatRequest)
-    tools = toolbox(service, body)
-    prompt = await _prompt(service, body, tools)
-    form = answer_form(service, tools, prompt)
-    job = await service.open(
-        request,
-        body,
-        await answer_params(service, body, form),
-        [prompt],
-        kind="chatcmpl",
-        prompt_field="messages" if body.prompt is None else "prompt",
-    )
-    chat = _Chat(service, body, job, form)
+    service, body = await receive(request, ChatRequest)
+    chat = _Chat(await open_chat(request, service, body))
     if body.stream:
-        return EventStream(job, chat.stream())
-    return await whole(request, job, chat.whole())
-
-
-async def _prompt(service: Service, body: ChatRequest, tools: Toolbox | None) -> str | list[int]:
-    messages = template_messages(conversation(body))
-    messages, told = tool_messages(service, messages, body.tools if tools else None)
-    options = template_options(body) | told
-    if body.add_special_tokens:  # besides those that the template writes
-        return service.llm.text.render_chat(messages, **options)
-    return await service.llm.chat_prompt(messages, **options)
+        return EventStream(chat.job, chat.stream())
+    return await whole(request, chat.job, chat.whole())
 
 
 class _Chat:
     """A job's deltas in OpenAI's chat shapes."""
 
-    def __init__(self, service: Service, body: ChatRequest, job: Job, form: AnswerForm) -> None:
-        self._form = form
-        self._parts: dict[int, AnswerParts] = {}  # by choice, where the form is not plain
-        self._service = service
-        self._body = body
-        self._job = job
-        last = conversation(body)[-1]
+    def __init__(self, chat: ChatJob) -> None:
+        self.job = chat.job
+        self._service = chat.service
+        self._body = chat.body
+        self._form = chat.form
+        self._parts = chat.parts
+        last = conversation(chat.body)[-1]
         # As in vLLM: the answer repeats the beginning that it continues.
-        self._opening = text_of(last) if body.echo and last.role == "assistant" else ""
+        self._opening = text_of(last) if chat.body.echo and last.role == "assistant" else ""
 
     async def whole(self) -> ChatCompletion:
-        answers = await self._job.collect()
-        tally = Tally(self._job)
+        answers = await self.job.collect()
+        tally = Tally(self.job)
         for answer in answers:
             tally.add(answer)
         completion = ChatCompletion(
-            id=self._job.id,
-            created=self._job.created,
+            id=self.job.id,
+            created=self.job.created,
             model=self._service.llm.model_name,
             system_fingerprint=self._service.fingerprint,
             choices=[self._choice(answer) for answer in answers],
             usage=tally.usage(),
         )
         if self._body.return_token_ids:
-            completion.prompt_token_ids = self._job.generations[0].prompt_token_ids
+            completion.prompt_token_ids = self.job.generations[0].prompt_token_ids
         if answers[0].prompt_logprobs is not None:
             completion.prompt_logprobs = prompt_logprobs(answers[0].prompt_logprobs)
         return completion
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        chunks = Chunks(ChatChunk, self._service, self._body, self._job)
+        chunks = Chunks(ChatChunk, self._service, self._body, self.job)
         begun: set[int] = set()
-        async with aclosing(self._job.deltas()) as deltas:
+        async with aclosing(self.job.deltas()) as deltas:
             async for delta in deltas:
                 chunks.count(delta)
                 events = b""
@@ -125,18 +97,11 @@ class _Chat:
         if usage := chunks.usage():
             yield usage
 
-    def _parts_of(self, index: int) -> AnswerParts:
-        parts = self._parts.get(index)
-        if parts is None:
-            shown = self._body.include_reasoning is not False
-            parts = self._parts[index] = AnswerParts(self._form, show_reasoning=shown)
-        return parts
-
     def _choice(self, answer: Delta) -> ChatChoice:
         if self._form.is_plain:
             message = ChatMessage(answer.text)
         else:
-            message = self._parts_of(answer.index).message(answer)
+            message = self._parts(answer.index).message(answer)
         if self._opening:
             message.content = self._opening + (message.content or "")
         return ChatChoice(
@@ -150,7 +115,7 @@ class _Chat:
 
     def _choices(self, delta: Delta) -> list[ChatChunkChoice]:
         """Parts of an answer with thoughts or calls; the first carries what belongs to tokens."""
-        shown = self._parts_of(delta.index).push(delta)
+        shown = self._parts(delta.index).push(delta)
         if not shown and (delta.logprobs or self._body.return_token_ids):
             shown = [ChatDelta(content="")]
         choices = [ChatChunkChoice(delta.index, part) for part in shown]
@@ -162,7 +127,7 @@ class _Chat:
     def _finish_reason(self, delta: Delta) -> ChatFinishReason | None:
         if self._form.is_plain:
             return delta.finish_reason
-        return self._parts_of(delta.index).finish_reason(delta)
+        return self._parts(delta.index).finish_reason(delta)
 
     def _end(self, delta: Delta) -> ChatChunkChoice:
         return ChatChunkChoice(

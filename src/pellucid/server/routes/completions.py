@@ -13,12 +13,13 @@ from pellucid.frontend.outputs import Delta, Logprob
 from pellucid.server.chunks import Chunks
 from pellucid.server.job import Answers, Job, Tally
 from pellucid.server.logprobs import CompletionSpelling, joined, prompt_logprobs
+from pellucid.server.models import receive
 from pellucid.server.openapi import describe
 from pellucid.server.params import completion_params, invalid
 from pellucid.server.protocol import CompletionRequest, Prompt
 from pellucid.server.reply import whole
 from pellucid.server.responses import CompletionChoice, TextCompletion
-from pellucid.server.service import Service, service_of
+from pellucid.server.service import Service
 from pellucid.server.sse import EventStream
 
 router = APIRouter()
@@ -29,8 +30,7 @@ router = APIRouter()
 )
 async def completions(request: Request) -> Response:
     """Continue one or more prompts."""
-    service = service_of(request)
-    body = await service.read(request, CompletionRequest)
+    service, body = await receive(request, CompletionRequest)
     params = completion_params(body)
     prompts = prompts_of(body.prompt, service.config.max_prompts)
     job = await service.open(request, body, params, prompts, kind="cmpl")

@@ -8,12 +8,12 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request, Response
 
 from pellucid.server.job import Job, Tally
+from pellucid.server.models import receive
 from pellucid.server.openapi import describe
 from pellucid.server.params import generate_params, invalid
 from pellucid.server.protocol import GenerateRequest
 from pellucid.server.reply import whole
 from pellucid.server.responses import Generated, GenerateEnd, GenerateToken
-from pellucid.server.service import service_of
 from pellucid.server.sse import EventStream, event
 
 EVENTS = "a GenerateToken (at the end a GenerateEnd)"
@@ -34,8 +34,7 @@ async def generate_stream(request: Request) -> Response:
 
 
 async def _generate(request: Request, *, may_be_whole: bool) -> Response:
-    service = service_of(request)
-    body = await service.read(request, GenerateRequest)
+    service, body = await receive(request, GenerateRequest)
     streams = body.stream is not False
     if not streams and not may_be_whole:
         raise invalid("stream", "must not be false on this route")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from pellucid.errors import EngineDead, ShuttingDown
+from pellucid.server.models import models_of
 from pellucid.server.openapi import describe
 from pellucid.server.reply import json_response
 from pellucid.server.responses import Health
-from pellucid.server.service import service_of
 
 router = APIRouter()
 
@@ -22,7 +22,7 @@ async def live() -> Response:
 @router.get("/ready", **describe(None, Health, errors=(503,)))
 async def ready(request: Request) -> Response:
     """200 while requests are taken; 503 while the engine is dead and once the server drains."""
-    service = service_of(request)
+    service = models_of(request).default
     if service.gateway.draining:
         raise ShuttingDown("The server is shutting down.")
     if not service.gateway.is_ready(service.llm):

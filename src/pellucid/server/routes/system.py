@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request, Response
 
 from pellucid import __version__
 from pellucid.server.metrics import TEXT_FORMAT
+from pellucid.server.models import models_of
 from pellucid.server.openapi import describe
 from pellucid.server.reply import json_response
 from pellucid.server.responses import Index, Load, Version
-from pellucid.server.service import service_of
 
 router = APIRouter()
 
@@ -17,7 +17,7 @@ router = APIRouter()
 @router.get("/", **describe(None, Index, errors=()))
 async def index(request: Request) -> Response:
     """What is served, and where to read on."""
-    return json_response(Index(service_of(request).llm.model_name, __version__))
+    return json_response(Index(models_of(request).default.llm.model_name, __version__))
 
 
 @router.get("/version", **describe(None, Version, errors=()))
@@ -29,7 +29,7 @@ async def version() -> Response:
 @router.get("/metrics", **describe(None, Load, errors=()))
 async def metrics(request: Request) -> Response:
     """Prometheus metrics under vLLM's names; a summary with `Accept: application/json`."""
-    service = service_of(request)
+    service = models_of(request).default
     if "application/json" in request.headers.get("accept", ""):
         return json_response(service.load())
     return Response(service.metrics.render(), media_type=TEXT_FORMAT)

@@ -6,12 +6,13 @@ from fastapi import APIRouter, Request, Response
 
 from pellucid.errors import BadRequest
 from pellucid.server.conversation import check_messages, template_messages, template_options
+from pellucid.server.models import receive
 from pellucid.server.openapi import describe
 from pellucid.server.params import invalid
 from pellucid.server.protocol import DetokenizeRequest, TokenizeRequest
 from pellucid.server.reply import json_response
 from pellucid.server.responses import Detokenized, Tokenized
-from pellucid.server.service import Service, service_of
+from pellucid.server.service import Service
 from pellucid.server.tools import tool_messages
 
 router = APIRouter()
@@ -20,8 +21,7 @@ router = APIRouter()
 @router.post("/tokenize", **describe(TokenizeRequest, Tokenized))
 async def tokenize(request: Request) -> Response:
     """Token ids of a text, or of a conversation in the model's chat format."""
-    service = service_of(request)
-    body = await service.read(request, TokenizeRequest)
+    service, body = await receive(request, TokenizeRequest)
     ids = await _token_ids(service, body)
     names = None
     if body.return_token_strs:
@@ -32,8 +32,7 @@ async def tokenize(request: Request) -> Response:
 @router.post("/detokenize", **describe(DetokenizeRequest, Detokenized))
 async def detokenize(request: Request) -> Response:
     """The text of token ids, special tokens included."""
-    service = service_of(request)
-    body = await service.read(request, DetokenizeRequest)
+    service, body = await receive(request, DetokenizeRequest)
     size = service.llm.info.vocab_size
     for position, token in enumerate(body.tokens):
         if token >= size:

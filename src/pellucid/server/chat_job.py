@@ -1,0 +1,66 @@
+"""One answer to a conversation on its way, whichever API it was asked for in."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from pellucid.server.answer_form import AnswerForm, answer_form, answer_params
+from pellucid.server.answer_parts import AnswerParts
+from pellucid.server.conversation import conversation, template_messages, template_options
+from pellucid.server.job import Job
+from pellucid.server.protocol import ChatRequest
+from pellucid.server.service import Service
+from pellucid.server.tools import Toolbox, tool_messages, toolbox
+
+
+class ChatJob:
+    """A job, and what its answers are made of."""
+
+    def __init__(self, service: Service, body: ChatRequest, job: Job, form: AnswerForm) -> None:
+        self.service = service
+        self.body = body
+        self.job = job
+        self.form = form
+        self._parts: dict[int, AnswerParts] = {}
+
+    def parts(self, index: int) -> AnswerParts:
+        """What reads the answer of choice `index`."""
+        parts = self._parts.get(index)
+        if parts is None:
+            shown = self.body.include_reasoning is not False
+            parts = self._parts[index] = AnswerParts(self.form, show_reasoning=shown)
+        return parts
+
+
+async def open_chat(
+    request: Request, service: Service, body: ChatRequest, *, kind: str = "chatcmpl"
+) -> ChatJob:
+    """Hand a conversation to the engine; `kind` begins the id that the client sees.
+
+    `body` has passed `Service.check`. Whoever opens a job closes it.
+
+    Raises:
+        BadRequest: a field is wrong, contradicts another, or asks for what cannot be kept.
+        Overloaded, RateLimited, EngineDead: nothing is left in the engine then.
+    """
+    tools = toolbox(service, body)
+    prompt = await _prompt(service, body, tools)
+    form = answer_form(service, tools, prompt)
+    job = await service.open(
+        request,
+        body,
+        await answer_params(service, body, form),
+        [prompt],
+        kind=kind,
+        prompt_field="messages" if body.prompt is None else "prompt",
+    )
+    return ChatJob(service, body, job, form)
+
+
+async def _prompt(service: Service, body: ChatRequest, tools: Toolbox | None) -> str | list[int]:
+    messages = template_messages(conversation(body))
+    messages, told = tool_messages(service, messages, body.tools if tools else None)
+    options = template_options(body) | told
+    if body.add_special_tokens:  # besides those that the template writes
+        return service.llm.text.render_chat(messages, **options)
+    return await service.llm.chat_prompt(messages, **options)
