@@ -68,12 +68,13 @@ bool supported(Isa isa) {
         case Isa::Avx2: return f.avx2;
         case Isa::Avx2Vnni: return f.avx_vnni;
         case Isa::Avx512: return f.avx512;
+        case Isa::Avx512Bf16: return f.avx512_bf16;
     }
     return false;
 }
 
 Isa choose() {
-    constexpr Isa best_first[] = {Isa::Avx512, Isa::Avx2Vnni, Isa::Avx2, Isa::Portable};
+    constexpr Isa best_first[] = {Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2Vnni, Isa::Avx2, Isa::Portable};
     const char* wanted = std::getenv("PELLUCID_ISA");
     if (wanted == nullptr || *wanted == '\0') {
         for (Isa isa : best_first)
@@ -85,7 +86,7 @@ Isa choose() {
         throw std::runtime_error("PELLUCID_ISA=" + std::string(wanted) + ": this CPU does not have it");
     }
     throw std::runtime_error("PELLUCID_ISA=" + std::string(wanted) +
-                             ": unknown, expected portable, avx2, avx2vnni or avx512");
+                             ": unknown, expected portable, avx2, avx2vnni, avx512 or avx512bf16");
 }
 
 }  // namespace
@@ -106,6 +107,7 @@ const char* isa_name(Isa isa) {
         case Isa::Avx2: return "avx2";
         case Isa::Avx2Vnni: return "avx2vnni";
         case Isa::Avx512: return "avx512";
+        case Isa::Avx512Bf16: return "avx512bf16";
     }
     return "unknown";
 }

@@ -13,11 +13,12 @@ struct CpuFeatures {
     bool avx512_bf16 = false;  // bf16 dot products
 };
 
-enum class Isa : uint8_t { Portable, Avx2, Avx2Vnni, Avx512 };
+enum class Isa : uint8_t { Portable, Avx2, Avx2Vnni, Avx512, Avx512Bf16 };
 
 const CpuFeatures& cpu_features();
 
-// The best one there is, or the one named by the environment variable PELLUCID_ISA (portable, avx2, avx2vnni, avx512).
+// The best one there is, or the one named by the environment variable PELLUCID_ISA (portable, avx2, avx2vnni, avx512,
+// avx512bf16).
 // Decided at the first call. Throws std::runtime_error if the variable names one that is unknown or not there.
 Isa active_isa();
 

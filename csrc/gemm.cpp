@@ -24,6 +24,7 @@ T* thread_scratch(int64_t count) {
 const KernelTable& kernels() {
 #if defined(__x86_64__)
     switch (active_isa()) {
+        case Isa::Avx512Bf16:
         case Isa::Avx512: return kAvx512Kernels;
         case Isa::Avx2Vnni: return kAvx2VnniKernels;
         case Isa::Avx2: return kAvx2Kernels;
@@ -102,7 +103,7 @@ void gemm_float(const PackedWeight& w, const float* x, int64_t x_stride, int64_t
     call.y_stride = y_stride;
     call.bias = bias;
 #if defined(__x86_64__)
-    if (w.format.round_activations && active_isa() == Isa::Avx512 && cpu_features().avx512_bf16) {
+    if (w.format.round_activations && active_isa() == Isa::Avx512Bf16) {
         call.scratch = thread_scratch<uint16_t>(rows * w.k);
         return gemm_bfloat16_dot_avx512(call);
     }

@@ -28,9 +28,9 @@ struct AttentionTile {
     int64_t head_dim;
     int64_t first_position;  // of the first token
     const void* k;           // of this key/value head in block 0; see KVPool
-    const void* v;           // in slot 0
+    const void* v;           // likewise
     KVType kv_type;
-    int64_t slot_stride;  // elements between two slots: G * D
+    int64_t slot_columns;  // elements that a slot takes: G * D
     const float* k_scale;  // Int8 only: of this key/value head in slot 0
     const float* v_scale;
     int64_t scale_stride;  // between two slots: G
@@ -48,6 +48,7 @@ struct AttentionTile {
 struct NextPartition {
     const AttentionTile* tile = nullptr;
     int64_t partition = 0;
+    bool present_was_next = false;  // so those of the present one have been fetched
 };
 
 constexpr int64_t kPartition = 256;   // positions of one softmax; counted from position 0
@@ -100,6 +101,7 @@ extern const OpTable kPortableOps;
 #if defined(__x86_64__)
 extern const OpTable kAvx2Ops;
 extern const OpTable kAvx512Ops;
+extern const OpTable kAvx512Bf16Ops;
 #endif
 
 // The table of active_isa().

@@ -56,10 +56,10 @@ struct Best {
 Best best(Arithmetic arithmetic) {
 #if defined(__x86_64__)
     const Isa isa = active_isa();
-    if (isa == Isa::Avx512) {
+    if (isa == Isa::Avx512 || isa == Isa::Avx512Bf16) {
         if (arithmetic == Arithmetic::Int8) return {int8_avx512, 128};
         if (arithmetic == Arithmetic::Float32) return {float_avx512, 32};
-        if (cpu_features().avx512_bf16) return {bfloat16_avx512, 64};
+        if (isa == Isa::Avx512Bf16) return {bfloat16_avx512, 64};
         return {float_avx512, 32};
     }
     if (isa == Isa::Avx2Vnni && arithmetic == Arithmetic::Int8) return {int8_avxvnni, 64};

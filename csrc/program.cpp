@@ -49,6 +49,12 @@ struct Program::Execution final : Job {
         s.instruction->run(step, s.index, task, reinterpret_cast<float*>(scratch));
     }
 
+    Upcoming upcoming(uint32_t stage) override {
+        for (const size_t end = program.stages_.size(); ++stage < end;)
+            if (const Upcoming next = program.stages_[stage].instruction->reads(step); next.data) return next;
+        return {};
+    }
+
     Program& program;
     const Step step;
 };

@@ -119,23 +119,28 @@ void mix(const Meeting& m, const Rows& values, Range range, Ahead& ahead, float*
     for (; d < head_dim; d += kLanes) mix_block<kRows, 1>(m.scores, values, range, d, head_dim, ahead, out);
 }
 
-// Turns one row of scores into weights exp(score - largest), 0 outside of `seen`, in the vectors that `block` touches.
-// Sums run through the whole partition vector by vector; what is not touched would add 0.
-void soften(const Meeting& m, Range block, Range seen, float* scores, float* largest, float* denominator) {
-    const int64_t first = block.begin / kLanes * kLanes;
+// Caps the scores of one row, and hides those that it does not see, in the vectors that `block` touches. Returns the
+// largest one.
+float mask_scores(const Meeting& m, Range block, Range seen, float* scores) {
     const Float nothing = spread(-__builtin_inff()), cap = spread(m.tile.softcap);
     Float top = nothing;
-    for (int64_t i = first; i < block.end; i += kLanes) {
+    for (int64_t i = block.begin / kLanes * kLanes; i < block.end; i += kLanes) {
         Float s = load(scores + i);
         if (m.tile.softcap > 0.0f) s = mul(tanh(div(s, cap)), cap);
         if (i < seen.begin || i + kLanes > seen.end) s = keep_lanes(s, seen.begin - i, seen.end - i, nothing);
         store(scores + i, s);
         top = max(s, top);
     }
-    *largest = max_of_lanes(top);
+    return max_of_lanes(top);
+}
+
+// Turns one row of scores into weights exp(score - largest), 0 outside of `seen`, in the vectors that `block` touches.
+// Sums run through the whole partition vector by vector; what is not touched would add 0.
+void soften(const Meeting& m, Range block, Range seen, float* scores, float* largest, float* denominator) {
+    *largest = mask_scores(m, block, seen, scores);
     const Float offset = spread(seen.empty() ? 0.0f : *largest);
     Float sums[2] = {spread(0.0f), spread(0.0f)};
-    for (int64_t i = first; i < block.end; i += kLanes) {
+    for (int64_t i = block.begin / kLanes * kLanes; i < block.end; i += kLanes) {
         const Float weight = exp(sub(load(scores + i), offset));
         store(scores + i, m.value_scales ? mul(weight, load(m.value_scales + i)) : weight);
         Float& sum = sums[i / kLanes % 2];
@@ -182,8 +187,8 @@ template <KVType kType>
 void attend_in(Meeting& m, Ahead& ahead, float* room) {
     const AttentionTile& tile = m.tile;
     const Range range = all_visible(tile, m.partition);
-    int64_t offsets[kPartition];
-    find_offsets(tile, m.partition, range, offsets);
+    ValueRows rows;
+    find_values(tile, m.partition, range, rows);
     float scales[kType == KVType::Int8 ? 2 * kPartition : 1];
     if constexpr (kType == KVType::Int8) {
         m.key_scales = scales;
@@ -191,9 +196,7 @@ void attend_in(Meeting& m, Ahead& ahead, float* room) {
         find_scales(tile, m.partition, range, tile.k_scale, scales);
         find_scales(tile, m.partition, range, tile.v_scale, scales + kPartition);
     }
-    const PoolRows<kType> values{static_cast<const std::byte*>(tile.v), offsets};
-    // Blocks lie anywhere in memory, where no hardware foresees them.
-    for (int64_t i = range.begin; i < range.end; ++i) fetch_row(values.row(i), row_bytes(tile));
+    const PoolRows<kType> values{rows};
     KeyVectors keys, wide;
     find_keys(tile, m.partition, range, room, keys);
     m.keys = &keys;
@@ -208,13 +211,23 @@ void attend_in(Meeting& m, Ahead& ahead, float* room) {
     attend_all_rows<KVType::Float32>(m, DenseRows{dense, tile.head_dim}, ahead);
 }
 
+}  // namespace
+}  // namespace pellucid
+
+#if defined(PELLUCID_BFLOAT16_PAIRS)
+#include "attention_pairs.h"
+#endif
+
+namespace pellucid {
+namespace {
+
 void attend_partition_impl(const AttentionTile& tile, int64_t partition, const NextPartition& next, PartialSoftmax out,
                            float* scratch) {
     float* scores = scratch;
     float* q = scores + kRowBlock * kPartition;
     float* room = q + tile.rows() * tile.head_dim;
-    Ahead ahead(next);
-    pack_queries(tile, q);
+    if (!next.present_was_next) Ahead(&tile, partition).fetch_all();
+    Ahead ahead(next.tile, next.partition);
     Meeting m{.tile = tile,
               .partition = partition,
               .q = q,
@@ -223,6 +236,10 @@ void attend_partition_impl(const AttentionTile& tile, int64_t partition, const N
               .value_scales = nullptr,
               .scores = scores,
               .out = out};
+#if defined(PELLUCID_BFLOAT16_PAIRS)
+    if (tile.kv_type == KVType::BFloat16) return attend_pairs(m, ahead, reinterpret_cast<uint16_t*>(q), room);
+#endif
+    pack_queries(tile, q);
     switch (tile.kv_type) {
         case KVType::Float32: return attend_in<KVType::Float32>(m, ahead, room);
         case KVType::BFloat16: return attend_in<KVType::BFloat16>(m, ahead, room);

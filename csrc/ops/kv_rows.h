@@ -1,8 +1,8 @@
 // Keys and values of one partition of a paged pool: where they lie, how they are fetched, packed and made floats.
 // Included after a simd header.
 //
-// Values lie row by row, keys as attention reads them: a vector holds the same components of many keys. They are handled
-// in 32-bit words, whatever numbers are in a word, and read from blocks [words][block_size], or from panels [words][64]
+// Of each head and block the values lie row by row, the keys as attention reads them: a vector holds the same components
+// of many keys. They are handled in 32-bit words, whatever numbers are in a word, and read from blocks [words][block_size], or from panels [words][64]
 // where a block is no whole number of vectors, and where they were widened for many rows.
 //
 //     float32   1 number per word        bfloat16, float16   2, the lower half first        int8   4, the lowest first
@@ -45,29 +45,42 @@ inline Range all_visible(const AttentionTile& tile, int64_t partition) {
 // Calls f(first, count, block, offset) for each run of positions in `range` that lie side by side in a block.
 template <class F>
 inline void for_blocks(const AttentionTile& tile, int64_t partition, Range range, F f) {
-    const int64_t start = partition * kPartition;
-    for (int64_t i = range.begin; i < range.end;) {
-        const int64_t block = (start + i) / tile.block_size, offset = (start + i) % tile.block_size;
-        const int64_t count = smaller(tile.block_size - offset, range.end - i);
-        f(i, count, int64_t{tile.block_table[block]}, offset);
+    const int64_t start = partition * kPartition + range.begin, size = tile.block_size;
+    const int32_t* block = tile.block_table + start / size;
+    int64_t offset = start % size;
+    for (int64_t i = range.begin; i < range.end; ++block, offset = 0) {
+        const int64_t count = smaller(size - offset, range.end - i);
+        f(i, count, int64_t{*block}, offset);
         i += count;
     }
 }
 
 inline int64_t row_bytes(const AttentionTile& tile) { return tile.head_dim * kv_bytes(tile.kv_type); }
-inline int64_t slot_bytes(const AttentionTile& tile) { return tile.slot_stride * kv_bytes(tile.kv_type); }
+// Of all heads, and of one.
+inline int64_t block_bytes(const AttentionTile& tile) {
+    return tile.block_size * tile.slot_columns * kv_bytes(tile.kv_type);
+}
+inline int64_t head_block_bytes(const AttentionTile& tile) { return tile.block_size * row_bytes(tile); }
 
-// The keys of the tile's head in a block.
+// The keys and the values of the tile's head in a block.
 inline const std::byte* keys_of(const AttentionTile& tile, int64_t block) {
-    return static_cast<const std::byte*>(tile.k) + block * tile.block_size * slot_bytes(tile);
+    return static_cast<const std::byte*>(tile.k) + block * block_bytes(tile);
+}
+inline const std::byte* values_of(const AttentionTile& tile, int64_t block) {
+    return static_cast<const std::byte*>(tile.v) + block * block_bytes(tile);
 }
 
-// offsets[i] is how many bytes after slot 0 the value of position i of the partition lies, for i in `range`.
-inline void find_offsets(const AttentionTile& tile, int64_t partition, Range range, int64_t* offsets) {
-    const int64_t stride = slot_bytes(tile);
+// Where the values of the positions of a partition lie.
+struct ValueRows {
+    const std::byte* row[kPartition + 1];
+};
+
+// Only for positions in `range`.
+inline void find_values(const AttentionTile& tile, int64_t partition, Range range, ValueRows& values) {
+    const int64_t bytes = row_bytes(tile);
     for_blocks(tile, partition, range, [&](int64_t first, int64_t count, int64_t block, int64_t offset) {
-        const int64_t base = (block * tile.block_size + offset) * stride;
-        for (int64_t i = 0; i < count; ++i) offsets[first + i] = base + i * stride;
+        const std::byte* row = values_of(tile, block) + offset * bytes;
+        for (int64_t i = 0; i < count; ++i, row += bytes) values.row[first + i] = row;
     });
 }
 
@@ -101,15 +114,13 @@ struct Words {
     }
 };
 
-// The rows of a head's pool.
+// Values as they lie in the pool.
 template <KVType kType>
 struct PoolRows {
-    const std::byte* data;
-    const int64_t* offsets;
+    const ValueRows& values;
 
-    const std::byte* row(int64_t key) const { return data + offsets[key]; }
     Float operator()(int64_t key, int64_t d) const {
-        const std::byte* p = row(key) + d * kv_bytes(kType);
+        const std::byte* p = values.row[key] + d * kv_bytes(kType);
         if constexpr (kType == KVType::Float32) return load(reinterpret_cast<const float*>(p));
         if constexpr (kType == KVType::BFloat16) return load_bfloat16(reinterpret_cast<const uint16_t*>(p));
         if constexpr (kType == KVType::Float16) return load_half(reinterpret_cast<const uint16_t*>(p));
@@ -125,51 +136,42 @@ struct DenseRows {
 
 // ---- fetching ----
 
-// To all caches: what is fetched ahead is evicted to level 2 meanwhile, and yet arrives there sooner than if it was
-// asked for there.
-inline void fetch_row(const std::byte* row, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 3);
-}
-
-// Fetches the keys and values of the partition that comes next, a position's share at a time, all the while the present
-// one is computed. Else memory and core would take turns to rest.
+// Fetches the keys and values of a partition a little at a time, all the while another one is computed: else memory and
+// core would take turns to rest, and blocks lie anywhere in memory, where no hardware foresees them. They are fetched to
+// all caches: what is evicted to level 2 meanwhile still arrives there sooner than if it was asked for there.
 class Ahead {
 public:
-    explicit Ahead(const NextPartition& next) : tile_(next.tile) {
-        if (!tile_) return;
-        const Range range = all_visible(*tile_, next.partition);
-        position_ = next.partition * kPartition + range.begin;
-        end_ = next.partition * kPartition + range.end;
-        bytes_ = row_bytes(*tile_);
-        stride_ = slot_bytes(*tile_);
+    Ahead(const AttentionTile* tile, int64_t partition) {
+        if (!tile) return;
+        lines_ = (head_block_bytes(*tile) + kLine - 1) / kLine;
+        for_blocks(*tile, partition, all_visible(*tile, partition), [&](int64_t, int64_t, int64_t block, int64_t) {
+            runs_[num_runs_++] = keys_of(*tile, block);
+            runs_[num_runs_++] = values_of(*tile, block);
+        });
     }
 
     void fetch() {
-        if (left_ == 0 && !enter_block()) return;
-        fetch_row(k_, bytes_);
-        fetch_row(v_, bytes_);
-        k_ += bytes_;
-        v_ += stride_;
-        --left_;
+        if (left_ <= 0) {
+            if (run_ == num_runs_) return;
+            next_ = runs_[run_++];
+            left_ = lines_;
+        }
+        for (int i = 0; i < kAtOnce; ++i) __builtin_prefetch(next_ + i * kLine, 0, 3);
+        next_ += kAtOnce * kLine;
+        left_ -= kAtOnce;
+    }
+
+    void fetch_all() {
+        while (left_ > 0 || run_ < num_runs_) fetch();
     }
 
 private:
-    bool enter_block() {
-        if (position_ >= end_) return false;
-        const int64_t block = tile_->block_table[position_ / tile_->block_size];
-        const int64_t offset = position_ % tile_->block_size;
-        left_ = smaller(tile_->block_size - offset, end_ - position_);
-        k_ = keys_of(*tile_, block) + offset * bytes_;
-        v_ = static_cast<const std::byte*>(tile_->v) + (block * tile_->block_size + offset) * stride_;
-        position_ += left_;
-        return true;
-    }
+    static constexpr int64_t kAtOnce = 4;
 
-    const AttentionTile* tile_;
-    int64_t position_ = 0, end_ = 0, left_ = 0;
-    int64_t bytes_ = 0, stride_ = 0;
-    const std::byte* k_ = nullptr;
-    const std::byte* v_ = nullptr;
+    const std::byte* runs_[2 * kPartition];  // of each block the keys, the values
+    int64_t num_runs_ = 0, run_ = 0;
+    int64_t lines_ = 0, left_ = 0;  // of a run, of the present one
+    const std::byte* next_ = nullptr;
 };
 
 // ---- packing ----

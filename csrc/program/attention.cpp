@@ -71,11 +71,20 @@ void AttentionPlan::cut(const StepInputs& inputs, uint32_t num_threads) {
     groups_per_task = static_cast<int64_t>(pieces.size()) >= kPiecesPerThread * num_threads ? shape.num_groups : 1;
     // A task knows what it does next, and has it fetched meanwhile; so where there are many pieces it takes several.
     pieces_per_task = std::max<int64_t>(1, pieces.size() / (kWholeTasksPerThread * num_threads));
-    // Tasks are claimed from the last to the first: long ones early leave short ones to even out the end.
+    deal(num_threads);
+}
+
+// Every thread gets its share of the long pieces, and begins with them: short ones even out the end.
+void AttentionPlan::deal(uint32_t num_threads) {
     const auto work = [&](const AttentionPiece& p) {
         return (p.last_partition - p.first_partition + 1) * (1 + tiles[p.tile].num_tokens);
     };
-    std::stable_sort(pieces.begin(), pieces.end(), [&](const auto& a, const auto& b) { return work(a) < work(b); });
+    std::stable_sort(pieces.begin(), pieces.end(), [&](const auto& a, const auto& b) { return work(a) > work(b); });
+    std::vector<AttentionPiece> dealt;
+    dealt.reserve(pieces.size());
+    for (uint32_t thread = 0; thread < num_threads; ++thread)
+        for (size_t i = thread; i < pieces.size(); i += num_threads) dealt.push_back(pieces[i]);
+    pieces.swap(dealt);
 }
 
 // ---- the instruction ----
@@ -112,22 +121,23 @@ void Attention::run(const Step& step, uint32_t stage, uint32_t task, float* scra
     const int64_t begin = index * all.pieces_per_task, pieces = all.pieces.size();
     const int64_t parts = (std::min(begin + all.pieces_per_task, pieces) - begin) * groups;
     const auto part = [&](int64_t i) { return Part{&all.pieces[begin + i / groups], first + i % groups}; };
-    for (int64_t i = 0; i < parts; ++i) attend(step, part(i), i + 1 < parts ? part(i + 1) : Part{}, scratch);
+    for (int64_t i = 0; i < parts; ++i)
+        attend(step, part(i), i + 1 < parts ? part(i + 1) : Part{}, i > 0, scratch);
 }
 
 AttentionTile Attention::queries(const Step& step, const QueryTile& tile, int64_t group) const {
     const FloatView all = step.floats(q);
-    const int64_t head_dim = pool.head_dim, head_bytes = group * head_dim * kv_bytes(pool.type);
+    const int64_t head_dim = pool.head_dim, head_bytes = group * pool.block_size * head_dim * kv_bytes(pool.type);
     return {.q = all.row(tile.first_row) + group * heads_per_group() * head_dim,
             .q_stride = all.stride,
             .num_tokens = tile.num_tokens,
             .heads = heads_per_group(),
             .head_dim = head_dim,
             .first_position = tile.first_position,
-            .k = static_cast<const std::byte*>(pool.k) + head_bytes * pool.block_size,
+            .k = static_cast<const std::byte*>(pool.k) + head_bytes,
             .v = static_cast<const std::byte*>(pool.v) + head_bytes,
             .kv_type = pool.type,
-            .slot_stride = pool.slot_columns(),
+            .slot_columns = pool.slot_columns(),
             .k_scale = pool.k_scale ? pool.k_scale + group : nullptr,
             .v_scale = pool.v_scale ? pool.v_scale + group : nullptr,
             .scale_stride = pool.num_kv_heads,
@@ -144,7 +154,8 @@ PartialSoftmax Attention::partial(const Step& step, const QueryTile& tile, int64
     return softmax_at(step.partials + tile.partials + index * softmax_floats(rows, pool.head_dim), rows);
 }
 
-void Attention::attend(const Step& step, const Part& part, const Part& then, float* scratch) const {
+// `fetched`: the part before this one had this one as `then`.
+void Attention::attend(const Step& step, const Part& part, const Part& then, bool fetched, float* scratch) const {
     const AttentionPiece& piece = *part.piece;
     const std::vector<QueryTile>& tiles = (*step.plans)[plan].tiles;
     const QueryTile& tile = tiles[piece.tile];
@@ -161,7 +172,8 @@ void Attention::attend(const Step& step, const Part& part, const Part& then, flo
 
     const bool is_whole = piece.first_partition == tile.first_partition && piece.last_partition == tile.last_partition;
     for (int64_t p = piece.first_partition; p <= piece.last_partition; ++p) {
-        const NextPartition next = p < piece.last_partition ? NextPartition{&call, p + 1} : after_last;
+        NextPartition next = p < piece.last_partition ? NextPartition{&call, p + 1} : after_last;
+        next.present_was_next = fetched || p > piece.first_partition;
         if (!is_whole) {
             ops().attend_partition(call, p, next, partial(step, tile, part.group, p), room);
         } else if (p == piece.first_partition) {

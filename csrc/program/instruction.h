@@ -8,6 +8,7 @@
 #include "op_table.h"
 #include "program/operands.h"
 #include "program/step.h"
+#include "thread_team.h"
 
 namespace pellucid {
 
@@ -27,6 +28,8 @@ public:
     virtual uint32_t num_tasks(const Step& step, uint32_t stage) const = 0;
     virtual void run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const = 0;
     virtual int64_t scratch_floats() const { return 0; }
+    // What its threads read in order, if much and known beforehand.
+    virtual Upcoming reads(const Step&) const { return {}; }
 
     // Asks to leave `out`, which it writes, in quantised form in `buffer` as well. False if it cannot.
     virtual bool quantise(const Columns& /*out*/, int /*buffer*/) { return false; }
@@ -181,6 +184,7 @@ public:
     uint32_t num_tasks(const Step& step, uint32_t stage) const override;
     void run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const override;
     int64_t scratch_floats() const override;
+    Upcoming reads(const Step& step) const override;
     bool quantise(const Columns& columns, int buffer) override;
 
     Columns y, x;  // x is all of a quantised buffer if the weight is quantised
@@ -234,7 +238,7 @@ private:
 
     int64_t heads_per_group() const { return q.count / pool.slot_columns(); }
     AttentionTile queries(const Step& step, const QueryTile& tile, int64_t group) const;
-    void attend(const Step& step, const Part& part, const Part& then, float* scratch) const;
+    void attend(const Step& step, const Part& part, const Part& then, bool fetched, float* scratch) const;
     void merge(const Step& step, const QueryTile& tile, int64_t group, float* scratch) const;
     void store(const Step& step, const QueryTile& tile, int64_t group, PartialSoftmax total, float* scratch) const;
     PartialSoftmax partial(const Step& step, const QueryTile& tile, int64_t group, int64_t partition) const;

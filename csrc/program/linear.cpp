@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "program/instruction.h"
+#include "strip_layout.h"
 
 namespace pellucid {
 
@@ -42,7 +43,7 @@ Linear::Grid Linear::grid(const Step& step) const {
 Linear::Block Linear::block(const Step& step, uint32_t task) const {
     const auto [row_blocks, column_blocks] = grid(step);
     const int64_t n = rows(step), columns = divide_up(width(), kBlockColumns);
-    const int64_t row = task / column_blocks, column = task % column_blocks;
+    const int64_t column = task / row_blocks, row = task % row_blocks;  // so a thread keeps its columns in its cache
     return {n * row / row_blocks, n * (row + 1) / row_blocks, columns * column / column_blocks * kBlockColumns,
             std::min(width(), columns * (column + 1) / column_blocks * kBlockColumns)};
 }
@@ -50,6 +51,16 @@ Linear::Block Linear::block(const Step& step, uint32_t task) const {
 uint32_t Linear::num_tasks(const Step& step, uint32_t) const {
     const Grid blocks = grid(step);
     return static_cast<uint32_t>(blocks.row_blocks * blocks.column_blocks);
+}
+
+Upcoming Linear::reads(const Step& step) const {
+    if (rows(step) == 0) return {};
+    const int64_t strips = kBlockColumns / kStripColumns, bytes = strip_layout(weight.k, weight.format).bytes;
+    const bool gated = width() != weight.n;
+    return {.data = weight.data.get(),
+            .units = static_cast<uint64_t>(width() / kBlockColumns),
+            .bytes = static_cast<uint64_t>(strips * bytes),
+            .apart = gated ? static_cast<uint64_t>(width() / kStripColumns * bytes) : 0};
 }
 
 int64_t Linear::scratch_floats() const { return activates ? 3 * kBlockRows * kActivatedColumns : 0; }

@@ -40,9 +40,9 @@ struct FloatTensor {
     explicit operator bool() const { return data != nullptr; }
 };
 
-// One layer's keys and values. Values are dense [num_blocks, block_size, num_kv_heads, head_dim]. Keys take as many bytes,
-// but lie as attention reads them: [num_blocks, num_kv_heads, head_dim in 32-bit words, block_size]; a word has 1, 2 or 4
-// neighbouring components. With Int8 the scales are beside them, [num_blocks, block_size, num_kv_heads].
+// One layer's keys and values, as attention reads them: what a head has in a block lies together. Values are
+// [num_blocks, num_kv_heads, block_size, head_dim], keys [num_blocks, num_kv_heads, head_dim in 32-bit words, block_size];
+// a word has 1, 2 or 4 neighbouring components. With Int8 the scales are beside them, [num_blocks, block_size, num_kv_heads].
 struct KVPool {
     void* k = nullptr;
     void* v = nullptr;

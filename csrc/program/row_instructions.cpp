@@ -189,8 +189,10 @@ void WriteKV::store_key(const float* head, int64_t slot, int64_t group) const {
 }
 
 void WriteKV::store_value(const float* head, int64_t slot, int64_t group) const {
-    const int64_t index = slot * pool.num_kv_heads + group, bytes = pool.head_dim * kv_bytes(pool.type);
-    round(head, static_cast<std::byte*>(pool.v) + index * bytes, pool.v_scale ? pool.v_scale + index : nullptr);
+    const int64_t bytes = pool.head_dim * kv_bytes(pool.type), size = pool.block_size;
+    const int64_t row = (slot / size * pool.num_kv_heads + group) * size + slot % size;
+    round(head, static_cast<std::byte*>(pool.v) + row * bytes,
+          pool.v_scale ? pool.v_scale + slot * pool.num_kv_heads + group : nullptr);
 }
 
 }  // namespace pellucid

@@ -68,6 +68,7 @@ struct AttentionPlan {
 
 private:
     void add_tiles(const StepInputs& inputs, int32_t sequence);
+    void deal(uint32_t num_threads);
 };
 
 // Room for the softmaxes of `rows` rows over one partition each, in whole cache lines.

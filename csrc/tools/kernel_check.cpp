@@ -75,5 +75,6 @@ int main() {
     if (cpu.avx2) failed |= check_in_child(Isa::Avx2);
     if (cpu.avx_vnni) failed |= check_in_child(Isa::Avx2Vnni);
     if (cpu.avx512) failed |= check_in_child(Isa::Avx512);
+    if (cpu.avx512_bf16) failed |= check_in_child(Isa::Avx512Bf16);
     return failed;
 }

@@ -117,7 +117,7 @@ def _float_case(
     w = bfloat16_to_float(bits)
     weight = _native.pack_bfloat16(bits, rounds)
     # Only this instruction has bf16 products; elsewhere activations stay fp32.
-    rounds = rounds and _native.isa() == "avx512" and _native.features()["avx512_bf16"]
+    rounds = rounds and _native.isa() == "avx512bf16"
     return Case(n, k, False, weight, w.astype(np.float64), w, bias, rounds)
 
 

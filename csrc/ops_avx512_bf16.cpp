@@ -1,0 +1,11 @@
+#include "simd/avx512.h"
+
+#include "simd/bfloat16_pairs.h"
+
+#include "ops/op_table_entries.h"
+
+namespace pellucid {
+
+const OpTable kAvx512Bf16Ops = PELLUCID_OP_TABLE;
+
+}  // namespace pellucid
