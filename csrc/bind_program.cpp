@@ -144,7 +144,8 @@ void bind_operands(nb::module_& m) {
         .def_ro("count", &Columns::count);
     nb::class_<KVPool>(m, "KVPool",
                        "One layer's keys and values: [num_blocks, block_size, G, D], float32, bfloat16, float16, or int8 "
-                       "with float32 scales [num_blocks, block_size, G].")
+                       "with float32 scales [num_blocks, block_size, G]. What a head has in a block lies together: see "
+                     "kernels.native.native_layout.")
         .def(
             "__init__",
             [](KVPool* self, PoolTensor k, PoolTensor v, Scales k_scale, Scales v_scale) {

@@ -31,9 +31,8 @@ struct AttentionTile {
     const void* v;           // likewise
     KVType kv_type;
     int64_t slot_columns;  // elements that a slot takes: G * D
-    const float* k_scale;  // Int8 only: of this key/value head in slot 0
+    const float* k_scale;  // Int8 only: of this key/value head in block 0
     const float* v_scale;
-    int64_t scale_stride;  // between two slots: G
     const int32_t* block_table;
     int64_t block_size;
     float scale;

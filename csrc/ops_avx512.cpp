@@ -1,5 +1,7 @@
 #include "simd/avx512.h"
 
+#include "simd/int8_dots.h"
+
 #include "ops/op_table_entries.h"
 
 namespace pellucid {

@@ -1,5 +1,7 @@
 #include "simd/avx512.h"
 
+#include "simd/int8_dots.h"
+
 #include "simd/bfloat16_pairs.h"
 
 #include "ops/op_table_entries.h"

@@ -217,6 +217,9 @@ void attend_in(Meeting& m, Ahead& ahead, float* room) {
 #if defined(PELLUCID_BFLOAT16_PAIRS)
 #include "attention_pairs.h"
 #endif
+#if defined(PELLUCID_INT8_DOTS)
+#include "attention_int8.h"
+#endif
 
 namespace pellucid {
 namespace {
@@ -238,6 +241,9 @@ void attend_partition_impl(const AttentionTile& tile, int64_t partition, const N
               .out = out};
 #if defined(PELLUCID_BFLOAT16_PAIRS)
     if (tile.kv_type == KVType::BFloat16) return attend_pairs(m, ahead, reinterpret_cast<uint16_t*>(q), room);
+#endif
+#if defined(PELLUCID_INT8_DOTS)
+    if (tile.kv_type == KVType::Int8) return attend_int8(m, ahead, q, room);
 #endif
     pack_queries(tile, q);
     switch (tile.kv_type) {

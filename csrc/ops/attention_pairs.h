@@ -135,13 +135,11 @@ void attend_pair_block(int64_t rows, const PairMeeting& m, int64_t first, Ahead&
 }
 
 void attend_pairs(Meeting& m, Ahead& ahead, uint16_t* q, float* room) {
-    alignas(64) static constexpr std::byte kNothing[2 * kMaxHeadDim] = {};
     const AttentionTile& tile = m.tile;
     const Range range = all_visible(tile, m.partition);
     ValueRows values;
     find_values(tile, m.partition, range, values);
-    if (range.begin % 2) values.row[range.begin - 1] = kNothing;
-    values.row[range.end] = kNothing;
+    values.surround(range, 2);
     KeyVectors keys;
     find_keys(tile, m.partition, range, room, keys);
     m.keys = &keys;

@@ -171,18 +171,35 @@ void widen_scales(const QuantGemm& call, const std::byte* strip, float* out) {
     }
 }
 
+// Where the outliers of a product are in every strip: bytes from the first quant, bits from the right of a lane, and
+// floats from the first scale.
+template <class F>
+struct OutlierPlaces {
+    int64_t line[Outliers::kMax], scale[Outliers::kMax];
+    int shift[Outliers::kMax];
+
+    explicit OutlierPlaces(const Outliers& outliers) {
+        for (int64_t i = 0; i < outliers.count; ++i) {
+            const int column = outliers.columns[i], place = column % F::kDepth;
+            line[i] = column / F::kDepth * kLine;
+            scale[i] = column / F::kGroup * F::kScaleFloats;
+            // A value is 8 bits of four bytes; of 4-bit ones the second four are in the high nibbles.
+            shift[i] = place % 4 * 8 + place / 4 * 4;
+        }
+    }
+};
+
 // The columns of one strip that outliers are multiplied with, once for all rows.
 template <class F>
-void take_out(const QuantGemm& call, const std::byte* quants, const float* scales, float* out) {
+void take_out(const QuantGemm& call, const OutlierPlaces<F>& places, const std::byte* quants, const float* scales,
+              float* out) {
     for (int64_t i = 0; i < call.outliers.count; ++i) {
-        const int64_t column = call.outliers.columns[i], place = column % F::kDepth;
-        const std::byte* line = quants + column / F::kDepth * kLine;
-        const float* scale = scales + column / F::kGroup * F::kScaleFloats;
-        // A value is 8 bits of four bytes; of 4-bit ones the second four are in the high nibbles.
-        const int shift = static_cast<int>(place % 4 * 8 + place / 4 * 4);
+        const std::byte* line = quants + places.line[i];
+        const float* scale = scales + places.scale[i];
         for (int v = 0; v < kVectorsPerStrip; ++v, out += kLanes) {
-            const Int q = low_bits<F::kBits>(shift_right(load_bytes(line + v * kLanes * 4), shift));
-            const Float w = mul(load(scale + v * kLanes), to_float(add(q, spread(-call.format.zero))));
+            Int q = low_bits<F::kBits>(shift_right(load_bytes(line + v * kLanes * 4), places.shift[i]));
+            if constexpr (!F::kMinima) q = add(q, spread(-call.format.zero));
+            const Float w = mul(load(scale + v * kLanes), to_float(q));
             store(out, F::kMinima ? add(w, load(scale + kStripColumns + v * kLanes)) : w);
         }
     }
@@ -201,7 +218,7 @@ void dispatch_tile(int64_t rows, const QuantGemm& call, const Strips<kStrips>& s
 
 // All rows times `kStrips` strips, starting at `strip`.
 template <class F, int kStrips>
-void strips_times_rows(const QuantGemm& call, int64_t strip) {
+void strips_times_rows(const QuantGemm& call, const OutlierPlaces<F>& places, int64_t strip) {
     Strips<kStrips> strips;
     for (int s = 0; s < kStrips; ++s) {
         const std::byte* p = call.strips + (strip + s) * call.layout.bytes;
@@ -212,7 +229,7 @@ void strips_times_rows(const QuantGemm& call, int64_t strip) {
         strips.scales[s] = scales;
         strips.outliers[s] = outliers;
         widen_scales<F>(call, p, scales);
-        take_out<F>(call, strips.quants[s], scales, outliers);
+        take_out<F>(call, places, strips.quants[s], scales, outliers);
     }
 
     const int64_t blocks = call.k / kActivationGroup;
@@ -230,11 +247,12 @@ void strips_times_rows(const QuantGemm& call, int64_t strip) {
 // A single row is bound by memory, and one strip at a time is one stream of memory.
 template <class F>
 void gemm_quant_format(const QuantGemm& call) {
+    const OutlierPlaces<F> places(call.outliers);
     int64_t strip = call.strip_begin;
     if (call.rows > 1)
         for (; strip + kQuantTileStrips <= call.strip_end; strip += kQuantTileStrips)
-            strips_times_rows<F, kQuantTileStrips>(call, strip);
-    for (; strip < call.strip_end; ++strip) strips_times_rows<F, 1>(call, strip);
+            strips_times_rows<F, kQuantTileStrips>(call, places, strip);
+    for (; strip < call.strip_end; ++strip) strips_times_rows<F, 1>(call, places, strip);
 }
 
 void gemm_quant_impl(const QuantGemm& call) {

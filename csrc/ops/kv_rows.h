@@ -72,7 +72,14 @@ inline const std::byte* values_of(const AttentionTile& tile, int64_t block) {
 
 // Where the values of the positions of a partition lie.
 struct ValueRows {
-    const std::byte* row[kPartition + 1];
+    const std::byte* row[kPartition];
+
+    // Lets those beside `range` be zeros, up to multiples of `unit`.
+    void surround(Range range, int64_t unit) {
+        alignas(64) static constexpr std::byte kZeros[4 * kMaxHeadDim] = {};
+        for (int64_t i = range.begin / unit * unit; i < range.begin; ++i) row[i] = kZeros;
+        for (int64_t i = range.end; i % unit != 0; ++i) row[i] = kZeros;
+    }
 };
 
 // Only for positions in `range`.
@@ -84,12 +91,16 @@ inline void find_values(const AttentionTile& tile, int64_t partition, Range rang
     });
 }
 
+inline const float* scales_of(const AttentionTile& tile, const float* pool, int64_t block) {
+    return pool + block * tile.block_size * tile.slot_columns / tile.head_dim;
+}
+
 // The scales of an int8 pool for all positions of the partition; 0 for those outside of `range`.
 inline void find_scales(const AttentionTile& tile, int64_t partition, Range range, const float* pool, float* scales) {
     for (int64_t i = 0; i < kPartition; i += kLanes) store(scales + i, spread(0.0f));
     for_blocks(tile, partition, range, [&](int64_t first, int64_t count, int64_t block, int64_t offset) {
-        const float* from = pool + (block * tile.block_size + offset) * tile.scale_stride;
-        for (int64_t i = 0; i < count; ++i) scales[first + i] = from[i * tile.scale_stride];
+        const float* from = scales_of(tile, pool, block) + offset;
+        for (int64_t i = 0; i < count; ++i) scales[first + i] = from[i];
     });
 }
 
@@ -147,6 +158,9 @@ public:
         for_blocks(*tile, partition, all_visible(*tile, partition), [&](int64_t, int64_t, int64_t block, int64_t) {
             runs_[num_runs_++] = keys_of(*tile, block);
             runs_[num_runs_++] = values_of(*tile, block);
+            if (!tile->k_scale) return;
+            __builtin_prefetch(scales_of(*tile, tile->k_scale, block), 0, 3);
+            __builtin_prefetch(scales_of(*tile, tile->v_scale, block), 0, 3);
         });
     }
 

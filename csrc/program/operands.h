@@ -42,7 +42,7 @@ struct FloatTensor {
 
 // One layer's keys and values, as attention reads them: what a head has in a block lies together. Values are
 // [num_blocks, num_kv_heads, block_size, head_dim], keys [num_blocks, num_kv_heads, head_dim in 32-bit words, block_size];
-// a word has 1, 2 or 4 neighbouring components. With Int8 the scales are beside them, [num_blocks, block_size, num_kv_heads].
+// a word has 1, 2 or 4 neighbouring components. With Int8 the scales are beside them, [num_blocks, num_kv_heads, block_size].
 struct KVPool {
     void* k = nullptr;
     void* v = nullptr;
@@ -56,6 +56,10 @@ struct KVPool {
     std::shared_ptr<const void> owner;
 
     int64_t slot_columns() const { return num_kv_heads * head_dim; }
+    // Which of all rows of heads the one of a slot is, as values and scales are counted.
+    int64_t row(int64_t slot, int64_t group) const {
+        return (slot / block_size * num_kv_heads + group) * block_size + slot % block_size;
+    }
 };
 
 struct FloatView {

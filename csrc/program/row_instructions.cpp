@@ -182,17 +182,15 @@ void WriteKV::round(const float* head, void* to, float* scale) const {
 
 void WriteKV::store_key(const float* head, int64_t slot, int64_t group) const {
     uint32_t rounded[kMaxHeadDim];
-    round(head, rounded, pool.k_scale ? pool.k_scale + slot * pool.num_kv_heads + group : nullptr);
+    round(head, rounded, pool.k_scale ? pool.k_scale + pool.row(slot, group) : nullptr);
     const int64_t words = pool.head_dim * kv_bytes(pool.type) / 4, size = pool.block_size;
     auto* to = static_cast<uint32_t*>(pool.k) + (slot / size * pool.num_kv_heads + group) * words * size + slot % size;
     for (int64_t w = 0; w < words; ++w) to[w * size] = rounded[w];
 }
 
 void WriteKV::store_value(const float* head, int64_t slot, int64_t group) const {
-    const int64_t bytes = pool.head_dim * kv_bytes(pool.type), size = pool.block_size;
-    const int64_t row = (slot / size * pool.num_kv_heads + group) * size + slot % size;
-    round(head, static_cast<std::byte*>(pool.v) + row * bytes,
-          pool.v_scale ? pool.v_scale + slot * pool.num_kv_heads + group : nullptr);
+    const int64_t row = pool.row(slot, group), bytes = pool.head_dim * kv_bytes(pool.type);
+    round(head, static_cast<std::byte*>(pool.v) + row * bytes, pool.v_scale ? pool.v_scale + row : nullptr);
 }
 
 }  // namespace pellucid

@@ -25,11 +25,13 @@ def test_every_op_is_as_exact_as_its_numbers_allow(monkeypatch: pytest.MonkeyPat
         *("add_rms_norm", "silu_mul", "gelu_mul", "rope_and_write_kv"),
     }
     # Activations of quantised products are int8, those of bfloat16 weights bfloat16.
-    allowed = {"int4": 0.02, "int8": 0.02, "bfloat16": 5e-3, "float32": 2e-6, "": 2e-6}
+    allowed = {"int4": 0.02, "int8": 0.02, "bfloat16": 5e-3, "float32": 2e-6}
+    # Attention rounds as its dot products do: not at all, to 16 bits, or to bfloat16.
+    attention = {"float32": 2e-6, "int8": 1e-4, "bfloat16": 5e-3}
     for m in measured:
         assert m.seconds > 0
-        is_product = m.op in SHAPES.linears
-        assert m.error < (allowed[m.weights] if is_product else 2e-6), m
+        error = attention[m.arithmetic] if "attention" in m.op else 2e-6
+        assert m.error < (allowed[m.weights] if m.op in SHAPES.linears else error), m
 
 
 def test_operations_and_bytes_are_those_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,10 +41,16 @@ class Recorder:
 
 
 def key_rows(blocks: Tensor) -> Tensor:
-    """The inverse of `key_blocks`."""
+    """Keys as the kernels keep them, by slots: the inverse of what `native_layout` does."""
     size, heads = blocks.shape[1:3]
     words = blocks.view(torch.int32).view(len(blocks), heads, -1, size)
     return words.permute(0, 3, 1, 2).contiguous().view(blocks.dtype)
+
+
+def by_slot(blocks: Tensor) -> Tensor:
+    """The same for values and scales."""
+    size, heads = blocks.shape[1:3]
+    return blocks.view(len(blocks), heads, size, *blocks.shape[3:]).transpose(1, 2).contiguous()
 
 
 def slices(columns: Any, *sizes: int) -> list[Any]:

@@ -12,7 +12,13 @@ import pytest
 native = pytest.importorskip("pellucid._native", reason="the native kernels are not built")
 
 HERE = Path(__file__).parent
-NEEDS = {"portable": None, "avx2": "avx2", "avx2vnni": "avx_vnni", "avx512": "avx512", "avx512bf16": "avx512_bf16"}
+NEEDS = {
+    "portable": None,
+    "avx2": "avx2",
+    "avx2vnni": "avx_vnni",
+    "avx512": "avx512",
+    "avx512bf16": "avx512_bf16",
+}
 
 
 def run(isa: str, *command: str) -> subprocess.CompletedProcess[str]:

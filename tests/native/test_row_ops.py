@@ -9,7 +9,7 @@ import torch
 
 from pellucid.kernels.reference import ReferenceOps, round_heads
 
-from .programs import Recorder, assert_close, key_rows, native, run, slices
+from .programs import Recorder, assert_close, by_slot, key_rows, native, run, slices
 
 REFERENCE = ReferenceOps()
 SIZES = [1, 3, 16, 31, 100, 576]
@@ -155,7 +155,7 @@ def test_rope_and_write_kv(head_dim: int, rotated: int, dtype: torch.dtype) -> N
     cos, sin = tables[0][positions], tables[1][positions]
     want_q, want_k, want_v = (part.view(rows, -1, head_dim) for part in values.split(sizes, dim=1))
     assert_close(result, REFERENCE.rope(want_q, cos, sin).flatten(1))
-    rows_of = (key_rows(pool[0]), pool[1])
+    rows_of = (key_rows(pool[0]), by_slot(pool[1]))
     k_pool, v_pool = (part.view(-1, groups, head_dim) for part in rows_of)
     tolerance = max(2e-6, torch.finfo(dtype).eps)
     assert_close(k_pool[slots].float(), REFERENCE.rope(want_k, cos, sin), tolerance)
@@ -209,9 +209,9 @@ def test_int8_pool_has_a_scale_per_head() -> None:
     slots = torch.tensor([5, 0, 2, 4, 1, 3])
     run(recorder.finish(rows), range(6), values.shape[1], slots=slots)
     want, want_scales = round_heads(values.view(6, 3, 48))
-    for part, part_scales in zip((key_rows(pool[0]), pool[1]), scales, strict=True):
+    for part, part_scales in zip((key_rows(pool[0]), by_slot(pool[1])), scales, strict=True):
         assert torch.equal(part.view(6, 3, 48)[slots], want)
-        assert torch.equal(part_scales.view(6, 3)[slots], want_scales)
+        assert torch.equal(by_slot(part_scales).view(6, 3)[slots], want_scales)
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])

@@ -104,7 +104,7 @@ class KVLayer:
     """One layer's pool: [num_blocks, block_size, G, D] each.
 
     An int8 pool has a float32 scale for each slot and head, [num_blocks, block_size, G]: what is
-    stored stands for scale * int8.
+    stored stands for scale * int8. Who writes and reads a pool may keep it in another order.
     """
 
     k: Tensor

@@ -27,7 +27,7 @@ from pellucid.kernels.interface import (
     kv_head_bytes,
 )
 from pellucid.kernels.machine_limits import Limits, measure_limits
-from pellucid.kernels.native import NativeOps, key_blocks, thread_team
+from pellucid.kernels.native import NativeOps, attention_arithmetic, native_layout, thread_team
 from pellucid.kernels.native_weights import NativeWeight, pack_float, pack_integers
 from pellucid.kernels.reference import ReferenceOps, round_heads
 
@@ -192,7 +192,7 @@ class Bench:
             return t
 
         ops, reference = NativeOps(), ReferenceOps()
-        packed = [KVLayer(key_blocks(p.k), p.v, p.k_scale, p.v_scale) for p in pools]
+        packed = [native_layout(pool) for pool in pools]
         seconds, out = self._run(
             ops, x, "paged_attention", lambda t: forward(ops, packed, t), inputs
         )
@@ -206,7 +206,7 @@ class Bench:
             bytes=pool_bytes + rows * 8 * heads * head_dim,
             operations=4 * seen * heads * head_dim,
             error=_error(out, forward(reference, pools, x)),
-            arithmetic="float32",
+            arithmetic=attention_arithmetic(dtype),
         )
 
     def _pool(self, shape: tuple[int, ...], dtype: torch.dtype) -> KVLayer:

@@ -113,14 +113,32 @@ class Tape:
         return self._index[ids.data_ptr()]
 
 
-def key_blocks(k: Tensor) -> Tensor:
-    """Keys [num_blocks, block_size, G, D] as the kernels keep them, under the same shape and dtype.
+def attention_arithmetic(dtype: torch.dtype) -> str:
+    """What scores and weighted sums over a pool of `dtype` are computed in."""
+    from pellucid import _native
 
-    That is [num_blocks, G, words of D, block_size] in 32-bit words, of which each holds 1, 2 or 4
-    neighbouring components. The pool of a model is written and read by the kernels alone.
+    isa = _native.isa()
+    if dtype == torch.bfloat16 and isa == "avx512bf16":
+        return "bfloat16"
+    return "int8" if dtype == torch.int8 and isa.startswith("avx512") else "float32"
+
+
+def native_layout(pool: KVLayer) -> KVLayer:
+    """A pool as the kernels keep it, under the same shapes and dtypes.
+
+    What a head has in a block lies together: values as [num_blocks, G, block_size, D], scales as
+    [num_blocks, G, block_size], keys as [num_blocks, G, words of D, block_size] in 32-bit words, of
+    which each holds 1, 2 or 4 neighbouring components. The pool of a model is written and read by
+    the kernels alone.
     """
-    words = k.contiguous().view(torch.int32)
-    return words.permute(0, 2, 3, 1).contiguous().view(k.dtype).view(k.shape)
+
+    def by_head(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part.transpose(1, 2).contiguous().view(part.shape)
+
+    words = pool.k.contiguous().view(torch.int32).permute(0, 2, 3, 1).contiguous()
+    values = pool.v.transpose(1, 2).contiguous().view(pool.v.shape)
+    keys = words.view(pool.k.dtype).view(pool.k.shape)
+    return KVLayer(keys, values, by_head(pool.k_scale), by_head(pool.v_scale))
 
 
 class NativeOps(ReferenceOps):

@@ -1,0 +1,206 @@
+// Attention over an int8 pool by dot products of int8. Queries, and softmax weights times the scales of their values, are
+// rounded to 16 bits, as two numbers of 8 bits: what is lost beside the pool's own rounding is nothing to speak of, and
+// the work is half of that in fp32. Included by attention.h where the CPU has such products.
+//
+//     score   = q scale * k scale * (256 * dot(high of q, k) + dot(low of q, k))
+//     out[d]  = p scale * (256 * dot(high of p, v[.., d]) + dot(low of p, v[.., d]))
+//
+// All dot products are exact, so there is no order to keep.
+
+#pragma once
+
+namespace pellucid {
+namespace {
+
+constexpr int kInt8Rows = 3;  // at a time: high and low have sums of their own
+constexpr int kInt8Chunk = 64;
+constexpr float kMost = 32639.0f, kMostUnsigned = 65535.0f;
+
+// Queries, [rows, head_dim] each, and what belongs to a row.
+struct Int8Queries {
+    struct Row {
+        float scale;
+        int32_t sum_of_high, sum_of_low;
+    };
+    int8_t* high;
+    int8_t* low;
+    Row* rows;
+
+    // In room for as many floats as there are components: a head has at least 16.
+    Int8Queries(float* room, int64_t num_rows, int64_t head_dim)
+        : high(reinterpret_cast<int8_t*>(room)),
+          low(high + num_rows * head_dim),
+          rows(reinterpret_cast<Row*>(low + num_rows * head_dim)) {}
+};
+
+struct Int8Meeting {
+    const Meeting& base;
+    const Int8Queries& q;
+    const ValueRows& values;
+    uint8_t* high;  // weights, [kInt8Rows, kPartition] each
+    uint8_t* low;
+};
+
+void round_query(const float* q, float factor, int64_t n, const Int8Queries& out, int64_t row) {
+    Float top = spread(0.0f);
+    for (int64_t i = 0; i < n; i += kLanes) top = max(top, abs(load(q + i)));
+    const float largest = max_of_lanes(top);
+    int8_t* const high = out.high + row * n;
+    int8_t* const low = out.low + row * n;
+    const Float inverse = spread(largest > 0.0f ? kMost / largest : 0.0f);
+    Int sums[2] = {spread(0), spread(0)};
+    const Int ones = spread(0x01010101);
+    for (int64_t i = 0; i < n; i += kLanes) store_high_and_low(high + i, low + i, round_to_int(mul(load(q + i), inverse)));
+    for (int64_t i = 0; i < n; i += kInt8Chunk) {
+        sums[0] = dot8bit(sums[0], ones, load_bytes_up_to(high + i, n - i));
+        sums[1] = dot8bit(sums[1], ones, load_bytes_up_to(low + i, n - i));
+    }
+    out.rows[row] = {largest * factor / kMost, sum_of_lanes(sums[0]), sum_of_lanes(sums[1])};
+}
+
+template <int kRows, int kVectors>
+void score_int8(const Int8Meeting& m, int64_t row, int64_t key, Ahead& ahead) {
+    const int64_t head_dim = m.base.tile.head_dim, stride = m.base.keys->stride;
+    const int8_t* high = m.q.high + row * head_dim;
+    const int8_t* low = m.q.low + row * head_dim;
+    const float* keys[kVectors];
+    for (int v = 0; v < kVectors; ++v) keys[v] = m.base.keys->vectors[key / kLanes + v];
+    // Keys count as unsigned, 128 too large: the sums begin with what that adds.
+    Int sum_high[kRows][kVectors], sum_low[kRows][kVectors];
+    for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kVectors; ++v) {
+            sum_high[r][v] = spread(-128 * m.q.rows[row + r].sum_of_high);
+            sum_low[r][v] = spread(-128 * m.q.rows[row + r].sum_of_low);
+        }
+    for (int64_t place = 0; place < head_dim / 4 * stride; place += stride, high += 4, low += 4) {
+        ahead.fetch();
+        Int k[kVectors];
+        for (int v = 0; v < kVectors; ++v) k[v] = flip_signs(load_bytes(keys[v] + place));
+        for (int r = 0; r < kRows; ++r) {
+            const Int four_high = spread4(high + r * head_dim), four_low = spread4(low + r * head_dim);
+            for (int v = 0; v < kVectors; ++v) {
+                add_dot(sum_high[r][v], k[v], four_high);
+                add_dot(sum_low[r][v], k[v], four_low);
+            }
+        }
+    }
+    for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kVectors; ++v) {
+            const int64_t at = key + v * kLanes;
+            const Float dot = fma(to_float(sum_high[r][v]), spread(256.0f), to_float(sum_low[r][v]));
+            const Float scale = mul(load(m.base.key_scales + at), spread(m.q.rows[row + r].scale));
+            store(m.base.scores + r * kPartition + at, mul(dot, scale));
+        }
+}
+
+template <int kRows, int kVectors = kBlockVectors>
+void score_int8_up_to(int64_t vectors, const Int8Meeting& m, int64_t row, int64_t key, Ahead& ahead) {
+    if constexpr (kVectors > 1)
+        if (vectors < kVectors) return score_int8_up_to<kRows, kVectors - 1>(vectors, m, row, key, ahead);
+    score_int8<kRows, kVectors>(m, row, key, ahead);
+}
+
+// The weights of one row. Returns their scale.
+float soften_to_int8(const Meeting& m, Range block, Range seen, float* scores, uint8_t* high, uint8_t* low,
+                     float* largest, float* denominator) {
+    soften(m, block, seen, scores, largest, denominator);
+    const int64_t first = block.begin / kLanes * kLanes;
+    Float top = spread(0.0f);
+    for (int64_t i = first; i < block.end; i += kLanes) top = max(top, load(scores + i));
+    const float most = max_of_lanes(top);
+    const Float inverse = spread(most > 0.0f ? kMostUnsigned / most : 0.0f), limit = spread(kMostUnsigned);
+    for (int64_t i = first; i < block.end; i += kLanes)
+        store_unsigned_high_and_low(high + i, low + i, round_to_int(min(limit, mul(load(scores + i), inverse))));
+    return most / kMostUnsigned;
+}
+
+// kRows rows of weights times components [d, d + count) of all values in `range`; count is 16 to 64.
+template <int kRows>
+void mix_int8(const Int8Meeting& m, Range range, int64_t d, int64_t count, const float (&scale)[kInt8Rows], Ahead& ahead,
+              float* out) {
+    Int sum_high[kRows][4], sum_low[kRows][4];
+    for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < 4; ++v) sum_high[r][v] = sum_low[r][v] = spread(0);
+    for (int64_t key = range.begin / 4 * 4; key < range.end; key += 4) {
+        Int rows[4], value[4];
+        for (int i = 0; i < 4; ++i) rows[i] = load_bytes_up_to(m.values.row[key + i] + d, count);
+        pair_four(rows, value);
+        ahead.fetch();
+        for (int r = 0; r < kRows; ++r) {
+            const auto four = [&](const uint8_t* p) {
+                return spread4(reinterpret_cast<const int8_t*>(p + r * kPartition + key));
+            };
+            const Int high = four(m.high), low = four(m.low);
+            for (int v = 0; v < 4; ++v) {
+                add_dot(sum_high[r][v], high, value[v]);
+                add_dot(sum_low[r][v], low, value[v]);
+            }
+        }
+    }
+    for (int r = 0; r < kRows; ++r) {
+        Float sum[4];
+        for (int v = 0; v < 4; ++v)
+            sum[v] = mul(fma(to_float(sum_high[r][v]), spread(256.0f), to_float(sum_low[r][v])), spread(scale[r]));
+        in_order(sum);
+        float* const to = out + r * m.base.tile.head_dim + d;
+        for (int v = 0; v * kLanes < count; ++v) store(to + v * kLanes, sum[v]);
+    }
+}
+
+template <int kRows>
+void attend_int8_rows(const Int8Meeting& m, int64_t first, Ahead& ahead) {
+    const Meeting& base = m.base;
+    const Range block = visible(base.tile, base.partition, base.token(first), base.token(first + kRows - 1));
+    if (block.empty()) {
+        for (int r = 0; r < kRows; ++r) base.out.largest[first + r] = -__builtin_inff();
+        return;
+    }
+    constexpr int64_t kStep = kBlockVectors * kLanes;
+    for (int64_t key = block.begin / kStep * kStep; key < block.end; key += kStep)
+        score_int8_up_to<kRows>((block.end - key + kLanes - 1) / kLanes, m, first, key, ahead);
+    float scale[kInt8Rows];
+    for (int r = 0; r < kRows; ++r) {
+        const int64_t row = first + r, at = r * kPartition;
+        const Range seen = visible(base.tile, base.partition, base.token(row), base.token(row));
+        scale[r] = soften_to_int8(base, block, seen, base.scores + at, m.high + at, m.low + at,
+                                  base.out.largest + row, base.out.denominator + row);
+    }
+    const int64_t head_dim = base.tile.head_dim;
+    for (int64_t d = 0; d < head_dim; d += kInt8Chunk)
+        mix_int8<kRows>(m, block, d, smaller(kInt8Chunk, head_dim - d), scale, ahead, base.out.out + first * head_dim);
+}
+
+template <int kRows = kInt8Rows>
+void attend_int8_block(int64_t rows, const Int8Meeting& m, int64_t first, Ahead& ahead) {
+    if constexpr (kRows > 1)
+        if (rows < kRows) return attend_int8_block<kRows - 1>(rows, m, first, ahead);
+    attend_int8_rows<kRows>(m, first, ahead);
+}
+
+void attend_int8(Meeting& m, Ahead& ahead, float* q, float* room) {
+    const AttentionTile& tile = m.tile;
+    const Range range = all_visible(tile, m.partition);
+    ValueRows values;
+    find_values(tile, m.partition, range, values);
+    values.surround(range, 4);
+    float scales[2 * kPartition];
+    m.key_scales = scales;
+    m.value_scales = scales + kPartition;
+    find_scales(tile, m.partition, range, tile.k_scale, scales);
+    find_scales(tile, m.partition, range, tile.v_scale, scales + kPartition);
+    KeyVectors keys;
+    find_keys(tile, m.partition, range, room, keys);
+    m.keys = &keys;
+    const Int8Queries queries(q, tile.rows(), tile.head_dim);
+    for (int64_t r = 0; r < tile.rows(); ++r)
+        round_query(tile.q + r / tile.heads * tile.q_stride + r % tile.heads * tile.head_dim, tile.scale, tile.head_dim,
+                    queries, r);
+    uint8_t high[kInt8Rows * kPartition], low[kInt8Rows * kPartition];
+    const Int8Meeting meeting{m, queries, values, high, low};
+    const RowTiles blocks(tile.rows(), kInt8Rows);
+    for (int64_t i = 0, row = 0; i < blocks.count; row += blocks.size(i++))
+        attend_int8_block(blocks.size(i), meeting, row, ahead);
+}
+
+}  // namespace
+}  // namespace pellucid
