@@ -142,8 +142,14 @@ def test_scripts_get_a_list_for_each_text_in_their_order() -> None:
 
 
 def test_an_impatient_script_is_told() -> None:
-    with LLM(
-        text=tiny_text(), runner="fake", fake_step_ms=50, max_chunk_tokens=4, request_timeout=0.1
-    ) as llm:
-        with pytest.raises(RequestTimeout):
-            llm.embed([[7] * 100])
+    with (
+        LLM(
+            text=tiny_text(),
+            runner="fake",
+            fake_step_ms=50,
+            max_chunk_tokens=4,
+            request_timeout=0.1,
+        ) as llm,
+        pytest.raises(RequestTimeout),
+    ):
+        llm.embed([[7] * 100])
