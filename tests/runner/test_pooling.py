@@ -12,16 +12,17 @@ import torch
 from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
 from pellucid.kernels import native
+from pellucid.kernels.dispatch import select_ops
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.messages import AddRequest, Pooling, TokenLogprobs, pack_tokens
+from pellucid.models.base import Model
 from pellucid.runner.base import StepPlan
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
 from tests.models.stepping import random_tokens
-from tests.runner.test_torch_runner import build, make_runner, model, prompt
+from tests.models.test_native import load
+from tests.runner.test_torch_runner import CPU, make_runner, prompt
 from tests.tiny_models import ARCHITECTURES, make_hf
-
-__all__ = ["model"]  # a fixture: one model, with reference ops and with native ones
 
 POOLINGS: tuple[Pooling, ...] = ("last", "mean")
 # On both sides of the tiles of 16 rows and of the partitions of attention.
@@ -31,6 +32,21 @@ GENERATED = ("generate 3", "generate 33", "generate 120")
 ANSWER = 20
 
 Outcome = dict[str, bytes | list[TokenLogprobs]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    make_hf("llama", path, vocab_size=1000, max_position_embeddings=512)
+    return path
+
+
+@pytest.fixture(scope="module", params=["reference", "native", "native int8"])
+def model(request: pytest.FixtureRequest, folder: Path) -> Model:
+    kernels, _, scheme = request.param.partition(" ")
+    if kernels == "native" and native.obstacle(CPU) is not None:
+        pytest.skip("the C++ part is not built")
+    return load(folder, select_ops(kernels, CPU), scheme or "none")
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +162,8 @@ def test_the_first_vector_leaves_what_others_hold_alone(model):
     assert first.logprobs + rest["generate 33"] == expected["generate 33"]
 
 
-def test_states_that_are_not_finite_end_the_request():
-    runner = make_runner(build(ReferenceOps()))
+def test_states_that_are_not_finite_end_the_request(folder):
+    runner = make_runner(load(folder, ReferenceOps()))
     runner._executor._model.final_norm.weight[3] = torch.nan
     core = engine(runner)
     core.add(request("mean 17", 0))
@@ -179,7 +195,7 @@ def embed(runner: TorchRunner, tokens: list[int], pooling: Pooling) -> np.ndarra
 @pytest.mark.parametrize("kernels", ["reference", "native"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_vectors_equal_those_of_transformers(arch: str, kernels: str, tmp_path: Path) -> None:
-    if kernels == "native" and native.obstacle(torch.device("cpu")) is not None:
+    if kernels == "native" and native.obstacle(CPU) is not None:
         pytest.skip("the C++ part is not built")
     reference = make_hf(arch, tmp_path)
     tokens = random_tokens(45, 96)
@@ -206,7 +222,7 @@ def test_vectors_equal_those_of_transformers(arch: str, kernels: str, tmp_path: 
 def test_native_vectors_of_a_quantised_model_point_where_the_references_do(
     smollm2_path: Path,
 ) -> None:
-    if native.obstacle(torch.device("cpu")) is not None:
+    if native.obstacle(CPU) is not None:
         pytest.skip("the C++ part is not built")
     tokens = [(7_919 * k * k) % 40_000 + 100 for k in range(60)]
     vectors = []

@@ -10,7 +10,8 @@ from msgspec import Meta
 from pellucid.server.protocol import Body, Int32
 
 Options = Annotated[
-    dict[str, Any] | None, Meta(description="Without effect; the context is the server's, not num_ctx.")
+    dict[str, Any] | None,
+    Meta(description="Without effect; the context is the server's, not num_ctx."),
 ]
 KeepAlive = Annotated[
     float | str | None, Meta(description="Without effect: the model stays loaded.")
