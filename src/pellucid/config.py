@@ -206,8 +206,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int, _about("Largest request body in bytes; beyond it 413.", ge=1024)
     ] = 8 * MIB
     max_prompts: Annotated[
-        int, _about("Most prompts in one completions request.", ge=1, le=65536)
+        int, _about("Most prompts in one completions or embeddings request.", ge=1, le=65536)
     ] = 128
+    pooling: Annotated[
+        Literal["last", "mean"],
+        _about("What a text's vector is made of: its last token's state, or the mean of all."),
+    ] = "last"
     max_messages: Annotated[int, _about("Most messages in one conversation.", ge=1, le=65536)] = (
         2048
     )

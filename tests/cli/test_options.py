@@ -32,6 +32,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "kv_cache_dtype": ("bfloat16", "bfloat16"),
     "kernels": ("reference", "reference"),
     "threads": ("3", 3),
+    "pooling": ("mean", "mean"),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
     "log_interval": ("2.5", 2.5),

@@ -26,6 +26,7 @@ from pellucid.config import EngineConfig
 from pellucid.engine.client import EngineClient, ProcessClient
 from pellucid.errors import BadRequest, EngineDead
 from pellucid.frontend.admission import Admission
+from pellucid.frontend.embedding import NOTHING_SAMPLED, vector_of
 from pellucid.frontend.events import EventHub
 from pellucid.frontend.generation import Generation
 from pellucid.frontend.inputs import InputProcessor, PreparedRequest, RequestOptions
@@ -295,6 +296,24 @@ class AsyncLLM:
                 yield delta
         finally:
             await generation.aclose()
+
+    async def embed(
+        self,
+        prompt: str | list[int],
+        *,
+        normalize: bool = True,
+        **options: Unpack[RequestOptions],
+    ) -> list[float]:
+        """A vector of the prompt: its final hidden states, pooled; the last one by default.
+
+        `normalize` makes its length 1. Cancelling the caller's task aborts the request. Raises what
+        `submit` raises, and what `vector_of` does.
+        """
+        options.setdefault("pooling", "last")
+        generation = await self.submit(prompt, NOTHING_SAMPLED, **options)
+        output = await generation.result()
+        vector: list[float] = vector_of(output.outputs[0], normalize=normalize).tolist()
+        return vector
 
     def abort(self, request_id: str) -> bool:
         """End a request: its reader gets what is left, with finish_reason "abort".

@@ -119,6 +119,7 @@ def merge(into: Delta, later: Delta) -> None:
     into.times = later.times
     into.num_cached_tokens = later.num_cached_tokens
     into.error = later.error
+    into.embedding = later.embedding
 
 
 def _completion(answer: Delta) -> Completion:
@@ -132,4 +133,5 @@ def _completion(answer: Delta) -> Completion:
         logprobs=answer.logprobs,
         times=answer.times,
         error=answer.error,
+        embedding=answer.embedding,
     )

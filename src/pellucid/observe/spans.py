@@ -23,6 +23,9 @@ OPERATIONS = {
     "/v1/completions": "text_completion",
     "/generate": "text_completion",
     "/generate_stream": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/api/embed": "embeddings",
+    "/api/embeddings": "embeddings",
 }
 PARAMETERS = {  # of SamplingParams, by attribute
     "gen_ai.request.max_tokens": "max_tokens",
@@ -125,7 +128,7 @@ class Spans:
             "pellucid.preemptions": totals.preemptions,
         }
         for attribute, name in PARAMETERS.items():
-            if (value := getattr(params, name)) is not None:
+            if operation != "embeddings" and (value := getattr(params, name)) is not None:
                 attributes[attribute] = value
         if params.top_k > 0:
             attributes["gen_ai.request.top_k"] = params.top_k

@@ -6,6 +6,7 @@ chunk, writes the new digests to their slots and derives the next token from the
 answer is right only if every block the scheduler handed out, shared or found again is right:
 `expected_answer` says, without any of that, what it has to be. A request with a grammar gets any of
 the tokens that the grammar allows, and the end of its answer as soon as it may end.
+Vectors are made of the digests too, as `expected_embedding` says.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pellucid.config import EngineConfig
 from pellucid.grammar.compiler import Matcher, bitmask_words
-from pellucid.messages import EngineInfo, TokenLogprobs
+from pellucid.messages import EngineInfo, Pooling, TokenLogprobs
 from pellucid.runner.base import Chunk, KVCapacity, NewRow, StepPlan, StepResult
 from pellucid.sampling_params import SamplingParams
+
+HIDDEN_SIZE = 32
 
 _MASK = (1 << 64) - 1
 
@@ -50,13 +54,37 @@ def expected_answer(
     return answer
 
 
+def expected_embedding(prompt: list[int], pooling: Pooling) -> bytes:
+    """The vector a FakeRunner must make of `prompt`, as `TokenDelta.embedding` has it."""
+    digest, states = 0, []
+    for token in prompt:
+        digest = _mix(digest, token)
+        states.append(_state(digest))
+    return _pooled(states if pooling == "mean" else states[-1:])
+
+
+def _state(digest: int) -> NDArray[np.float32]:
+    """A hidden state: numbers from -1 to 1."""
+    parts = [_mix(digest, column) / (1 << 63) - 1.0 for column in range(HIDDEN_SIZE)]
+    return np.array(parts, np.float32)
+
+
+def _pooled(states: list[NDArray[np.float32]]) -> bytes:
+    total = np.zeros(HIDDEN_SIZE, np.float32)
+    for state in states:
+        total += state
+    return (total / np.float32(len(states))).astype("<f4").tobytes()
+
+
 @dataclass(slots=True)
 class _Row:
     token_ids: list[int]
     num_prompt_tokens: int
     sampling: SamplingParams
     matcher: Matcher | None
+    pooling: Pooling | None
     block_table: list[int] = field(default_factory=list)
+    states: list[NDArray[np.float32]] = field(default_factory=list)  # to be pooled
 
 
 @dataclass(slots=True)
@@ -93,6 +121,7 @@ class FakeRunner:
             eos_token_ids=list(eos_token_ids),
             num_kv_blocks=num_blocks,
             block_size=block_size,
+            hidden_size=HIDDEN_SIZE,
         )
         self._answer_vocab = answer_vocab
         self._step_seconds = step_seconds
@@ -137,6 +166,11 @@ class FakeRunner:
                     for row, chunk in zip(rows, plan.chunks, strict=True)
                 ],
                 forward_seconds=time.monotonic() - begin,
+                embeddings={
+                    chunk.request_id: _pooled(row.states)
+                    for row, chunk in zip(rows, plan.chunks, strict=True)
+                    if row.pooling and chunk.start + chunk.num_tokens == row.num_prompt_tokens
+                },
             )
         )
 
@@ -150,6 +184,8 @@ class FakeRunner:
         for position in range(chunk.start, chunk.start + chunk.num_tokens):
             digest = _mix(digest, row.token_ids[position])
             self._cache[self._slot(row, position)] = digest
+            if row.pooling == "mean" or (row.pooling and position + 1 == row.num_prompt_tokens):
+                row.states.append(_state(digest))
         if not chunk.samples:
             return []
         if row.matcher is None:
@@ -177,7 +213,7 @@ class FakeRunner:
 def _row(new: NewRow) -> _Row:
     generated = new.token_ids[new.num_prompt_tokens :]
     matcher = None if new.grammar is None else new.grammar.matcher(generated)
-    return _Row(new.token_ids, new.num_prompt_tokens, new.sampling, matcher)
+    return _Row(new.token_ids, new.num_prompt_tokens, new.sampling, matcher, new.pooling)
 
 
 def _prompt_part(row: _Row, chunk: Chunk) -> list[int]:

@@ -20,9 +20,11 @@ from pellucid.server.observation import Observer
 from pellucid.server.routes import (
     chat,
     completions,
+    embeddings,
     generate,
     health,
     models,
+    ollama_embed,
     requests,
     system,
     tokens,
@@ -56,7 +58,9 @@ def build_app(
     app.add_middleware(Envelope)
     app.add_middleware(Observer, observation=service.observation)  # around all but CORS
     allow_origins(app, gateway.config.access.cors_origin)
-    for routes in (chat, completions, generate, tokens, models, requests, system, health):
+    for routes in (chat, completions, generate, embeddings, tokens, models, requests):
+        app.include_router(routes.router)
+    for routes in (ollama_embed, system, health):
         app.include_router(routes.router)
     openapi.install(app)
     return app

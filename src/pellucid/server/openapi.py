@@ -9,9 +9,11 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from pellucid.server import protocol, responses
+from pellucid.server import embedding, protocol, responses
 from pellucid.server.errors import ErrorBody
 from pellucid.server.observation import Timeline
+from pellucid.server.ollama import embed as ollama_embed
+from pellucid.server.ollama.errors import OllamaError
 
 REF = "#/components/schemas/{name}"
 _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
@@ -36,6 +38,13 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     responses.Index,
     Timeline,
     ErrorBody,
+    embedding.EmbeddingRequest,
+    embedding.Embeddings,
+    ollama_embed.OllamaEmbed,
+    ollama_embed.OllamaEmbedAnswer,
+    ollama_embed.OllamaEmbeddings,
+    ollama_embed.OllamaEmbeddingsAnswer,
+    OllamaError,
 )
 _ERRORS = {
     400: "A field is wrong, unknown or not supported.",
@@ -57,11 +66,12 @@ def describe(
     *,
     events: str | None = None,
     errors: Iterable[int] = tuple(_ERRORS),
+    error: type[msgspec.Struct] = ErrorBody,
 ) -> dict[str, Any]:
     """Keyword arguments for a route's decorator that document its body and its answers.
 
     `answer` is the JSON of a success; `events` names what the events of a stream hold;
-    `errors` are the statuses of refusals and failures.
+    `errors` are the statuses of refusals and failures, `error` is their body.
     """
     content: dict[str, Any] = {}
     if answer is not None:
@@ -73,7 +83,7 @@ def describe(
     for status in errors:
         extra["responses"][str(status)] = {
             "description": _ERRORS[status],
-            "content": {"application/json": {"schema": _ref(ErrorBody)}},
+            "content": {"application/json": {"schema": _ref(error)}},
         }
     if body is not None:
         extra["requestBody"] = {

@@ -16,6 +16,7 @@ from pellucid import __version__
 from pellucid.config import EngineConfig, ServerConfig
 from pellucid.errors import Overloaded
 from pellucid.frontend.async_engine import AsyncLLM
+from pellucid.messages import Pooling
 from pellucid.sampling_params import SamplingParams
 from pellucid.server.gateway.gateway import Gateway
 from pellucid.server.job import Answers, Job
@@ -70,12 +71,15 @@ class Service:
         *,
         kind: str,
         prompt_field: str = "prompt",
+        pooling: Pooling | None = None,
     ) -> Job:
         """Hand every prompt to the engine; `kind` begins the id that the client sees.
 
+        With `pooling` the job's deltas are vectors, see `frontend/embedding.py`.
+
         Raises what `Gateway.submit` raises; then nothing is left in the engine.
         """
-        self._check_room(len(prompts) * params.n)
+        self._check_room(len(prompts) * params.n, prompt_field)
         generations: list[Answers] = []
         job = Job(
             id=f"{kind}-{body.request_id or request.state.request_id}",
@@ -104,6 +108,7 @@ class Service:
                     add_special_tokens=body.add_special_tokens is not False,
                     prompt_field=prompt_field,
                     structured_field=structured_field(body),
+                    pooling=pooling,
                 )
                 opened = opened or time.monotonic()
                 generations.append(generation)
@@ -132,11 +137,11 @@ class Service:
             ram_percent=psutil.virtual_memory().percent,
         )
 
-    def _check_room(self, num_answers: int) -> None:
+    def _check_room(self, num_answers: int, field: str) -> None:
         limits = self.engine.scheduler
         room = limits.max_num_seqs + limits.max_waiting
         if num_answers > room:  # it could wait for ever
-            raise invalid("prompt", f"asks for {num_answers} answers; the queue holds {room}")
+            raise invalid(field, f"asks for {num_answers} answers; the queue holds {room}")
 
     def _job_closed(self, job: Job) -> None:
         self.num_open -= 1
