@@ -95,13 +95,14 @@ def test_the_openapi_document_describes_every_body_and_error(site: Live) -> None
         for path, operations in document["paths"].items()
         if "post" in operations
     }
-    assert len(posts) == 6
-    for operation in posts.values():
+    assert len(posts) == 8
+    for path, operation in posts.items():
         body = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
         assert schemas[body.rpartition("/")[2]]["additionalProperties"] is False
         for status in ("400", "404", "413", "415", "429", "500", "503", "504"):
             error = operation["responses"][status]["content"]["application/json"]["schema"]
-            assert error["$ref"].endswith("/ErrorBody")
+            shape = "MessagesError" if path.startswith("/v1/messages") else "ErrorBody"
+            assert error["$ref"].endswith(f"/{shape}")
         assert "422" not in operation["responses"]
     chat = schemas["ChatRequest"]["properties"]
     assert {"messages", "temperature", "top_k", "stream_options", "timeout"} <= chat.keys()

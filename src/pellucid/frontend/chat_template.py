@@ -53,8 +53,11 @@ class ChatTemplate:
         """Whether the template does something with `tools`."""
         if "tool_use" in self._templates:
             return True
-        source = self.sources.get("default", "")
-        return "tools" in meta.find_undeclared_variables(self._sandbox.parse(source))
+        return self.takes("tools")
+
+    def takes(self, variable: str) -> bool:
+        """Whether the template looks at a variable of that name."""
+        return variable in self._variables
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, path: str | None = None) -> ChatTemplate:
@@ -133,6 +136,11 @@ class ChatTemplate:
                 param="continue_final_message",
             )
         return prompt.replace(mark, "")
+
+    @cached_property
+    def _variables(self) -> frozenset[str]:
+        source = self.sources.get("default", "")
+        return frozenset(meta.find_undeclared_variables(self._sandbox.parse(source)))
 
     def _compile(self, source: str) -> jinja2.Template:
         if len(source) > MAX_TEMPLATE_CHARS:

@@ -18,6 +18,7 @@ from pellucid.server.gateway.gateway import Gateway
 from pellucid.server.models import Models
 from pellucid.server.observation import Observer
 from pellucid.server.routes import (
+    anthropic,
     chat,
     completions,
     generate,
@@ -56,7 +57,17 @@ def build_app(
     app.add_middleware(Envelope)
     app.add_middleware(Observer, observation=service.observation)  # around all but CORS
     allow_origins(app, gateway.config.access.cors_origin)
-    for routes in (chat, completions, generate, tokens, models, requests, system, health):
+    for routes in (
+        chat,
+        completions,
+        anthropic,
+        generate,
+        tokens,
+        models,
+        requests,
+        system,
+        health,
+    ):
         app.include_router(routes.router)
     openapi.install(app)
     return app

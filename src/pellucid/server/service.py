@@ -71,14 +71,15 @@ class Service:
         kind: str,
         prompt_field: str = "prompt",
     ) -> Job:
-        """Hand every prompt to the engine; `kind` begins the id that the client sees.
+        """Hand every prompt to the engine; `kind` begins the id that the client sees: cmpl, msg_.
 
         Raises what `Gateway.submit` raises; then nothing is left in the engine.
         """
         self._check_room(len(prompts) * params.n)
         generations: list[Answers] = []
+        separator = "" if kind.endswith("_") else "-"
         job = Job(
-            id=f"{kind}-{body.request_id or request.state.request_id}",
+            id=f"{kind}{separator}{body.request_id or request.state.request_id}",
             params=params,
             generations=generations,
             scores_only=scores_only(body),
