@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -291,6 +292,27 @@ def test_what_cannot_be_had_is_refused_by_name(
 ) -> None:
     body = {key: value for key, value in (ASK | fields).items() if value is not None}
     refused(site.post(MESSAGES, **body), named)
+
+
+@pytest.mark.parametrize("depth", [100, 300, *range(900, 1000, 5)])
+def test_nesting_has_a_limit(site: Live, depth: int) -> None:
+    value = "[" * depth + "]" * depth
+    call = CALL | {"input": {"x": "DEEP"}}
+    body = ASK | {"messages": [USER, turn("assistant", call), turn("user", result("a", "x"))]}
+    raw = json.dumps(body).replace('"DEEP"', value)
+    response = site.http.post(MESSAGES, content=raw, headers={"Content-Type": "application/json"})
+    if depth < 256:
+        assert response.status_code == 200, response.text
+    else:
+        refused(response, "nested too deeply")
+
+
+def test_results_count_as_messages() -> None:
+    with live(ServerConfig(max_messages=3)) as site:
+        results = [result("a", "x")] * 3
+        conversation = [USER, turn("assistant", CALL), turn("user", *results)]
+        refused(site.post(MESSAGES, **ASK | {"messages": conversation}), "messages")
+        assert site.post(MESSAGES, **ASK | {"messages": [USER] * 3}).status_code == 200
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "stream", "temperature"])

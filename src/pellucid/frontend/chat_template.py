@@ -49,15 +49,15 @@ class ChatTemplate:
         }
 
     @cached_property
+    def variables(self) -> frozenset[str]:
+        """What the template looks at, besides what it sets itself."""
+        parsed = (self._sandbox.parse(self.sources[name]) for name in self._templates)
+        return frozenset().union(*map(meta.find_undeclared_variables, parsed))
+
+    @property
     def knows_tools(self) -> bool:
         """Whether the template does something with `tools`."""
-        if "tool_use" in self._templates:
-            return True
-        return self.takes("tools")
-
-    def takes(self, variable: str) -> bool:
-        """Whether the template looks at a variable of that name."""
-        return variable in self._variables
+        return "tool_use" in self._templates or "tools" in self.variables
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, path: str | None = None) -> ChatTemplate:
@@ -136,11 +136,6 @@ class ChatTemplate:
                 param="continue_final_message",
             )
         return prompt.replace(mark, "")
-
-    @cached_property
-    def _variables(self) -> frozenset[str]:
-        source = self.sources.get("default", "")
-        return frozenset(meta.find_undeclared_variables(self._sandbox.parse(source)))
 
     def _compile(self, source: str) -> jinja2.Template:
         if len(source) > MAX_TEMPLATE_CHARS:
