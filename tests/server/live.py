@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import anthropic
 import httpx
 import openai
 from prometheus_client.parser import text_string_to_metric_families
@@ -45,6 +46,9 @@ class Live:
 
     def openai(self, api_key: str = "none") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
+
+    def anthropic(self, api_key: str = "none") -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=self.url, api_key=api_key, max_retries=0)
 
     def call(self, function: Callable[[], T]) -> T:
         """Call `function` on the server's event loop."""

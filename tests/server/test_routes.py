@@ -86,6 +86,9 @@ def references(node: Any) -> set[str]:
     return set().union(*map(references, node)) if isinstance(node, list) else set()
 
 
+ERROR_BODIES = {"/api/": "OllamaError", "/v1/messages": "MessagesError"}
+
+
 def test_the_openapi_document_describes_every_body_and_error(site: Live) -> None:
     document = site.http.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
@@ -95,14 +98,15 @@ def test_the_openapi_document_describes_every_body_and_error(site: Live) -> None
         for path, operations in document["paths"].items()
         if "post" in operations
     }
-    assert len(posts) == 9
+    assert len(posts) == 11
     for path, operation in posts.items():
-        error_body = "/OllamaError" if path.startswith("/api/") else "/ErrorBody"
+        known = (name for prefix, name in ERROR_BODIES.items() if path.startswith(prefix))
+        error_body = next(known, "ErrorBody")
         body = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
         assert schemas[body.rpartition("/")[2]]["additionalProperties"] is False
         for status in ("400", "404", "413", "415", "429", "500", "503", "504"):
             error = operation["responses"][status]["content"]["application/json"]["schema"]
-            assert error["$ref"].endswith(error_body)
+            assert error["$ref"].endswith(f"/{error_body}")
         assert "422" not in operation["responses"]
     chat = schemas["ChatRequest"]["properties"]
     assert {"messages", "temperature", "top_k", "stream_options", "timeout"} <= chat.keys()

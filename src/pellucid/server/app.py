@@ -18,6 +18,7 @@ from pellucid.server.gateway.gateway import Gateway
 from pellucid.server.models import Models
 from pellucid.server.observation import Observer
 from pellucid.server.routes import (
+    anthropic,
     chat,
     completions,
     embeddings,
@@ -30,6 +31,20 @@ from pellucid.server.routes import (
     tokens,
 )
 from pellucid.server.service import Service
+
+ROUTES = (
+    chat,
+    completions,
+    embeddings,
+    anthropic,
+    ollama_embed,
+    generate,
+    tokens,
+    models,
+    requests,
+    system,
+    health,
+)
 
 
 def build_app(
@@ -58,9 +73,7 @@ def build_app(
     app.add_middleware(Envelope)
     app.add_middleware(Observer, observation=service.observation)  # around all but CORS
     allow_origins(app, gateway.config.access.cors_origin)
-    for routes in (chat, completions, generate, embeddings, tokens, models, requests):
-        app.include_router(routes.router)
-    for routes in (ollama_embed, system, health):
+    for routes in ROUTES:
         app.include_router(routes.router)
     openapi.install(app)
     return app

@@ -19,6 +19,8 @@ from pellucid.server.neutral import drop_neutral
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+MAX_DEPTH = 256  # of arrays and objects in each other: much of what reads them recurses
+
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 _WHERE = re.compile(r"(?:`key` in )?`\$\.?(.*)`", re.DOTALL)
@@ -128,7 +130,17 @@ def _decode(raw: bytes) -> dict[str, Any]:
         raise BadRequest(
             f"The body must be a JSON object, not {_json_name(value)}.", code="invalid_type"
         )
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(value):
+        raise _bad_json("it is nested too deeply")
     return dict(value)
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        values = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [child for parts in values for child in parts if isinstance(child, dict | list)]
+    return bool(level)
 
 
 def _bad_json(reason: str) -> BadRequest:

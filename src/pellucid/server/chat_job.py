@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from starlette.requests import Request
 
 from pellucid.server.answer_form import AnswerForm, answer_form, answer_params
@@ -33,11 +34,17 @@ class ChatJob:
 
 
 async def open_chat(
-    request: Request, service: Service, body: ChatRequest, *, kind: str = "chatcmpl"
+    request: Request,
+    service: Service,
+    body: ChatRequest,
+    *,
+    kind: str = "chatcmpl",
+    fits_context: bool = False,
 ) -> ChatJob:
     """Hand a conversation to the engine; `kind` begins the id that the client sees.
 
-    `body` has passed `Service.check`. Whoever opens a job closes it.
+    `body` has passed `Service.check`. With `fits_context` its `max_tokens` may exceed what the
+    context has room for, and is lowered to that. Whoever opens a job closes it.
 
     Raises:
         BadRequest: a field is wrong, contradicts another, or asks for what cannot be kept.
@@ -45,6 +52,9 @@ async def open_chat(
     """
     tools = toolbox(service, body)
     prompt = await _prompt(service, body, tools)
+    if fits_context and body.max_tokens is not None and isinstance(prompt, list):
+        room = max(service.max_model_len - len(prompt), 1)
+        body = msgspec.structs.replace(body, max_tokens=min(body.max_tokens, room))
     form = answer_form(service, tools, prompt)
     job = await service.open(
         request,
@@ -55,6 +65,14 @@ async def open_chat(
         prompt_field="messages" if body.prompt is None else "prompt",
     )
     return ChatJob(service, body, job, form)
+
+
+async def prompt_ids(service: Service, body: ChatRequest) -> list[int]:
+    """The tokens that `open_chat` would begin with. Raises BadRequest."""
+    prompt = await _prompt(service, body, toolbox(service, body))
+    if isinstance(prompt, str):
+        return await service.tokenize(prompt, add_special_tokens=True)
+    return prompt
 
 
 async def _prompt(service: Service, body: ChatRequest, tools: Toolbox | None) -> str | list[int]:

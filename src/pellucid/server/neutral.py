@@ -25,13 +25,20 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prompt_cache_retention": (None,),
     "reasoning_effort": (None, "none"),
     "safety_identifier": (None,),
-    "service_tier": (None, "auto", "default"),
+    "service_tier": (None, "auto", "default", "standard_only"),
     "store": (None, False),
     "suffix": (None, ""),
     "tool_choice": (None, "none"),
     "tools": (None,),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
+    # Anthropic
+    "container": (None,),
+    "context_management": (None,),
+    "diagnostics": (None,),
+    "inference_geo": (None,),
+    "mcp_servers": (None, []),
+    "speed": (None, "standard"),
     # vLLM and others
     "chat_template": (None,),  # a template from a request would run in the server
     "documents": (None,),

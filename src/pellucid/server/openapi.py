@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from pellucid.server import embedding, protocol, responses
+from pellucid.server.anthropic import protocol as anthropic
+from pellucid.server.anthropic import responses as anthropic_responses
 from pellucid.server.errors import ErrorBody
 from pellucid.server.observation import Timeline
 from pellucid.server.ollama import embed as ollama_embed
@@ -45,6 +47,12 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     ollama_embed.OllamaEmbeddings,
     ollama_embed.OllamaEmbeddingsAnswer,
     OllamaError,
+    anthropic.MessagesRequest,
+    anthropic.TokenCountRequest,
+    anthropic_responses.AnswerMessage,
+    anthropic_responses.TokenCount,
+    *get_args(anthropic_responses.MessageEvent),
+    anthropic_responses.MessagesError,
 )
 _ERRORS = {
     400: "A field is wrong, unknown or not supported.",
@@ -65,19 +73,20 @@ def describe(
     answer: type[msgspec.Struct] | None,
     *,
     events: str | None = None,
+    last: str = "[DONE]",
     errors: Iterable[int] = tuple(_ERRORS),
     error: type[msgspec.Struct] = ErrorBody,
 ) -> dict[str, Any]:
     """Keyword arguments for a route's decorator that document its body and its answers.
 
-    `answer` is the JSON of a success; `events` names what the events of a stream hold;
-    `errors` are the statuses of refusals and failures, `error` is their body.
+    `answer` is the JSON of a success; `events` names what the events of a stream hold, and `last`
+    what comes after them; `errors` are the statuses of refusals and failures, with `error` as body.
     """
     content: dict[str, Any] = {}
     if answer is not None:
         content["application/json"] = {"schema": _ref(answer)}
     if events is not None:
-        about = f"Server-sent events, each with {events} as JSON; after the last one, [DONE]."
+        about = f"Server-sent events, each with {events} as JSON; after the last one, {last}."
         content["text/event-stream"] = {"schema": {"type": "string", "description": about}}
     extra: dict[str, Any] = {"responses": {"200": {"description": "Success.", "content": content}}}
     for status in errors:

@@ -73,7 +73,7 @@ class Service:
         prompt_field: str = "prompt",
         pooling: Pooling | None = None,
     ) -> Job:
-        """Hand every prompt to the engine; `kind` begins the id that the client sees.
+        """Hand every prompt to the engine; `kind` begins the id that the client sees: cmpl, msg_.
 
         With `pooling` the job's deltas are vectors, see `frontend/embedding.py`.
 
@@ -81,8 +81,9 @@ class Service:
         """
         self._check_room(len(prompts) * params.n, prompt_field)
         generations: list[Answers] = []
+        separator = "" if kind.endswith("_") else "-"
         job = Job(
-            id=f"{kind}-{body.request_id or request.state.request_id}",
+            id=f"{kind}{separator}{body.request_id or request.state.request_id}",
             params=params,
             generations=generations,
             scores_only=scores_only(body),
