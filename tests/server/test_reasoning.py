@@ -91,6 +91,40 @@ def test_the_parts_of_an_answer(
     assert reason == ("tool_calls" if arguments else "stop")
 
 
+def tokens_of(text: str) -> int:
+    return len(tiny_text().tokenizer.encode(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "parser", "thought"),
+    [
+        (THOUGHT + "Because.", "qwen3", THOUGHT.rstrip()),
+        (THOUGHT + CALL, "qwen3", THOUGHT.rstrip()),
+        ("Hm.</think>Because.", "deepseek_r1", "Hm.</think>"),
+        ("<think></think>Because.", "qwen3", "<think></think>"),
+        ("Because.", "qwen3", ""),
+        (THOUGHT + "Because.", "none", ""),
+        ("", "qwen3", ""),
+    ],
+)
+def test_tokens_of_thoughts_are_counted(text: str, parser: str, thought: str) -> None:
+    """The same number however the answer is sent; the marker that ends the thoughts is one."""
+    fields: Any = {"messages": [USER], "tools": [TOOL]}
+    with saying(text, parser) as site:
+        whole = site.post("/v1/chat/completions", **fields).json()["usage"]
+        fields |= {"model": MODEL, "stream": True, "stream_options": {"include_usage": True}}
+        *_, last = site.openai().chat.completions.create(**fields)
+    assert whole["completion_tokens_details"] == {"reasoning_tokens": tokens_of(thought)}
+    assert last.usage.to_dict() == whole
+
+
+def test_thoughts_that_do_not_end_are_counted() -> None:
+    with saying("<think>\nLet me see.") as site:
+        usage = site.post("/v1/chat/completions", messages=[USER]).json()["usage"]
+    counted = usage["completion_tokens_details"]["reasoning_tokens"]
+    assert counted == usage["completion_tokens"]
+
+
 def test_what_looks_like_a_call_is_text_without_tools() -> None:
     with saying(CALL, "none") as site:
         choice = site.post("/v1/chat/completions", messages=[USER]).json()["choices"][0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.requests import Request
 
 from pellucid.server.answer_form import AnswerForm, answer_form, answer_params
@@ -28,7 +30,9 @@ class ChatJob:
         parts = self._parts.get(index)
         if parts is None:
             shown = self.body.include_reasoning is not False
-            parts = self._parts[index] = AnswerParts(self.form, show_reasoning=shown)
+            decode = partial(self.service.llm.decode, skip_special_tokens=False)
+            parts = AnswerParts(self.form, decode, show_reasoning=shown)
+            self._parts[index] = parts
         return parts
 
 
@@ -44,7 +48,7 @@ async def open_chat(
         Overloaded, RateLimited, EngineDead: nothing is left in the engine then.
     """
     tools = toolbox(service, body)
-    prompt = await _prompt(service, body, tools)
+    prompt = await chat_prompt(service, body, tools)
     form = answer_form(service, tools, prompt)
     job = await service.open(
         request,
@@ -57,7 +61,10 @@ async def open_chat(
     return ChatJob(service, body, job, form)
 
 
-async def _prompt(service: Service, body: ChatRequest, tools: Toolbox | None) -> str | list[int]:
+async def chat_prompt(
+    service: Service, body: ChatRequest, tools: Toolbox | None
+) -> str | list[int]:
+    """The conversation in the model's chat format. Raises BadRequest."""
     messages = template_messages(conversation(body))
     messages, told = tool_messages(service, messages, body.tools if tools else None)
     options = template_options(body) | told

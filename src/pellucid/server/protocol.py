@@ -168,13 +168,28 @@ class ToolChoice(Body, tag="function", tag_field="type", kw_only=True):
     function: ChosenFunction
 
 
+class AllowedFunction(Body, tag="function", tag_field="type", kw_only=True):
+    function: ChosenFunction
+
+
+class AllowedTools(Body, kw_only=True):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedFunction], Meta(min_length=1, max_length=128)]
+
+
+class AllowedToolsChoice(Body, tag="allowed_tools", tag_field="type", kw_only=True):
+    """Some of the tools, of which the others are only told."""
+
+    allowed_tools: AllowedTools
+
+
 class ChatRequest(OpenAIFields):
     """Body of POST /v1/chat/completions."""
 
     messages: list[Message] | None = None
     tools: Tools | None = None
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | ToolChoice | None,
+        Literal["none", "auto", "required"] | ToolChoice | AllowedToolsChoice | None,
         Meta(description="auto by default where there are tools."),
     ] = None
     parallel_tool_calls: bool | None = None
