@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pellucid.config import ServerConfig
-from pellucid.messages import AddRequest, Command, TokenDelta
+from pellucid.messages import AddRequest, Command, FinishReason, TokenDelta, TokenLogprobs
 from tests.frontend.tiny import EOS, ScriptedClient, tiny_text
 from tests.server.live import MODEL, Live, live
 
@@ -23,23 +23,32 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n</tool_call>'
 class Parrot(ScriptedClient):
     """Answers every request with the same text, a token per step."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, end: FinishReason) -> None:
         super().__init__(max_model_len=4096, num_kv_blocks=1024)
-        self._tokens = [*tiny_text().tokenizer.encode(text), EOS]
+        self._tokens = tiny_text().tokenizer.encode(text)
+        if end == "stop":
+            self._tokens.append(EOS)
+        self._end = end
 
     def send(self, command: Command) -> None:
         super().send(command)
-        if isinstance(command, AddRequest):
-            for token in self._tokens:
-                end = "stop" if token == EOS else None
-                self.feed(
-                    TokenDelta(request_id=command.request_id, token_ids=[token], finish_reason=end)
+        if not isinstance(command, AddRequest):
+            return
+        for place, token in enumerate(self._tokens, start=1):
+            likely = TokenLogprobs(token, -float(place), 1, [token], [-float(place)])
+            self.feed(
+                TokenDelta(
+                    request_id=command.request_id,
+                    token_ids=[token],
+                    finish_reason=self._end if place == len(self._tokens) else None,
+                    logprobs=None if command.sampling.logprobs is None else [likely],
                 )
+            )
 
 
 @contextmanager
-def saying(text: str, reasoning: Any = "qwen3") -> Iterator[Live]:
-    with live(ServerConfig(reasoning_parser=reasoning), client=Parrot(text)) as site:
+def saying(text: str, reasoning: Any = "qwen3", end: FinishReason = "stop") -> Iterator[Live]:
+    with live(ServerConfig(reasoning_parser=reasoning), client=Parrot(text, end)) as site:
         yield site
 
 

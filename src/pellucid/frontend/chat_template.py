@@ -51,10 +51,17 @@ class ChatTemplate:
     @cached_property
     def knows_tools(self) -> bool:
         """Whether the template does something with `tools`."""
-        if "tool_use" in self._templates:
-            return True
+        return "tool_use" in self._templates or "tools" in self._variables
+
+    @cached_property
+    def can_think(self) -> bool:
+        """Whether the template has `enable_thinking`, which turns thoughts on and off."""
+        return "enable_thinking" in self._variables
+
+    @cached_property
+    def _variables(self) -> set[str]:
         source = self.sources.get("default", "")
-        return "tools" in meta.find_undeclared_variables(self._sandbox.parse(source))
+        return meta.find_undeclared_variables(self._sandbox.parse(source))
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, path: str | None = None) -> ChatTemplate:

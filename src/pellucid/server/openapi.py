@@ -12,6 +12,8 @@ from fastapi.openapi.utils import get_openapi
 from pellucid.server import protocol, responses
 from pellucid.server.errors import ErrorBody
 from pellucid.server.observation import Timeline
+from pellucid.server.openai_responses import objects
+from pellucid.server.openai_responses import protocol as responses_protocol
 
 REF = "#/components/schemas/{name}"
 _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
@@ -34,6 +36,11 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     responses.Version,
     responses.Load,
     responses.Index,
+    responses_protocol.ResponsesRequest,
+    responses_protocol.InputTokensRequest,
+    objects.ResponseObject,
+    objects.InputTokens,
+    *objects.EVENTS,
     Timeline,
     ErrorBody,
 )
@@ -56,18 +63,19 @@ def describe(
     answer: type[msgspec.Struct] | None,
     *,
     events: str | None = None,
+    end: str = "; after the last one, [DONE]",
     errors: Iterable[int] = tuple(_ERRORS),
 ) -> dict[str, Any]:
     """Keyword arguments for a route's decorator that document its body and its answers.
 
-    `answer` is the JSON of a success; `events` names what the events of a stream hold;
-    `errors` are the statuses of refusals and failures.
+    `answer` is the JSON of a success; `events` names what the events of a stream hold, `end` says
+    what comes behind them; `errors` are the statuses of refusals and failures.
     """
     content: dict[str, Any] = {}
     if answer is not None:
         content["application/json"] = {"schema": _ref(answer)}
     if events is not None:
-        about = f"Server-sent events, each with {events} as JSON; after the last one, [DONE]."
+        about = f"Server-sent events, each with {events} as JSON{end}."
         content["text/event-stream"] = {"schema": {"type": "string", "description": about}}
     extra: dict[str, Any] = {"responses": {"200": {"description": "Success.", "content": content}}}
     for status in errors:
