@@ -35,8 +35,8 @@ _THINK = "enable_thinking"
 _ENGINE_FIELDS = chat.EngineFields.__struct_fields__
 
 # Errors are raised on the way of a chat request; their fields, by the names of this API.
+_MESSAGES = re.compile(r"(?<!these )\bmessages\b(\[\d+\])?")
 _OWN_NAMES = (
-    (re.compile(r"^messages\b(\[\d+\])?"), "input"),
     (re.compile(r"\bmax_(completion_)?tokens\b"), "max_output_tokens"),
     (re.compile(r"\bresponse_format(\.json_schema)?\b"), "text.format"),
     (re.compile(r"(\btools\[\d+\])\.function\b"), r"\1"),
@@ -49,8 +49,12 @@ def own_names() -> Iterator[None]:
     try:
         yield
     except BadRequest as error:
-        error.message = _own(error.message)
-        error.param = error.param and _own(error.param)
+        names = list(_OWN_NAMES)
+        if error.param is not None and error.param.startswith("messages"):
+            names.append((_MESSAGES, "input"))  # a common word, which other errors may use
+        for pattern, name in names:
+            error.message = pattern.sub(name, error.message)
+            error.param = error.param and pattern.sub(name, error.param)
         raise
 
 
@@ -233,9 +237,3 @@ def _check_stream_options(body: ResponsesRequest) -> None:
     if body.stream_options.include_obfuscation:
         field = "stream_options.include_obfuscation"
         raise BadRequest(f"{field} is not supported", param=field, code="unsupported_field")
-
-
-def _own(text: str) -> str:
-    for pattern, name in _OWN_NAMES:
-        text = pattern.sub(name, text)
-    return text
