@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import httpx
 import openai
 import pytest
 from pydantic import BaseModel, Field
@@ -16,7 +17,7 @@ from tests.frontend.tiny import ScriptedClient, tiny_text
 from tests.server.live import MODEL, Live, eventually, live
 from tests.server.response_events import Stream, checked_response, events_in
 from tests.server.test_failures import Call
-from tests.server.test_reasoning import CALL, THOUGHT, saying
+from tests.server.test_reasoning import CALL, PACES, THOUGHT, saying
 
 PATH = "/v1/responses"
 ASK: dict[str, Any] = {"model": MODEL, "input": "How warm?"}
@@ -80,6 +81,7 @@ SAYS = ("message", "Because.")
 CALLS = ("function_call", '{"x": "é"}')
 
 
+@PACES
 @pytest.mark.parametrize(
     ("text", "end", "items"),
     [
@@ -97,8 +99,10 @@ CALLS = ("function_call", '{"x": "é"}')
         (CALL.partition("}")[0], "length", [("function_call", '{"x": "é"')]),
     ],
 )
-def test_the_items_of_an_answer(text: str, end: Any, items: list[tuple[str, str]]) -> None:
-    with saying(text, end=end) as site:
+def test_the_items_of_an_answer(
+    text: str, end: Any, items: list[tuple[str, str]], pause: float
+) -> None:
+    with saying(text, end=end, pause=pause) as site:
         response = both(site, tools=[TOOL])
     assert contents(response) == items
     status = "completed" if end == "stop" else "incomplete"
@@ -169,11 +173,19 @@ def test_an_answer_is_that_of_chat(shared: Live) -> None:
     assert response["usage"]["total_tokens"] == chat["usage"]["total_tokens"]
 
 
+def test_a_stop_string_completes_a_response() -> None:
+    with saying("Because of that.", pause=0.001) as site:
+        response = both(site, stop=[" of"], include=["message.output_text.logprobs"])
+    assert contents(response) == [("message", "Because")]
+    assert response["status"] == "completed"
+
+
+@PACES
 @pytest.mark.parametrize("before", ["", THOUGHT])
 @pytest.mark.parametrize("behind", ["", f" {CALL}"])
-def test_log_probabilities_are_those_of_the_text(before: str, behind: str) -> None:
+def test_log_probabilities_are_those_of_the_text(before: str, behind: str, pause: float) -> None:
     """Neither of the thoughts and calls around it, nor of the token that ends the answer."""
-    with saying(before + "Because." + behind) as site:
+    with saying(before + "Because." + behind, pause=pause) as site:
         response = both(site, tools=[TOOL], include=["message.output_text.logprobs"])
     (message,) = (item for item in response["output"] if item["type"] == "message")
     tokens = [entry["token"] for entry in message["content"][0]["logprobs"]]
@@ -352,6 +364,16 @@ def test_an_engine_that_dies_during_a_stream_fails_the_response(
     response = Stream().follow(events_in(call.result()))
     assert response["error"]["code"] == "server_error"
     assert [item["status"] for item in response["output"]] == ["incomplete"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_aborts_its_request(
+    scripted: Live, script: ScriptedClient, stream: bool
+) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(scripted.url + PATH, json=ASK | {"stream": stream}, timeout=0.3)
+    (added,) = script.added
+    assert eventually(lambda: script.aborted == [[added.request_id]])
 
 
 def test_an_engine_that_dies_before_a_stream_is_a_503(

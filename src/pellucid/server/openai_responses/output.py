@@ -116,14 +116,15 @@ class Output:
 
     def _take_logprobs(self, delta: Delta) -> None:
         """Keep those of tokens that may be text: behind the thoughts, and not the end."""
-        first, self._num_tokens = self._num_tokens, self._num_tokens + len(delta.token_ids)
+        self._num_tokens += len(delta.token_ids)
         if not delta.logprobs:
             return
-        entries = delta.logprobs[max(0, self._parts.num_reasoning_tokens - first) :]
+        self._logprobs += chat_logprobs(delta.logprobs, as_ids=False).content
+        first = self._num_tokens - len(self._logprobs)
+        del self._logprobs[: max(0, self._parts.num_reasoning_tokens - first)]
         by_token = delta.finish_reason == "stop" and not isinstance(delta.stop_reason, str)
         if by_token and not self._shows_end:
-            entries = entries[:-1]
-        self._logprobs += chat_logprobs(entries, as_ids=False).content
+            del self._logprobs[-1:]
 
     def _logprobs_of(self, text: str | None) -> list[ChatLogprob]:
         """Take those of the tokens that spell `text`; all that there are if it is None.

@@ -143,7 +143,8 @@ def _add(message: chat.Message, item: InputItem, path: str) -> None:
     if isinstance(item, InputMessage):
         message.content = _content(item.content)
     elif isinstance(item, InputCallOutput):
-        message.content, message.tool_call_id = _content(item.output), item.call_id
+        message.content, message.name = _content(item.output), item.name
+        message.tool_call_id = item.call_id
     elif isinstance(item, InputReasoning):
         message.reasoning = "\n".join(part.text for part in item.content or item.summary or ())
     else:
