@@ -12,7 +12,14 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
+from pellucid.frontend.outputs import Delta, Logprob
+from pellucid.frontend.tools import tool_format
 from pellucid.messages import TokenDelta
+from pellucid.server.answer_form import AnswerForm
+from pellucid.server.answer_parts import AnswerParts
+from pellucid.server.openai_responses.objects import OutputMessage
+from pellucid.server.openai_responses.output import Output
+from pellucid.server.tools import Toolbox
 from tests.frontend.tiny import ScriptedClient, tiny_text
 from tests.server.live import MODEL, Live, eventually, live
 from tests.server.response_events import Stream, checked_response, events_in
@@ -190,6 +197,20 @@ def test_log_probabilities_are_those_of_the_text(before: str, behind: str, pause
     (message,) = (item for item in response["output"] if item["type"] == "message")
     tokens = [entry["token"] for entry in message["content"][0]["logprobs"]]
     assert "".join(tokens).strip() == "Because."
+
+
+def test_log_probabilities_of_text_behind_a_call_are_its_own() -> None:
+    box = Toolbox(tool_format("hermes"), {}, forced=False, parallel=True)
+    parts = AnswerParts(AnswerForm(box), tiny_text().tokenizer.decode, show_reasoning=True)
+    output = Output(parts, lambda event: None)
+    for letter in f"{CALL}\nBecause.":
+        logprob = Logprob(7, -1.0, letter, letter.encode())
+        output.push(Delta(0, letter, [7], logprobs=[logprob]))
+    _, message = output.items
+    assert isinstance(message, OutputMessage)
+    tokens = "".join(entry.token for entry in message.content[0].logprobs)
+    assert tokens.endswith("Because.")
+    assert "arguments" not in tokens
 
 
 def test_prompt_tokens_in_the_cache_are_told() -> None:

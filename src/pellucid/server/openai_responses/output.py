@@ -115,7 +115,11 @@ class Output:
             self._tell(ArgumentsDelta(item_id=item.id, output_index=self._index, delta=text))
 
     def _take_logprobs(self, delta: Delta) -> None:
-        """Keep those of tokens that may be text: behind the thoughts, and not the end."""
+        """Keep those of tokens that may be text: behind the thoughts, and not the end.
+
+        Calls throw away what came before them, so text that a slow reader gets in one delta with
+        the call before it has none.
+        """
         self._num_tokens += len(delta.token_ids)
         if not delta.logprobs:
             return
