@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 
+from pellucid.errors import BadRequest
 from pellucid.frontend.outputs import Delta
 from pellucid.server.chat_job import ChatJob
 from pellucid.server.errors import ErrorDetail
 from pellucid.server.job import Tally
 from pellucid.server.openai_responses.objects import (
     EchoedReasoning,
+    FailureCode,
     IncompleteDetails,
     InputTokensDetails,
     OutputTokensDetails,
@@ -58,9 +60,9 @@ class Answer:
         self._output.cut()
         self.response.output = self._output.items
         self.response.status = "failed"
-        mine = error.type != "invalid_request_error"
-        code = "server_error" if mine else "invalid_prompt"
-        self.response.error = ResponseFailure(code, error.message)  # type: ignore[arg-type]
+        is_mine = error.type != BadRequest.type
+        code: FailureCode = "server_error" if is_mine else "invalid_prompt"
+        self.response.error = ResponseFailure(code, error.message)
 
     def _usage(self) -> ResponsesUsage:
         usage = self._tally.usage()

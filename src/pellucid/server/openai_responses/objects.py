@@ -83,8 +83,11 @@ class IncompleteDetails(msgspec.Struct):
     reason: Literal["max_output_tokens"]
 
 
+FailureCode = Literal["server_error", "invalid_prompt"]
+
+
 class ResponseFailure(msgspec.Struct):
-    code: Literal["server_error", "invalid_prompt"]
+    code: FailureCode
     message: str
 
 

@@ -68,7 +68,7 @@ class Output:
                 self._call(call)
         if delta.finish_reason is not None:
             if not self.items:
-                self._open(OutputMessage(id=_id("msg"), content=[]), OutputTextPart(text=""))
+                self._open_message()
             self._close("completed" if delta.finish_reason == "stop" else "incomplete")
 
     def cut(self) -> None:
@@ -81,16 +81,14 @@ class Output:
     def _think(self, text: str) -> None:
         item = self._last
         if not isinstance(item, OutputReasoning):
-            item = OutputReasoning(id=_id("rs"), content=[])
-            self._open(item, ReasoningPart(text=""))
+            item = self._open_reasoning()
         item.content[0].text += text
         self._tell(ReasoningDelta(item_id=item.id, output_index=self._index, delta=text))
 
     def _say(self, text: str, logprobs: list[ChatLogprob]) -> None:
         item = self._last
         if not isinstance(item, OutputMessage):
-            item = OutputMessage(id=_id("msg"), content=[])
-            self._open(item, OutputTextPart(text=""))
+            item = self._open_message()
         part = item.content[0]
         part.text += text
         part.logprobs += logprobs
@@ -155,13 +153,24 @@ class Output:
     def _index(self) -> int:
         return len(self.items) - 1
 
-    def _open(self, item: OutputItem, part: Part | None = None) -> None:
+    def _open(self, item: OutputItem) -> None:
         self._close("completed")
         self.items.append(item)
         self._tell(ItemAdded(output_index=self._index, item=item))
-        if part is not None:
-            item.content.append(part)  # type: ignore[union-attr, arg-type]
-            self._tell(PartAdded(item_id=item.id, output_index=self._index, part=part))
+
+    def _open_message(self) -> OutputMessage:
+        item, part = OutputMessage(id=_id("msg"), content=[]), OutputTextPart(text="")
+        self._open(item)
+        item.content.append(part)
+        self._tell(PartAdded(item_id=item.id, output_index=self._index, part=part))
+        return item
+
+    def _open_reasoning(self) -> OutputReasoning:
+        item, part = OutputReasoning(id=_id("rs"), content=[]), ReasoningPart(text="")
+        self._open(item)
+        item.content.append(part)
+        self._tell(PartAdded(item_id=item.id, output_index=self._index, part=part))
+        return item
 
     def _close(self, status: Status) -> None:
         item, index = self._last, self._index
