@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from pellucid.config import ServerConfig
-from pellucid.messages import AddRequest, Command, TokenDelta
+from pellucid.messages import (
+    AddRequest,
+    Command,
+    FinishReason,
+    StepOutput,
+    TokenDelta,
+    TokenLogprobs,
+)
 from tests.frontend.tiny import EOS, ScriptedClient, tiny_text
 from tests.server.live import MODEL, Live, live
 
@@ -21,25 +29,46 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n</tool_call>'
 
 
 class Parrot(ScriptedClient):
-    """Answers every request with the same text, a token per step."""
+    """Answers every request with the same text, a token per step.
 
-    def __init__(self, text: str) -> None:
+    Without a pause between the steps the server finds all of an answer at once.
+    """
+
+    def __init__(self, text: str, end: FinishReason, pause: float = 0.0) -> None:
         super().__init__(max_model_len=4096, num_kv_blocks=1024)
-        self._tokens = [*tiny_text().tokenizer.encode(text), EOS]
+        self._tokens = tiny_text().tokenizer.encode(text)
+        if end == "stop":
+            self._tokens.append(EOS)
+        self._end = end
+        self._pause = pause
+
+    async def outputs(self) -> AsyncIterator[StepOutput]:
+        async for output in super().outputs():
+            yield output
+            if self._pause:
+                await asyncio.sleep(self._pause)
 
     def send(self, command: Command) -> None:
         super().send(command)
-        if isinstance(command, AddRequest):
-            for token in self._tokens:
-                end = "stop" if token == EOS else None
-                self.feed(
-                    TokenDelta(request_id=command.request_id, token_ids=[token], finish_reason=end)
+        if not isinstance(command, AddRequest):
+            return
+        for place, token in enumerate(self._tokens, start=1):
+            likely = TokenLogprobs(token, -float(place), 1, [token], [-float(place)])
+            self.feed(
+                TokenDelta(
+                    request_id=command.request_id,
+                    token_ids=[token],
+                    finish_reason=self._end if place == len(self._tokens) else None,
+                    logprobs=None if command.sampling.logprobs is None else [likely],
                 )
+            )
 
 
 @contextmanager
-def saying(text: str, reasoning: Any = "qwen3") -> Iterator[Live]:
-    with live(ServerConfig(reasoning_parser=reasoning), client=Parrot(text)) as site:
+def saying(
+    text: str, reasoning: Any = "qwen3", end: FinishReason = "stop", pause: float = 0.0
+) -> Iterator[Live]:
+    with live(ServerConfig(reasoning_parser=reasoning), client=Parrot(text, end, pause)) as site:
         yield site
 
 
@@ -64,6 +93,10 @@ def streamed(site: Live, **fields: Any) -> tuple[str, str, list[list[str]], str]
     return thought, content, calls, reason
 
 
+PACES = pytest.mark.parametrize("pause", [0.0, 0.001])
+
+
+@PACES
 @pytest.mark.parametrize(
     ("text", "parser", "thought", "content", "arguments"),
     [
@@ -77,9 +110,9 @@ def streamed(site: Live, **fields: Any) -> tuple[str, str, list[list[str]], str]
     ],
 )
 def test_the_parts_of_an_answer(
-    text: str, parser: str, thought: str, content: str, arguments: list[str]
+    text: str, parser: str, thought: str, content: str, arguments: list[str], pause: float
 ) -> None:
-    with saying(text, parser) as site:
+    with saying(text, parser, pause=pause) as site:
         choice = site.post("/v1/chat/completions", messages=[USER], tools=[TOOL]).json()
         message, reason = choice["choices"][0]["message"], choice["choices"][0]["finish_reason"]
         calls = [["f", text] for text in arguments]
@@ -89,6 +122,41 @@ def test_the_parts_of_an_answer(
     found = [call["function"]["arguments"] for call in message.get("tool_calls", [])]
     assert found == arguments
     assert reason == ("tool_calls" if arguments else "stop")
+
+
+def tokens_of(text: str) -> int:
+    return len(tiny_text().tokenizer.encode(text))
+
+
+@PACES
+@pytest.mark.parametrize(
+    ("text", "parser", "thought"),
+    [
+        (THOUGHT + "Because.", "qwen3", THOUGHT.rstrip()),
+        (THOUGHT + CALL, "qwen3", THOUGHT.rstrip()),
+        ("Hm.</think>Because.", "deepseek_r1", "Hm.</think>"),
+        ("<think></think>Because.", "qwen3", "<think></think>"),
+        ("Because.", "qwen3", ""),
+        (THOUGHT + "Because.", "none", ""),
+        ("", "qwen3", ""),
+    ],
+)
+def test_tokens_of_thoughts_are_counted(text: str, parser: str, thought: str, pause: float) -> None:
+    """The same number however the answer is sent; the marker that ends the thoughts is one."""
+    fields: Any = {"messages": [USER], "tools": [TOOL]}
+    with saying(text, parser, pause=pause) as site:
+        whole = site.post("/v1/chat/completions", **fields).json()["usage"]
+        fields |= {"model": MODEL, "stream": True, "stream_options": {"include_usage": True}}
+        *_, last = site.openai().chat.completions.create(**fields)
+    assert whole["completion_tokens_details"] == {"reasoning_tokens": tokens_of(thought)}
+    assert last.usage.to_dict() == whole
+
+
+def test_thoughts_that_do_not_end_are_counted() -> None:
+    with saying("<think>\nLet me see.") as site:
+        usage = site.post("/v1/chat/completions", messages=[USER]).json()["usage"]
+    counted = usage["completion_tokens_details"]["reasoning_tokens"]
+    assert counted == usage["completion_tokens"]
 
 
 def test_what_looks_like_a_call_is_text_without_tools() -> None:

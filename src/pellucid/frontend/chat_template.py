@@ -59,6 +59,11 @@ class ChatTemplate:
         """Whether the template does something with `tools`."""
         return "tool_use" in self._templates or "tools" in self.variables
 
+    @property
+    def can_think(self) -> bool:
+        """Whether the template has `enable_thinking`, which turns thoughts on and off."""
+        return "enable_thinking" in self.variables
+
     @classmethod
     def of(cls, tokenizer: Tokenizer, path: str | None = None) -> ChatTemplate:
         """The model's own template, or the one in the file `path` in its place.

@@ -27,6 +27,7 @@ from pellucid.server.routes import (
     models,
     ollama_embed,
     requests,
+    responses_api,
     system,
     tokens,
 )
@@ -35,6 +36,7 @@ from pellucid.server.service import Service
 ROUTES = (
     chat,
     completions,
+    responses_api,
     embeddings,
     anthropic,
     ollama_embed,

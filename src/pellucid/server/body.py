@@ -16,6 +16,7 @@ from starlette.requests import Request
 from pellucid.errors import BadRequest
 from pellucid.server.errors import BodyTooLarge, BodyTooSlow, UnsupportedMediaType
 from pellucid.server.neutral import drop_neutral
+from pellucid.server.protocol import Body
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -55,6 +56,8 @@ def parse(raw: bytes, body_type: type[T]) -> T:
     """
     fields = _decode(raw)
     drop_neutral(fields, body_type.__struct_fields__)
+    if issubclass(body_type, Body):
+        body_type.prepare(fields)
     try:
         return msgspec.convert(fields, body_type, str_keys=True)
     except msgspec.ValidationError as error:

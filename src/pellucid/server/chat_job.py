@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 from starlette.requests import Request
 
@@ -29,7 +31,9 @@ class ChatJob:
         parts = self._parts.get(index)
         if parts is None:
             shown = self.body.include_reasoning is not False
-            parts = self._parts[index] = AnswerParts(self.form, show_reasoning=shown)
+            decode = partial(self.service.llm.decode, skip_special_tokens=False)
+            parts = AnswerParts(self.form, decode, show_reasoning=shown)
+            self._parts[index] = parts
         return parts
 
 
@@ -51,7 +55,7 @@ async def open_chat(
         Overloaded, RateLimited, EngineDead: nothing is left in the engine then.
     """
     tools = toolbox(service, body)
-    prompt = await _prompt(service, body, tools)
+    prompt = await chat_prompt(service, body, tools)
     if fits_context and body.max_tokens is not None and isinstance(prompt, list):
         room = max(service.max_model_len - len(prompt), 1)
         body = msgspec.structs.replace(body, max_tokens=min(body.max_tokens, room))
@@ -69,13 +73,16 @@ async def open_chat(
 
 async def prompt_ids(service: Service, body: ChatRequest) -> list[int]:
     """The tokens that `open_chat` would begin with. Raises BadRequest."""
-    prompt = await _prompt(service, body, toolbox(service, body))
+    prompt = await chat_prompt(service, body, toolbox(service, body))
     if isinstance(prompt, str):
         return await service.tokenize(prompt, add_special_tokens=True)
     return prompt
 
 
-async def _prompt(service: Service, body: ChatRequest, tools: Toolbox | None) -> str | list[int]:
+async def chat_prompt(
+    service: Service, body: ChatRequest, tools: Toolbox | None
+) -> str | list[int]:
+    """The conversation in the model's chat format. Raises BadRequest."""
     messages = template_messages(conversation(body))
     messages, told = tool_messages(service, messages, body.tools if tools else None)
     options = template_options(body) | told

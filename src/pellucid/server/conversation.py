@@ -43,12 +43,13 @@ def check_messages(messages: list[Message]) -> None:
                 f"{path}.content is required", param=f"{path}.content", code="missing_field"
             )
         for j, call in enumerate(message.tool_calls or ()):
-            if not _is_object(call.function.arguments):
+            if not is_object(call.function.arguments):
                 field = f"{path}.tool_calls[{j}].function.arguments"
                 raise invalid(field, "must be the JSON text of an object")
 
 
-def _is_object(text: str) -> bool:
+def is_object(text: str) -> bool:
+    """Whether arguments of a call are what a template can take."""
     try:
         return isinstance(msgspec.json.decode(text or "{}"), dict)
     except (msgspec.DecodeError, RecursionError):

@@ -74,15 +74,16 @@ def drop_neutral(fields: dict[str, Any], supported: Collection[str] = ()) -> Non
     Raises:
         BadRequest: one of these fields asks for something.
     """
-    _drop(fields, {name: NEUTRAL[name] for name in NEUTRAL.keys() - set(supported)}, "")
+    drop(fields, {name: NEUTRAL[name] for name in NEUTRAL.keys() - set(supported)}, "")
     messages = fields.get("messages")
     if isinstance(messages, list):
         for i, message in enumerate(messages):
             if isinstance(message, dict):
-                _drop(message, MESSAGE_NEUTRAL, f"messages[{i}].")
+                drop(message, MESSAGE_NEUTRAL, f"messages[{i}].")
 
 
-def _drop(fields: dict[str, Any], neutral: dict[str, tuple[Any, ...]], prefix: str) -> None:
+def drop(fields: dict[str, Any], neutral: dict[str, tuple[Any, ...]], prefix: str) -> None:
+    """The same for the fields of any object; `prefix` leads to it. Raises BadRequest."""
     for name in fields.keys() & neutral.keys():
         value = fields.pop(name)
         # 0 and False are equal in Python, but not in JSON.

@@ -16,6 +16,8 @@ from pellucid.server.errors import ErrorBody
 from pellucid.server.observation import Timeline
 from pellucid.server.ollama import embed as ollama_embed
 from pellucid.server.ollama.errors import OllamaError
+from pellucid.server.openai_responses import objects
+from pellucid.server.openai_responses import protocol as responses_protocol
 
 REF = "#/components/schemas/{name}"
 _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
@@ -38,6 +40,11 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     responses.Version,
     responses.Load,
     responses.Index,
+    responses_protocol.ResponsesRequest,
+    responses_protocol.InputTokensRequest,
+    objects.ResponseObject,
+    objects.InputTokens,
+    *objects.EVENTS,
     Timeline,
     ErrorBody,
     embedding.EmbeddingRequest,
@@ -73,7 +80,7 @@ def describe(
     answer: type[msgspec.Struct] | None,
     *,
     events: str | None = None,
-    last: str = "[DONE]",
+    last: str | None = "[DONE]",
     errors: Iterable[int] = tuple(_ERRORS),
     error: type[msgspec.Struct] = ErrorBody,
 ) -> dict[str, Any]:
@@ -86,7 +93,8 @@ def describe(
     if answer is not None:
         content["application/json"] = {"schema": _ref(answer)}
     if events is not None:
-        about = f"Server-sent events, each with {events} as JSON; after the last one, {last}."
+        end = "" if last is None else f"; after the last one, {last}"
+        about = f"Server-sent events, each with {events} as JSON{end}."
         content["text/event-stream"] = {"schema": {"type": "string", "description": about}}
     extra: dict[str, Any] = {"responses": {"200": {"description": "Success.", "content": content}}}
     for status in errors:

@@ -27,6 +27,13 @@ Prompt = str | list[str | TokenId | list[TokenId]]
 class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Any request body."""
 
+    @classmethod
+    def prepare(cls, fields: dict[str, Any]) -> None:
+        """Put a decoded body into the form that is checked, in place. Raises BadRequest.
+
+        What clients leave out or send out of habit differs between APIs.
+        """
+
 
 class StreamOptions(Body):
     include_usage: bool | None = None
@@ -55,12 +62,9 @@ class JsonSchemaFormat(Body, tag="json_schema", tag_field="type", kw_only=True):
 ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 
 
-class SamplingFields(Body):
-    """What every generating route understands."""
+class EngineFields(Body):
+    """What every generating route takes, whichever API it belongs to."""
 
-    model: str | None = None
-    n: Int32 | None = None
-    max_tokens: Int32 | None = None
     min_tokens: Int32 | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -79,14 +83,7 @@ class SamplingFields(Body):
     bad_words: list[str] | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: str | dict[str, Any] | None = None  # these four: older names of vLLM
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
-    truncate_prompt_tokens: Int32 | None = None
-    add_special_tokens: bool | None = None
     stream: bool | None = None
     priority: Annotated[
         Int64 | None, Meta(description="Smaller goes first; needs the priority policy.")
@@ -98,10 +95,25 @@ class SamplingFields(Body):
     timeout: Annotated[
         float | None, Meta(description="Seconds after which the request ends with an error.")
     ] = None
-    user: Name | None = None
     cache: Annotated[
         bool | None, Meta(description="false: neither look for nor keep a cached answer.")
     ] = None
+
+
+class SamplingFields(EngineFields):
+    """What every generating route of OpenAI's older APIs, and of our own, understands."""
+
+    model: str | None = None
+    n: Int32 | None = None
+    max_tokens: Int32 | None = None
+    response_format: ResponseFormat | None = None
+    guided_json: str | dict[str, Any] | None = None  # these four: older names of vLLM
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    truncate_prompt_tokens: Int32 | None = None
+    add_special_tokens: bool | None = None
+    user: Name | None = None
     metadata: Annotated[
         dict[str, str] | None, Meta(description="The caller's own notes; not interpreted.")
     ] = None
@@ -168,13 +180,28 @@ class ToolChoice(Body, tag="function", tag_field="type", kw_only=True):
     function: ChosenFunction
 
 
+class AllowedFunction(Body, tag="function", tag_field="type", kw_only=True):
+    function: ChosenFunction
+
+
+class AllowedTools(Body, kw_only=True):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedFunction], Meta(min_length=1, max_length=128)]
+
+
+class AllowedToolsChoice(Body, tag="allowed_tools", tag_field="type", kw_only=True):
+    """Some of the tools, of which the others are only told."""
+
+    allowed_tools: AllowedTools
+
+
 class ChatRequest(OpenAIFields):
     """Body of POST /v1/chat/completions."""
 
     messages: list[Message] | None = None
     tools: Tools | None = None
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | ToolChoice | None,
+        Literal["none", "auto", "required"] | ToolChoice | AllowedToolsChoice | None,
         Meta(description="auto by default where there are tools."),
     ] = None
     parallel_tool_calls: bool | None = None

@@ -16,6 +16,10 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct):
+    reasoning_tokens: int  # up to the end of the thoughts, their markers included
+
+
 class Usage(msgspec.Struct):
     """`prompt_tokens` counts a prompt once, however many answers it gets."""
 
@@ -23,6 +27,7 @@ class Usage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET  # of chats
 
 
 # ---- log probabilities

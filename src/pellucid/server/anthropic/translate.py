@@ -211,7 +211,7 @@ def _response_format(body: TokenCountRequest) -> JsonSchemaFormat | None:
 
 def _template_variables(service: Service, body: TokenCountRequest) -> dict[str, Any] | None:
     """What the chat template is told, so that the model thinks or does not."""
-    has_switch = "enable_thinking" in service.llm.text.chat_template.variables
+    has_switch = service.llm.text.chat_template.can_think
     tells_thoughts = service.config.reasoning_parser != "none"
     if isinstance(body.thinking, ThinkingEnabled):
         if not tells_thoughts:
