@@ -95,7 +95,7 @@ def test_the_openapi_document_describes_every_body_and_error(site: Live) -> None
         for path, operations in document["paths"].items()
         if "post" in operations
     }
-    assert len(posts) == 6
+    assert len(posts) == 8
     for operation in posts.values():
         body = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
         assert schemas[body.rpartition("/")[2]]["additionalProperties"] is False
