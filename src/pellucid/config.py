@@ -24,6 +24,8 @@ SECRET = {"secret": True}  # in Meta.extra: no message may repeat the value
 
 Count = Annotated[int, Meta(ge=1)]
 Threads = Annotated[int, Meta(ge=1, le=1024)]
+Gibibytes = Annotated[float, Meta(gt=0.0, le=1 << 20)]
+KeepAlive = Annotated[float, Meta(ge=-1.0, le=1e9)]
 
 
 def _about(description: str, **limits: Any) -> Meta:
@@ -200,23 +202,22 @@ class HostingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Several models in one server; see docs/models.md."""
 
     model_memory_gib: Annotated[
-        float | None,
+        Gibibytes | None,
         _about(
             "GiB that all loaded models may take, KV caches included; beyond it the least recently "
-            "used idle one is unloaded. No limit if unset.",
-            gt=0.0,
+            "used idle one is unloaded. No limit if unset."
         ),
     ] = None
     keep_alive: Annotated[
-        float | None,
+        KeepAlive | None,
         _about(
             "Seconds after which an idle model is unloaded, -1 for never; by default the first "
-            "model stays and others go after 300.",
-            ge=-1.0,
+            "model stays and others go after 300."
         ),
     ] = None
     load_timeout: Annotated[
-        float, _about("Seconds that a model which a request asks for may take to load.", gt=0.0)
+        float,
+        _about("Seconds that a model which a request asks for may take to load.", gt=0.0, le=1e6),
     ] = 300.0
 
 
