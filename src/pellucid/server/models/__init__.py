@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TypeVar
 
 import msgspec
@@ -22,8 +23,15 @@ async def receive(request: Request, body_type: type[T]) -> tuple[Service, T]:
     models = models_of(request)
     config, limits = models.config, models.gateway.config.limits
     body = await read(request, body_type, config.max_body_bytes, limits.body_timeout)
-    timeout = getattr(body, "timeout", None)
-    service = await models.take(request, getattr(body, "model", None), timeout)
+    name, timeout = getattr(body, "model", None), getattr(body, "timeout", None)
+    if timeout is None or not timeout > 0:  # the latter is for the model's checks to refuse
+        service = await models.take(request, name)
+    else:
+        began = time.monotonic()
+        service = await models.take(request, name, timeout)
+        # What loading took is gone for the answer.
+        left = max(timeout - (time.monotonic() - began), 1e-3)
+        msgspec.structs.force_setattr(body, "timeout", left)
     service.check(body)
     return service, body
 
