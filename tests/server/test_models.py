@@ -292,9 +292,9 @@ def test_a_model_that_never_fits_is_an_error_with_budget_and_need(fleet: Fleet) 
 
 def test_a_model_that_takes_more_than_was_thought_makes_room_for_itself(fleet: Fleet) -> None:
     fleet.weights["c"] = 900
-    with serving(fleet, "a", "b", "c", model_memory_gib=2) as site:
+    with serving(fleet, "a", "b", "c", model_memory_gib=2.2) as site:
         ask(site, "b")
-        assert ask(site, "c").status_code == 200  # 600 + 600 + 1300
+        assert ask(site, "c").status_code == 200  # 600 + 600 + 1300, thought to be 956
         assert states(site) == {"a": "unloaded", "b": "loaded", "c": "loaded"}
 
 
@@ -425,6 +425,15 @@ def test_each_model_and_each_loading_has_a_file_of_its_own(fleet: Fleet, tmp_pat
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"run.a.json", "run.org%2Fb.json", "run.org%2Fb.2.json"}
     assert all("prefill" in path.read_text() for path in tmp_path.glob("*b*"))
+
+
+def test_what_fails_after_the_engine_started_leaves_no_engine(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "run.b.json").mkdir()  # where its trace would be
+    config = ServerConfig(observe=ObserveSettings(trace=str(tmp_path / "run.json")))
+    with live(config, models=("a", "b"), make_client=fleet.make) as site:
+        assert ask(site, "b").status_code == 503
+        assert fleet.started == ["a", "b"]
+        assert fleet.open["b"] == 0
 
 
 def test_two_models_of_one_name_are_refused(fleet: Fleet) -> None:
