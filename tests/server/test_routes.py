@@ -98,7 +98,7 @@ def test_the_openapi_document_describes_every_body_and_error(site: Live) -> None
         for path, operations in document["paths"].items()
         if "post" in operations
     }
-    assert len(posts) == 13
+    assert len(posts) == 15
     for path, operation in posts.items():
         known = (name for prefix, name in ERROR_BODIES.items() if path.startswith(prefix))
         error_body = next(known, "ErrorBody")
