@@ -23,6 +23,7 @@ from pellucid.server.routes import (
     generate,
     health,
     models,
+    ollama,
     requests,
     system,
     tokens,
@@ -56,7 +57,7 @@ def build_app(
     app.add_middleware(Envelope)
     app.add_middleware(Observer, observation=service.observation)  # around all but CORS
     allow_origins(app, gateway.config.access.cors_origin)
-    for routes in (chat, completions, generate, tokens, models, requests, system, health):
+    for routes in (chat, completions, generate, tokens, models, requests, system, health, ollama):
         app.include_router(routes.router)
     openapi.install(app)
     return app

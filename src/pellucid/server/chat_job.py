@@ -33,18 +33,25 @@ class ChatJob:
 
 
 async def open_chat(
-    request: Request, service: Service, body: ChatRequest, *, kind: str = "chatcmpl"
+    request: Request,
+    service: Service,
+    body: ChatRequest,
+    *,
+    kind: str = "chatcmpl",
+    prompt: str | list[int] | None = None,
 ) -> ChatJob:
     """Hand a conversation to the engine; `kind` begins the id that the client sees.
 
-    `body` has passed `Service.check`. Whoever opens a job closes it.
+    `body` has passed `Service.check`; `prompt` is what `chat_prompt` made of it, if it was asked
+    before. Whoever opens a job closes it.
 
     Raises:
         BadRequest: a field is wrong, contradicts another, or asks for what cannot be kept.
         Overloaded, RateLimited, EngineDead: nothing is left in the engine then.
     """
     tools = toolbox(service, body)
-    prompt = await _prompt(service, body, tools)
+    if prompt is None:
+        prompt = await chat_prompt(service, body, tools)
     form = answer_form(service, tools, prompt)
     job = await service.open(
         request,
@@ -57,7 +64,10 @@ async def open_chat(
     return ChatJob(service, body, job, form)
 
 
-async def _prompt(service: Service, body: ChatRequest, tools: Toolbox | None) -> str | list[int]:
+async def chat_prompt(
+    service: Service, body: ChatRequest, tools: Toolbox | None
+) -> str | list[int]:
+    """The conversation in the model's chat format. Raises BadRequest."""
     messages = template_messages(conversation(body))
     messages, told = tool_messages(service, messages, body.tools if tools else None)
     options = template_options(body) | told

@@ -42,12 +42,22 @@ class Models:
 
 async def receive(request: Request, body_type: type[T]) -> tuple[Service, T]:
     """The checked body of `request`, and the model it is for. Raises BadRequest and its kin."""
+    body = await receive_body(request, body_type)
+    return await take_model(request, body), body
+
+
+async def receive_body(request: Request, body_type: type[T]) -> T:
+    """The body of `request`, of which the model has not been asked. Raises BadRequest."""
     models = models_of(request)
     config, limits = models.default.config, models.default.gateway.config.limits
-    body = await read(request, body_type, config.max_body_bytes, limits.body_timeout)
-    service = await models.take(request, getattr(body, "model", None))
+    return await read(request, body_type, config.max_body_bytes, limits.body_timeout)
+
+
+async def take_model(request: Request, body: msgspec.Struct) -> Service:
+    """The model that `body` is for, to whose limits it keeps. Raises BadRequest and its kin."""
+    service = await models_of(request).take(request, getattr(body, "model", None))
     service.check(body)
-    return service, body
+    return service
 
 
 def models_of(request: Request) -> Models:

@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pellucid.server import protocol, responses
 from pellucid.server.errors import ErrorBody
 from pellucid.server.observation import Timeline
+from pellucid.server.ollama import protocol as ollama
 
 REF = "#/components/schemas/{name}"
 _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
@@ -36,6 +37,7 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     responses.Index,
     Timeline,
     ErrorBody,
+    *ollama.SCHEMAS,
 )
 _ERRORS = {
     400: "A field is wrong, unknown or not supported.",
@@ -56,12 +58,14 @@ def describe(
     answer: type[msgspec.Struct] | None,
     *,
     events: str | None = None,
+    lines: str | None = None,
     errors: Iterable[int] = tuple(_ERRORS),
+    error: type[msgspec.Struct] = ErrorBody,
 ) -> dict[str, Any]:
     """Keyword arguments for a route's decorator that document its body and its answers.
 
-    `answer` is the JSON of a success; `events` names what the events of a stream hold;
-    `errors` are the statuses of refusals and failures.
+    `answer` is the JSON of a success; `events` names what the events of a stream hold, `lines` what
+    its lines are; `errors` are the statuses of refusals and failures, `error` is their body.
     """
     content: dict[str, Any] = {}
     if answer is not None:
@@ -69,11 +73,14 @@ def describe(
     if events is not None:
         about = f"Server-sent events, each with {events} as JSON; after the last one, [DONE]."
         content["text/event-stream"] = {"schema": {"type": "string", "description": about}}
+    if lines is not None:
+        about = f"A line of JSON each for {lines}."
+        content["application/x-ndjson"] = {"schema": {"type": "string", "description": about}}
     extra: dict[str, Any] = {"responses": {"200": {"description": "Success.", "content": content}}}
     for status in errors:
         extra["responses"][str(status)] = {
             "description": _ERRORS[status],
-            "content": {"application/json": {"schema": _ref(ErrorBody)}},
+            "content": {"application/json": {"schema": _ref(error)}},
         }
     if body is not None:
         extra["requestBody"] = {

@@ -1,0 +1,137 @@
+"""Ollama's API, as far as it is about answers: /api/chat, /api/generate, and what they need.
+
+What would change the models of this server is refused: a server that downloads or deletes at the
+word of a client is not what this is.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from pellucid import __version__
+from pellucid.errors import BadRequest
+from pellucid.server.errors import ERROR_SHAPES, ErrorDetail
+from pellucid.server.models import receive_body, take_model
+from pellucid.server.ollama.answer import (
+    ChatAnswer,
+    GenerateAnswer,
+    LineStream,
+    Stopwatch,
+    line,
+    now,
+)
+from pellucid.server.ollama.opening import open_conversation, open_generation
+from pellucid.server.ollama.protocol import (
+    AnswerMessage,
+    OllamaChat,
+    OllamaChatAnswer,
+    OllamaError,
+    OllamaGenerate,
+    OllamaGenerateAnswer,
+    OllamaPull,
+    OllamaStatus,
+    OllamaVersion,
+)
+from pellucid.server.ollama.translate import keep_alive_seconds
+from pellucid.server.openapi import describe
+from pellucid.server.reply import json_response
+
+PREFIX = "/api"
+
+router = APIRouter(prefix=PREFIX)
+
+
+class NotOffered(BadRequest):
+    """What the API has and this server does not do for its clients."""
+
+    status = 403
+
+
+def _error_shape(error: ErrorDetail, status: int, request_id: str) -> msgspec.Struct:
+    return OllamaError(error.message)
+
+
+ERROR_SHAPES[PREFIX] = _error_shape
+
+
+@router.post(
+    "/chat",
+    **describe(OllamaChat, OllamaChatAnswer, lines="an OllamaChatAnswer", error=OllamaError),
+)
+async def chat(request: Request) -> Response:
+    """Answer a conversation; without messages, load or unload the model."""
+    watch = Stopwatch(request)
+    body = await receive_body(request, OllamaChat)
+    seconds = keep_alive_seconds(body.keep_alive)
+    service = await take_model(request, body)
+    watch.loaded()
+    if not body.messages:
+        reason = "unload" if seconds == 0 else "load"
+        done = OllamaChatAnswer(
+            AnswerMessage(), model=body.asked, created_at=now(), done=True, done_reason=reason
+        )
+        return _at_once(done, streams=body.streams)
+    answer = ChatAnswer(await open_conversation(request, service, body), body.asked, watch)
+    return await answer.respond(request, streams=body.streams)
+
+
+@router.post(
+    "/generate",
+    **describe(
+        OllamaGenerate, OllamaGenerateAnswer, lines="an OllamaGenerateAnswer", error=OllamaError
+    ),
+)
+async def generate(request: Request) -> Response:
+    """Answer a prompt; without one, load or unload the model."""
+    watch = Stopwatch(request)
+    body = await receive_body(request, OllamaGenerate)
+    seconds = keep_alive_seconds(body.keep_alive)
+    service = await take_model(request, body)
+    watch.loaded()
+    if not body.prompt:
+        reason = "unload" if seconds == 0 else "load"
+        done = OllamaGenerateAnswer(
+            "", model=body.asked, created_at=now(), done=True, done_reason=reason
+        )
+        return _at_once(done, streams=body.streams)
+    opened = await open_generation(request, service, body)
+    answer = GenerateAnswer(opened, body.asked, watch, has_context=not body.raw)
+    return await answer.respond(request, streams=body.streams)
+
+
+@router.get("/version", **describe(None, OllamaVersion, errors=()))
+async def version() -> Response:
+    """The version of pellucid, not of an Ollama."""
+    return json_response(OllamaVersion(__version__))
+
+
+@router.post(
+    "/pull", **describe(OllamaPull, OllamaStatus, lines="an OllamaStatus", error=OllamaError)
+)
+async def pull(request: Request) -> Response:
+    """A model that is served is there already; any other is not fetched at a client's word."""
+    body = await receive_body(request, OllamaPull)
+    await take_model(request, body)
+    return _at_once(OllamaStatus("success"), streams=body.stream is not False)
+
+
+@router.post("/create", include_in_schema=False)
+@router.post("/copy", include_in_schema=False)
+@router.post("/push", include_in_schema=False)
+@router.delete("/delete", include_in_schema=False)
+@router.api_route("/blobs/{digest:path}", methods=["POST", "HEAD"], include_in_schema=False)
+async def refuse(request: Request) -> Response:
+    """Whatever would change the models of this server."""
+    raise NotOffered(
+        f"{request.scope['path']} is not offered: which models there are is up to who runs this "
+        "server, see `pellucid pull` and `pellucid serve`.",
+        code="not_offered",
+    )
+
+
+def _at_once(done: msgspec.Struct, *, streams: bool) -> Response:
+    """An answer that is known without the model."""
+    if streams:
+        return Response(line(done), media_type=LineStream.media_type)
+    return json_response(done)
