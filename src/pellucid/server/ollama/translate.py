@@ -22,7 +22,8 @@ from pellucid.server.ollama.protocol import (
 from pellucid.server.params import invalid
 from pellucid.server.service import Service
 
-# Ollama's, where they are not OpenAI's; docs/modelfile.mdx of its repository lists them.
+# Ollama's, where they are not OpenAI's; docs/modelfile.mdx of its repository lists them. There is
+# no penalty among them since its pull request 17679.
 DEFAULTS: dict[str, float | int] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 RANDOM_SEED = -1
 
