@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import jsonschema
 import ollama
 import pytest
 
 from pellucid.config import ServerConfig
+from pellucid.messages import TokenDelta, unpack_tokens
 from pellucid.runner.fake import expected_answer
-from pellucid.sampling_params import SamplingParams
 from tests.frontend.tiny import ScriptedClient, tiny_text
 from tests.server.live import MODEL, Live, eventually, live
 from tests.server.test_reasoning import CALL, THOUGHT, Parrot
@@ -57,15 +59,6 @@ def lines_of(site: Live, path: str, **body: Any) -> list[dict[str, Any]]:
     assert response.headers["content-type"] == "application/x-ndjson"
     assert response.text.endswith("\n")
     return [json.loads(line) for line in response.text.splitlines()]
-
-
-def refused(site: Live, path: str, status: int = 400, **body: Any) -> str:
-    response = site.post(path, **{"model": MODEL} | body)
-    assert response.status_code == status, response.text
-    error = response.json()
-    assert set(error) == {"error"}
-    message: str = error["error"]
-    return message
 
 
 @pytest.fixture
@@ -236,7 +229,7 @@ def test_calls_and_their_results_are_sent_back() -> None:
     with live(client=script) as site:
         lines_of(site, "/api/chat", messages=messages)
         ollama.Client(site.url).chat(MODEL, messages[:3])
-    first, second = (text_of(list(added.prompt_ids)) for added in map(_Added, script.added))
+    first, second = (text_of(unpack_tokens(added.prompt)) for added in script.added)
     assert '"arguments": {"x": 1}' in first
     assert '"arguments": {"x": 2}' in first
     assert "31 degrees" in first
@@ -244,210 +237,21 @@ def test_calls_and_their_results_are_sent_back() -> None:
     assert first.startswith(second.removesuffix("assistant:"))
 
 
-class _Added:
-    """An AddRequest, unpacked."""
-
-    def __init__(self, message: Any) -> None:
-        from pellucid.messages import unpack_tokens
-
-        self.prompt_ids = unpack_tokens(message.prompt)
-        self.sampling: SamplingParams = message.sampling
-
-
-# ---- options
-
-
-def sampled(**body: Any) -> SamplingParams:
-    """What the engine is told for a request."""
-    script = Parrot("Fine.")
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_aborts_its_answer(stream: bool) -> None:
+    script = ScriptedClient()
+    body = {"model": MODEL, "messages": [USER], "stream": stream}
     with live(client=script) as site:
-        lines_of(site, "/api/generate", prompt="Once", **body)
-    (added,) = script.added
-    return added.sampling
+        with (
+            contextlib.suppress(httpx.ReadTimeout),
+            httpx.stream("POST", f"{site.url}/api/chat", json=body, timeout=0.3) as response,
+        ):
+            response.read()
+        (added,) = script.added
+        assert eventually(lambda: script.aborted == [[added.request_id]])
 
 
-def test_defaults_are_those_of_ollama() -> None:
-    params = sampled()
-    assert (params.temperature, params.top_k, params.top_p) == (0.8, 40, 0.9)
-    assert (params.min_p, params.repetition_penalty) == (0.0, 1.0)
-    assert params.max_tokens == 4096 - len(ids_of("user: Once\nassistant:"))
-
-
-def test_options_reach_the_engine() -> None:
-    params = sampled(
-        options={
-            "temperature": 0.5,
-            "top_k": 7,
-            "top_p": 0.6,
-            "min_p": 0.1,
-            "seed": 11,
-            "stop": ["x", "y"],
-            "repeat_penalty": 1.2,
-            "repeat_last_n": -1,
-            "presence_penalty": 0.3,
-            "frequency_penalty": 0.4,
-            "num_predict": 12,
-        }
-    )
-    assert (params.temperature, params.top_k, params.top_p, params.min_p) == (0.5, 7, 0.6, 0.1)
-    assert (params.seed, params.stop, params.max_tokens) == (11, ["x", "y"], 12)
-    assert (params.repetition_penalty, params.presence_penalty) == (1.2, 0.3)
-    assert params.frequency_penalty == 0.4
-
-
-def test_no_window_means_no_penalty() -> None:
-    params = sampled(options={"repeat_last_n": 0, "repeat_penalty": 1.3, "presence_penalty": 1})
-    assert (params.repetition_penalty, params.presence_penalty) == (1.0, 0.0)
-
-
-def test_a_seed_of_minus_one_is_any() -> None:
-    assert sampled(options={"seed": -1}).seed != sampled(options={"seed": -1}).seed
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"options": None, "format": None, "keep_alive": None, "think": None, "tools": []},
-        {"format": "", "think": False, "shift": False, "keep_alive": "5m", "tools": None},
-        {"options": {"repeat_last_n": 64, "num_thread": 8, "num_gpu": -1, "use_mmap": True}},
-        {"options": {"num_batch": 2, "numa": False, "low_vram": False, "num_keep": 5}},
-        {"options": {"mirostat": 0, "mirostat_tau": 5.0, "tfs_z": 1, "typical_p": 1.0}},
-        {"options": {"f16_kv": True, "penalize_newline": True, "temperature": None}},
-    ],
-)
-def test_what_clients_send_out_of_habit(site: Live, fields: dict[str, Any]) -> None:
-    options = {**(fields.get("options") or {}), "num_predict": 2}
-    *_, last = lines_of(site, "/api/chat", messages=[USER], **{**fields, "options": options})
-    assert last["eval_count"] == 2
-
-
-@pytest.mark.parametrize("limit", [-1, -2, None, 5000])
-def test_the_context_ends_an_answer(client: ollama.Client, limit: int | None) -> None:
-    done = client.generate(MODEL, "Once", options={"num_predict": limit, "num_ctx": 64})
-    assert (done.prompt_eval_count or 0) + (done.eval_count or 0) == 64
-    assert done.done_reason == "length"
-
-
-TURNS: Any = [
-    {"role": role, "content": f"{i} and another word"}
-    for i in range(6)
-    for role in ("user", "assistant")
-]
-
-
-def test_the_oldest_turns_make_room(client: ollama.Client) -> None:
-    """With a limit between the lengths of two and three turns, two are left and the system's."""
-    system: Any = {"role": "system", "content": "Be kind."}
-    options: dict[str, Any] = {"num_predict": 5, "seed": 1}
-    turns = [*TURNS, USER]
-    two = client.chat(MODEL, [system, *turns[-3:]], options=options)
-    three = client.chat(MODEL, [system, *turns[-5:]], options=options)
-    assert three.prompt_eval_count
-    options["num_ctx"] = three.prompt_eval_count * 4 // 3 - 2  # of which three quarters are filled
-    cut = client.chat(MODEL, [system, *turns], options=options)
-    assert cut.message == two.message
-    assert cut.prompt_eval_count == two.prompt_eval_count
-    alone = client.chat(MODEL, turns[-1:], options={**options, "num_ctx": 22})
-    longer = client.chat(MODEL, turns, options={**options, "num_ctx": 22})
-    assert longer.message == alone.message  # though less than a quarter is free
-
-
-# ---- refusals
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"model": ""}, "model"),
-        ({"options": {"temperature": 2.5}}, "options.temperature"),
-        ({"options": {"top_p": 0}}, "options.top_p"),
-        ({"options": {"top_k": -2}}, "options.top_k"),
-        ({"options": {"min_p": 2}}, "options.min_p"),
-        ({"options": {"seed": 1 << 63}}, "options.seed"),
-        ({"options": {"stop": [""]}}, "options.stop"),
-        ({"options": {"repeat_penalty": 0}}, "options.repeat_penalty"),
-        ({"options": {"presence_penalty": 3}}, "options.presence_penalty"),
-        ({"options": {"frequency_penalty": -3}}, "options.frequency_penalty"),
-        ({"options": {"num_predict": 0}}, "options.num_predict"),
-        ({"options": {"num_predict": -3}}, "options.num_predict"),
-        ({"options": {"num_ctx": 513}}, "options.num_ctx must be from 1 to 512"),
-        ({"options": {"num_ctx": 0}}, "options.num_ctx"),
-        ({"options": {"repeat_last_n": 64, "repeat_penalty": 1.1}}, "options.repeat_last_n"),
-        ({"options": {"repeat_last_n": -2}}, "options.repeat_last_n"),
-        ({"options": {"mirostat": 1}}, "options.mirostat"),
-        ({"options": {"typical_p": 0.7}}, "options.typical_p"),
-        ({"options": {"tfs_z": 0.5}}, "options.tfs_z"),
-        ({"options": {"penalize_newline": False}}, "options.penalize_newline"),
-        ({"options": {"f16_kv": False}}, "options.f16_kv"),
-        ({"options": {"num_threads": 2}}, "options.num_threads"),
-        ({"options": {"num_thread": "many"}}, "options.num_thread"),
-        ({"format": "xml"}, "format"),
-        ({"format": {"type": "array", "uniqueItems": True}}, "format cannot"),
-        ({"think": True}, "think"),
-        ({"think": "high"}, "think"),
-        ({"shift": True}, "shift"),
-        ({"keep_alive": "soon"}, "keep_alive"),
-        ({"keep_alive": "5"}, "keep_alive"),
-        ({"top_logprobs": 2}, "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": 6}, "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
-        ({"temperature": 1}, "temperature"),
-    ],
-)
-@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
-def test_a_field_is_refused_by_its_name(
-    site: Live, path: str, fields: dict[str, Any], named: str
-) -> None:
-    content: dict[str, Any] = (
-        {"messages": [USER]} if path == "/api/chat" else {"prompt": "x", "raw": "format" in fields}
-    )
-    assert named in refused(site, path, **content, **fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"suffix": "end"}, "suffix"),
-        ({"template": "{{ .Prompt }}"}, "template"),
-        ({"images": ["aGk="]}, "images"),
-        ({"width": 64}, "width"),
-        ({"raw": True, "system": "x"}, "system"),
-        ({"raw": True, "context": [5]}, "context"),
-        ({"raw": True, "logprobs": True, "top_logprobs": 6}, "top_logprobs"),
-        ({"context": [600]}, "prompt"),
-        ({"context": [-1]}, "context"),
-        ({"truncate": True}, "truncate"),
-        ({"prompt": "word " * 600}, "prompt has"),
-        ({"prompt": "word " * 600, "raw": True}, "prompt has"),
-        ({"prompt": "x" * 60_000}, "prompt has"),
-    ],
-)
-def test_what_generate_refuses(site: Live, fields: dict[str, Any], named: str) -> None:
-    assert named in refused(site, "/api/generate", **{"prompt": "x"} | fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"messages": [{"role": "user", "images": ["aGk="]}]}, "messages[0].images"),
-        ({"messages": [{"role": "poet", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": "word " * 600}]}, "messages has"),
-        ({"messages": [*TURNS * 9, USER], "truncate": False}, "messages has"),
-        ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
-        ({"tools": [TOOL, TOOL]}, "tools[1].function.name"),
-        (
-            {"messages": [{"role": "user", "tool_calls": [{"function": {"name": "f"}}]}]},
-            "messages[0].tool_calls",
-        ),
-    ],
-)
-def test_what_chat_refuses(site: Live, fields: dict[str, Any], named: str) -> None:
-    assert named in refused(site, "/api/chat", **{"messages": [USER]} | fields)
-
-
-@pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/api/pull"])
-def test_a_model_that_is_not_there(site: Live, path: str) -> None:
-    assert repr(MODEL) in refused(site, path, 404, model="llama3.2")
+# ---- failures, and what is there
 
 
 def test_models_are_not_changed_for_clients(site: Live, client: ollama.Client) -> None:
@@ -485,8 +289,6 @@ def test_every_error_has_the_shape_of_this_api(site: Live) -> None:
 
 
 def test_a_stream_that_fails_says_so_in_its_last_line() -> None:
-    from pellucid.messages import TokenDelta
-
     script = ScriptedClient()
     with live(client=script) as site:
         parts = ollama.Client(site.url).chat(MODEL, [USER], stream=True)
@@ -504,9 +306,6 @@ def test_a_stream_that_fails_says_so_in_its_last_line() -> None:
         site.call(script.die)
         with pytest.raises(ollama.ResponseError, match="engine has stopped"):
             list(parts)
-
-
-# ---- what is there
 
 
 def test_version_and_a_sign_of_life(site: Live) -> None:

@@ -68,6 +68,10 @@ async def _open_raw(request: Request, service: Service, body: OllamaGenerate, si
 
 def _following(service: Service, context: list[int], turn: list[int]) -> list[int]:
     """The tokens of an earlier answer, and a turn that the template began as a conversation."""
+    size = service.llm.info.vocab_size
+    for token in context:
+        if token >= size:
+            raise invalid("context", f"has {token}, outside the vocabulary (0 to {size - 1})")
     if context and turn[:1] == [service.llm.tokenizer.bos_token_id]:
         turn = turn[1:]
     return context + turn

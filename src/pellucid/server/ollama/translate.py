@@ -45,7 +45,7 @@ CHAT_NAMES = {
     "response_format": "format",
     "response_format.json_schema.schema": "format",
 }
-GENERATE_NAMES = {**CHAT_NAMES, "messages": "prompt", "logprobs": "top_logprobs"}
+GENERATE_NAMES = {**CHAT_NAMES, "logprobs": "top_logprobs"}
 
 
 @contextmanager
