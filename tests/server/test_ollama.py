@@ -251,7 +251,7 @@ def test_a_client_that_hangs_up_aborts_its_answer(stream: bool) -> None:
         assert eventually(lambda: script.aborted == [[added.request_id]])
 
 
-# ---- failures, and what is there
+# ---- failures
 
 
 def test_models_are_not_changed_for_clients(site: Live, client: ollama.Client) -> None:
@@ -306,17 +306,3 @@ def test_a_stream_that_fails_says_so_in_its_last_line() -> None:
         site.call(script.die)
         with pytest.raises(ollama.ResponseError, match="engine has stopped"):
             list(parts)
-
-
-def test_version_and_a_sign_of_life(site: Live) -> None:
-    assert site.http.head("/").status_code == 200
-    version = site.http.get("/version").json()["version"]
-    assert site.http.get("/api/version").json() == {"version": version}
-
-
-@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
-def test_without_a_question_the_model_is_loaded(site: Live, path: str) -> None:
-    (line,) = lines_of(site, path)
-    assert (line["done"], line["done_reason"]) == (True, "load")
-    whole = site.post(path, model=MODEL, stream=False, keep_alive=-1).json()
-    assert whole.keys() == line.keys()

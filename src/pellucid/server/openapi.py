@@ -21,6 +21,7 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     protocol.GenerateRequest,
     protocol.TokenizeRequest,
     protocol.DetokenizeRequest,
+    protocol.ModelRequest,
     responses.ChatCompletion,
     responses.ChatChunk,
     responses.TextCompletion,
@@ -34,6 +35,7 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     responses.Health,
     responses.Version,
     responses.Load,
+    responses.ServerLoad,
     responses.Index,
     Timeline,
     ErrorBody,
@@ -44,13 +46,15 @@ _ERRORS = {
     401: "An API key is required, or the one that was sent is not known.",
     404: "There is no such model, or no such request.",
     408: "The body took too long to arrive.",
+    409: "The model is in use.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     429: "The queue is full or a rate limit reached; Retry-After says when to come back.",
     500: "A bug in the server.",
-    503: "The engine is dead or being restarted, or the server shuts down.",
+    503: "The engine is dead or being restarted, the model cannot be loaded, or the server stops.",
     504: "The request timed out.",
 }
+USUAL_ERRORS = tuple(code for code in _ERRORS if code != 409)
 
 
 def describe(
@@ -59,7 +63,7 @@ def describe(
     *,
     events: str | None = None,
     lines: str | None = None,
-    errors: Iterable[int] = tuple(_ERRORS),
+    errors: Iterable[int] = USUAL_ERRORS,
     error: type[msgspec.Struct] = ErrorBody,
 ) -> dict[str, Any]:
     """Keyword arguments for a route's decorator that document its body and its answers.

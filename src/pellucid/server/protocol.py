@@ -28,6 +28,12 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Any request body."""
 
 
+class ModelRequest(Body):
+    """Which model is to be loaded or unloaded."""
+
+    model: Name
+
+
 class StreamOptions(Body):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None

@@ -211,7 +211,9 @@ class Model(msgspec.Struct, kw_only=True):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "pellucid"
-    max_model_len: int
+    root: str  # alias, repository or file that it comes from
+    status: Literal["unloaded", "loading", "loaded", "failed"]
+    max_model_len: int | None  # null while it is not loaded
 
 
 class ModelList(msgspec.Struct):
@@ -245,6 +247,12 @@ class Load(msgspec.Struct):
     tokens_per_sec: float
     cpu_percent: float
     ram_percent: float
+
+
+class ServerLoad(msgspec.Struct):
+    """GET /load."""
+
+    server_load: int  # requests that are being answered
 
 
 class Index(msgspec.Struct):

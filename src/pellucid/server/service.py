@@ -6,52 +6,64 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
-import psutil
 from starlette.requests import Request
 
 from pellucid import __version__
-from pellucid.config import EngineConfig, ServerConfig
+from pellucid.config import ServerConfig
 from pellucid.errors import Overloaded
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.sampling_params import SamplingParams
 from pellucid.server.gateway.gateway import Gateway
 from pellucid.server.job import Answers, Job
-from pellucid.server.metrics import Metrics
 from pellucid.server.observation import Observation
 from pellucid.server.params import check_fields, invalid, scores_only
 from pellucid.server.protocol import SamplingFields
-from pellucid.server.responses import Load
 from pellucid.server.structured import structured_field
+from pellucid.server.watch import Watch
 
 INLINE_CHARS = 2000  # longer text is tokenised in a thread
 
 
 class Service:
-    """One model behind HTTP; its engine runs."""
+    """One model behind HTTP; its engine runs.
+
+    Args:
+        watch: what looks on at this engine; closed with the service.
+        identity: tells this engine's answers from those of others, for the cache of answers.
+        on_job_closed: called at the end of each request that went to the engine.
+    """
 
     def __init__(
-        self, llm: AsyncLLM, config: ServerConfig, engine: EngineConfig, gateway: Gateway
+        self,
+        llm: AsyncLLM,
+        config: ServerConfig,
+        gateway: Gateway,
+        observation: Observation,
+        watch: Watch,
+        identity: str,
+        on_job_closed: Callable[[], None],
     ) -> None:
         info = llm.info
         self.llm = llm
         self.gateway = gateway
         self.config = config
-        self.engine = engine
-        self.created = int(time.time())
+        self.engine = llm.config
+        self.identity = identity
         self.num_open = 0  # jobs that are being answered
         # Longest prompt plus answer: the model's limit, or the KV pool's if that is smaller.
         self.max_model_len = min(info.max_model_len, info.num_kv_blocks * info.block_size)
         self.fingerprint = _fingerprint(llm)
-        self.metrics = Metrics(llm, engine, gateway.counts, num_open=lambda: self.num_open)
-        llm.listeners.append(self.metrics)
-        self.observation = Observation(llm, config.observe, self.metrics.registry)
+        self.metrics = watch.metrics
+        self._observation = observation
+        self._watch = watch
+        self._on_job_closed = on_job_closed
 
     def close(self) -> None:
-        """End the files and links of those who look on. Idempotent."""
-        self.observation.close()
+        """End the files of those who look on. Idempotent."""
+        self._watch.close()
 
     def check(self, body: msgspec.Struct) -> None:
         """Hold a body to this server's limits. Raises BadRequest."""
@@ -93,6 +105,7 @@ class Service:
                     request.state.caller,
                     prompt,
                     params,
+                    identity=self.identity,
                     use_cache=body.cache is not False,
                     # Clients may repeat an id; the engine's must differ.
                     request_id=f"{job.id}-{uuid.uuid4().hex[:12]}",
@@ -114,7 +127,8 @@ class Service:
             await job.aclose()
             raise
         record = getattr(request.state, "record", None)
-        self.observation.opened(record, job, opened or time.monotonic(), bool(body.stream))
+        opened = opened or time.monotonic()
+        self._observation.opened(record, job, self.llm, self._watch, opened, bool(body.stream))
         return job
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -122,15 +136,6 @@ class Service:
         if len(text) <= INLINE_CHARS:
             return self.llm.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.llm.encode, text, add_special_tokens=add_special_tokens)
-
-    def load(self) -> Load:
-        """The machine's and the server's load right now."""
-        return Load(
-            active_streams=self.num_open,
-            tokens_per_sec=self.metrics.tokens_per_second(),
-            cpu_percent=psutil.cpu_percent(),
-            ram_percent=psutil.virtual_memory().percent,
-        )
 
     def _check_room(self, num_answers: int) -> None:
         limits = self.engine.scheduler
@@ -140,6 +145,7 @@ class Service:
 
     def _job_closed(self, job: Job) -> None:
         self.num_open -= 1
+        self._on_job_closed()
 
 
 def _fingerprint(llm: AsyncLLM) -> str:

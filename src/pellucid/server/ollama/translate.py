@@ -26,6 +26,8 @@ from pellucid.server.service import Service
 # no penalty among them since its pull request 17679.
 DEFAULTS: dict[str, float | int] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 RANDOM_SEED = -1
+FOR_EVER = -1.0  # seconds
+CENTURY = 100 * 365.25 * 86400.0  # clocks and dates have an end
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([+-]?)((?:\d{1,9}(?:\.\d{1,9})?(?:ns|us|µs|ms|s|m|h))+)")
@@ -117,16 +119,23 @@ def answer_limit(body: Answered, room: int) -> int:
 
 def keep_alive_seconds(value: int | float | str | None) -> float | None:
     """For how long a model stays loaded; below 0: for ever. None: as the server is set."""
-    if value is None or isinstance(value, int | float):
+    if isinstance(value, str):
+        value = _duration(value)
+    if value is None or 0 <= value <= CENTURY:
         return value
-    written = _DURATION.fullmatch(value)
-    if written is None:
-        raise invalid("keep_alive", f"must be seconds or a duration such as 5m, got {value!r:.40}")
-    seconds = sum(float(count) * _UNITS[unit] for count, unit in _STEP.findall(written[2]))
-    return -seconds if written[1] == "-" else seconds
+    return FOR_EVER
 
 
 # ---- inside
+
+
+def _duration(text: str) -> float:
+    """Seconds of what Go calls a duration: "1h30m", "-500ms"."""
+    written = _DURATION.fullmatch(text)
+    if written is None:
+        raise invalid("keep_alive", f"must be seconds or a duration such as 5m, got {text!r:.40}")
+    seconds = sum(float(count) * _UNITS[unit] for count, unit in _STEP.findall(written[2]))
+    return -seconds if written[1] == "-" else seconds
 
 
 def _conversing(service: Service, body: Answered) -> dict[str, Any]:

@@ -6,13 +6,16 @@ word of a client is not what this is.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from fastapi import APIRouter, Request, Response
 
 from pellucid import __version__
 from pellucid.errors import BadRequest
 from pellucid.server.errors import ERROR_SHAPES, ErrorDetail
-from pellucid.server.models import receive_body, take_model
+from pellucid.server.models import models_of, receive_body, take_model
+from pellucid.server.ollama import listing
 from pellucid.server.ollama.answer import (
     ChatAnswer,
     GenerateAnswer,
@@ -23,19 +26,25 @@ from pellucid.server.ollama.answer import (
 )
 from pellucid.server.ollama.opening import open_conversation, open_generation
 from pellucid.server.ollama.protocol import (
+    Answered,
     AnswerMessage,
     OllamaChat,
     OllamaChatAnswer,
     OllamaError,
     OllamaGenerate,
     OllamaGenerateAnswer,
+    OllamaProcesses,
     OllamaPull,
+    OllamaShow,
+    OllamaShown,
     OllamaStatus,
+    OllamaTags,
     OllamaVersion,
 )
 from pellucid.server.ollama.translate import keep_alive_seconds
 from pellucid.server.openapi import describe
 from pellucid.server.reply import json_response
+from pellucid.server.service import Service
 
 PREFIX = "/api"
 
@@ -61,17 +70,11 @@ ERROR_SHAPES[PREFIX] = _error_shape
 )
 async def chat(request: Request) -> Response:
     """Answer a conversation; without messages, load or unload the model."""
-    watch = Stopwatch(request)
-    body = await receive_body(request, OllamaChat)
-    seconds = keep_alive_seconds(body.keep_alive)
-    service = await take_model(request, body)
-    watch.loaded()
+    watch, body = Stopwatch(request), await receive_body(request, OllamaChat)
     if not body.messages:
-        reason = "unload" if seconds == 0 else "load"
-        done = OllamaChatAnswer(
-            AnswerMessage(), model=body.asked, created_at=now(), done=True, done_reason=reason
-        )
-        return _at_once(done, streams=body.streams)
+        done = await _load(request, body, watch)
+        return _at_once(OllamaChatAnswer(AnswerMessage(), **done), streams=body.streams)
+    service = await _take(request, body, watch)
     answer = ChatAnswer(await open_conversation(request, service, body), body.asked, watch)
     return await answer.respond(request, streams=body.streams)
 
@@ -84,20 +87,34 @@ async def chat(request: Request) -> Response:
 )
 async def generate(request: Request) -> Response:
     """Answer a prompt; without one, load or unload the model."""
-    watch = Stopwatch(request)
-    body = await receive_body(request, OllamaGenerate)
-    seconds = keep_alive_seconds(body.keep_alive)
-    service = await take_model(request, body)
-    watch.loaded()
+    watch, body = Stopwatch(request), await receive_body(request, OllamaGenerate)
     if not body.prompt:
-        reason = "unload" if seconds == 0 else "load"
-        done = OllamaGenerateAnswer(
-            "", model=body.asked, created_at=now(), done=True, done_reason=reason
-        )
-        return _at_once(done, streams=body.streams)
+        done = await _load(request, body, watch)
+        return _at_once(OllamaGenerateAnswer("", **done), streams=body.streams)
+    service = await _take(request, body, watch)
     opened = await open_generation(request, service, body)
     answer = GenerateAnswer(opened, body.asked, watch, has_context=not body.raw)
     return await answer.respond(request, streams=body.streams)
+
+
+@router.get("/tags", **describe(None, OllamaTags, errors=()))
+async def tags(request: Request) -> Response:
+    """The models that this server serves, whether loaded or not."""
+    return json_response(listing.tags(models_of(request)))
+
+
+@router.get("/ps", **describe(None, OllamaProcesses, errors=()))
+async def processes(request: Request) -> Response:
+    """The models in memory."""
+    return json_response(listing.processes(models_of(request)))
+
+
+@router.post("/show", **describe(OllamaShow, OllamaShown, error=OllamaError))
+async def show(request: Request) -> Response:
+    """One model in detail, for which it is loaded."""
+    body = await receive_body(request, OllamaShow)
+    service = await take_model(request, body)
+    return json_response(listing.shown(models_of(request), service))
 
 
 @router.get("/version", **describe(None, OllamaVersion, errors=()))
@@ -112,7 +129,7 @@ async def version() -> Response:
 async def pull(request: Request) -> Response:
     """A model that is served is there already; any other is not fetched at a client's word."""
     body = await receive_body(request, OllamaPull)
-    await take_model(request, body)
+    models_of(request).status(body.model)
     return _at_once(OllamaStatus("success"), streams=body.stream is not False)
 
 
@@ -128,6 +145,28 @@ async def refuse(request: Request) -> Response:
         "server, see `pellucid pull` and `pellucid serve`.",
         code="not_offered",
     )
+
+
+async def _take(request: Request, body: Answered, watch: Stopwatch) -> Service:
+    """The model, which stays for as long as the request says."""
+    seconds = keep_alive_seconds(body.keep_alive)
+    service = await take_model(request, body)
+    if seconds is not None:
+        models_of(request).set_keep_alive(body.model, seconds)
+    watch.loaded()
+    return service
+
+
+async def _load(request: Request, body: Answered, watch: Stopwatch) -> dict[str, Any]:
+    """The answer to a request that has no question."""
+    if keep_alive_seconds(body.keep_alive) == 0:
+        models_of(request).set_keep_alive(body.model, 0)  # it goes when nobody uses it
+        reason = "unload"
+    else:
+        await _take(request, body, watch)
+        reason = "load"
+    done = {"model": body.asked, "created_at": now(), "done": True, "done_reason": reason}
+    return {**done, **watch.durations(None)}
 
 
 def _at_once(done: msgspec.Struct, *, streams: bool) -> Response:
