@@ -20,6 +20,7 @@ from pellucid.server.ollama.translate import DEFAULTS, tells_thoughts
 from pellucid.server.service import Service
 
 FOR_EVER = datetime(9999, 12, 31, tzinfo=UTC)  # far enough for clients to say so
+_TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _SIZES = {"B": (1e9, 1), "M": (1e6, 2), "K": (1e3, 2)}  # by letter: unit, decimals
 
 
@@ -92,18 +93,17 @@ def _capabilities(service: Service, template: str) -> list[str]:
 
 
 def _details(status: ModelStatus, service: Service | None) -> OllamaDetails:
-    if service is None:
-        family, size, rounded = "", "", "none"
-    else:
-        info = service.llm.info
+    family = size = weights = ""
+    if service is not None:
+        info, rounded = service.llm.info, service.engine.model.quantization
         family, size = info.architecture, _rounded(info.num_parameters)
-        rounded = service.engine.model.quantization
+        weights = rounded.upper() if rounded != "none" else _TYPES.get(info.dtype, "")
     return OllamaDetails(
         format=status.format,
         family=family,
         families=[family] if family else [],
         parameter_size=size,
-        quantization_level=status.weights if rounded == "none" else rounded.upper(),
+        quantization_level=status.weights or weights,
     )
 
 
