@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import gguf
+import numpy as np
 import ollama
 import pytest
 
-from pellucid.config import ServerConfig
+from pellucid.config import ModelSettings, ServerConfig
 from pellucid.frontend.chat_template import ChatTemplate
+from pellucid.frontend.source import find_source
 from pellucid.frontend.text import ModelText
 from pellucid.server.ollama.translate import FOR_EVER, keep_alive_seconds
 from tests.frontend.tiny import CHAT_TEMPLATE, tiny_text
@@ -61,6 +65,20 @@ def without_names(listed: dict[str, list[dict[str, object]]]) -> dict[str, objec
     for model in listed["models"]:
         assert model.pop("name") == model["model"]
     return dict(listed)
+
+
+def test_what_most_of_a_file_is_held_in(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("small", np.zeros((2, 64), np.float32))
+    form = gguf.GGMLQuantizationType.Q5_1
+    blocks = gguf.quants.quantize(np.ones((64, 64), np.float32), form)
+    writer.add_tensor("large", blocks, raw_dtype=form)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    source = find_source(ModelSettings(model=str(tmp_path / "m.gguf")))
+    assert (source.format, source.weights) == ("gguf", "Q5_1")
 
 
 def test_a_model_is_shown_and_loaded_for_it(two: Live) -> None:

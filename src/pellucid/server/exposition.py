@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -41,12 +42,15 @@ class Exposition:
         )
         ProcessCollector(registry=self.registry)
         self.registry.register(_OfModels(services, names))
-        self.loads = Counter(
+        self._loads = Counter(
             "pellucid_model_loads",
             "Times that a model was loaded, or could not be.",
             ["model_name", "outcome"],
             registry=self.registry,
         )
+
+    def count_load(self, name: str, outcome: Literal["loaded", "failed"]) -> None:
+        self._loads.labels(name, outcome).inc()
 
     def num_open(self) -> int:
         """Requests that engines are answering."""

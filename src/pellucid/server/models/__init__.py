@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TypeVar
 
 import msgspec
@@ -32,8 +33,16 @@ async def receive_body(request: Request, body_type: type[T]) -> T:
 
 async def take_model(request: Request, body: msgspec.Struct) -> Service:
     """The model that `body` is for, whose limits it keeps. Raises BadRequest and its kin."""
+    models = models_of(request)
     name, timeout = getattr(body, "model", None), getattr(body, "timeout", None)
-    service = await models_of(request).take(request, name, timeout)
+    if timeout is None or not timeout > 0:  # the latter is for the model's checks to refuse
+        service = await models.take(request, name)
+    else:
+        began = time.monotonic()
+        service = await models.take(request, name, timeout)
+        # What loading took is gone for the answer.
+        left = max(timeout - (time.monotonic() - began), 1e-3)
+        msgspec.structs.force_setattr(body, "timeout", left)
     service.check(body)
     return service
 

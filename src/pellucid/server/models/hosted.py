@@ -23,6 +23,8 @@ from pellucid.server.service import Service
 
 logger = logging.getLogger(__name__)
 
+MAX_KEEP_ALIVE = 1e9  # seconds; a timer takes no more
+
 State = Literal["unloaded", "loading", "loaded", "failed"]
 
 
@@ -121,6 +123,11 @@ class Hosted:
         return "failed" if self.has_failed else "unloaded"
 
     @property
+    def ready(self) -> Service | None:
+        """What requests may take now; None if it has to be loaded, or is not settled yet."""
+        return self.service if self.loading is None else None
+
+    @property
     def is_answering(self) -> bool:
         """It is loaded, and its engine lives."""
         return self.service is not None and self.service.llm.alive and self.state == "loaded"
@@ -155,6 +162,11 @@ class Hosted:
             num_open=self.num_open,
         )
 
+    @property
+    def request_timeout(self) -> float:
+        """The longest that a request may take, in seconds."""
+        return self._engine.scheduler.request_timeout
+
     # ---- use
 
     def lease(self) -> None:
@@ -183,7 +195,7 @@ class Hosted:
         if seconds is None:
             self._keep_alive = self._default_keep_alive
         else:
-            self._keep_alive = seconds if seconds >= 0 else None
+            self._keep_alive = min(seconds, MAX_KEEP_ALIVE) if seconds >= 0 else None
         self.touch()
 
     # ---- life

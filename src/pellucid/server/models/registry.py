@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -140,16 +141,15 @@ class Models:
         """
         hosted = self._find(name)
         hosted.lease()
-        request.scope.setdefault("state", {}).setdefault("leases", []).append(hosted)
-        if hosted.service is not None and hosted.loading is None:
-            return hosted.service
+        request.scope["state"].setdefault("leases", []).append(hosted)
+        if (service := hosted.ready) is not None:
+            return service
         return await unless_gone(request.receive, self._wait(hosted, timeout))
 
     async def load(self, name: str, timeout: float | None = None) -> ModelStatus:
         """Load a model, or keep a loaded one for longer. Raises as `take`."""
         hosted = self._find(name)
-        if hosted.service is None:
-            await self._wait(hosted, timeout)
+        await self._wait(hosted, timeout)
         hosted.touch()
         return hosted.status()
 
@@ -186,6 +186,7 @@ class Models:
     async def start(self) -> None:
         """Load the first model. Raises ModelError, ConfigError or EngineDead."""
         await self._start(self.default, None)
+        self.exposition.count_load(self.default_name, "loaded")
         self.default.touch()
 
     async def close(self, death: EngineDead | None = None) -> None:
@@ -220,13 +221,16 @@ class Models:
 
     async def _wait(self, hosted: Hosted, timeout: float | None) -> Service:
         """Until `hosted` is loaded; all who want it wait for one task, which nobody cancels."""
+        if (service := hosted.ready) is not None:  # by now
+            return service
         if self._closing:
             raise ShuttingDown("The server is shutting down.")
         if hosted.loading is None:
             hosted.loading = asyncio.create_task(self._load(hosted))
             hosted.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        longest = hosted.request_timeout
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(longest if timeout is None else min(timeout, longest)):
                 return await asyncio.shield(hosted.loading)
         except TimeoutError:
             raise RequestTimeout(
@@ -237,8 +241,11 @@ class Models:
 
     async def _load(self, hosted: Hosted) -> Service:
         """Raises ModelUnavailable, ShuttingDown."""
+        outcome: Literal["loaded", "failed"] = "failed"
         try:
-            return await self._load_into_room(hosted)
+            service = await self._load_into_room(hosted)
+            outcome = "loaded"
+            return service
         except asyncio.CancelledError:
             raise ShuttingDown("The server is shutting down.") from None
         except ModelUnavailable:
@@ -253,13 +260,16 @@ class Models:
             reason = "could not be loaded. The server's log says why"
             raise _unavailable(hosted.name, reason) from None
         finally:
+            self.exposition.count_load(hosted.name, outcome)
             hosted.loading = None
             hosted.touch()
+            self._room_may_be()
 
     async def _load_into_room(self, hosted: Hosted) -> Service:
         deadline = time.monotonic() + ROOM_SECONDS
         while True:
             freed = self._freed
+            self._check_size(hosted)
             async with self._loads:
                 if await self._make_room(hosted):
                     service = await self._start(hosted, self._load_timeout)
@@ -270,11 +280,19 @@ class Models:
 
     async def _start(self, hosted: Hosted, timeout: float | None) -> Service:
         service = await hosted.start(timeout)
+        try:
+            self._check_size(hosted)  # now that it is known
+        except ModelUnavailable as error:
+            await hosted.stop(error.message)
+            hosted.has_failed = True
+            raise
+        return service
+
+    def _check_size(self, hosted: Hosted) -> None:
+        """Raises ModelUnavailable if `hosted` would not fit even if it were alone."""
         if self._budget is not None and hosted.need > self._budget:
             reason = too_large(hosted.name, hosted.need, self._budget)
-            await hosted.stop(reason)
             raise ModelUnavailable(f"{reason[0].upper()}{reason[1:]}.", code="model_too_large")
-        return service
 
     async def _make_room(self, hosted: Hosted) -> bool:
         """Unload what must go, least recently used first; nothing if that would not do."""
