@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
 import jsonschema
 import ollama
 import pytest
@@ -240,13 +238,21 @@ def test_calls_and_their_results_are_sent_back() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_aborts_its_answer(stream: bool) -> None:
     script = ScriptedClient()
-    body = {"model": MODEL, "messages": [USER], "stream": stream}
     with live(client=script) as site:
-        with (
-            contextlib.suppress(httpx.ReadTimeout),
-            httpx.stream("POST", f"{site.url}/api/chat", json=body, timeout=0.3) as response,
-        ):
-            response.read()
+
+        async def ask(client: ollama.AsyncClient) -> None:
+            answer: Any = await client.chat(MODEL, [USER], stream=stream)
+            await anext(answer)
+
+        async def hang_up() -> None:
+            async with ollama.AsyncClient(site.url) as client:
+                asking = asyncio.create_task(ask(client))
+                while not script.added:
+                    await asyncio.sleep(0.01)
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+
+        asyncio.run(hang_up())
         (added,) = script.added
         assert eventually(lambda: script.aborted == [[added.request_id]])
 
