@@ -92,6 +92,7 @@ class Hosted:
         self.stopping: asyncio.Task[None] | None = None  # until its memory is free
         self.held = 0  # bytes of memory, from the begin of loading to the end of unloading
         self.need = estimated_bytes(engine.cache, source)  # bytes; measured once it was loaded
+        self.has_failed = False  # its last try to load, or its last engine for good
         self.num_loads = 0
         self.last_used = 0.0  # monotonic
         self._engine = engine
@@ -107,7 +108,6 @@ class Hosted:
         self._expiry: asyncio.TimerHandle | None = None
         self._supervisor: Supervisor | None = None
         self._supervising: asyncio.Task[None] | None = None
-        self.has_failed = False  # its last try to load, or its last engine for good
 
     @property
     def name(self) -> str:
@@ -215,8 +215,11 @@ class Hosted:
             async with asyncio.timeout(timeout):
                 service = await self._serve(llm)
         except BaseException:
-            self.has_failed, self.held = True, 0
-            await llm.close()
+            self.has_failed = True
+            try:
+                await llm.close()
+            finally:
+                self.held = 0
             raise
         self.service, self.has_failed, self._loaded_at = service, False, time.time()
         self.held = self.need = taken_bytes(llm.info)
