@@ -13,6 +13,7 @@ from pellucid.server import protocol, responses
 from pellucid.server.errors import ErrorBody
 from pellucid.server.observation import Timeline
 from pellucid.server.ollama import protocol as ollama
+from pellucid.server.ollama.errors import OllamaError
 
 REF = "#/components/schemas/{name}"
 _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
@@ -39,6 +40,7 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     responses.Index,
     Timeline,
     ErrorBody,
+    OllamaError,
     *ollama.SCHEMAS,
 )
 _ERRORS = {

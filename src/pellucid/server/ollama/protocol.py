@@ -137,12 +137,6 @@ class OllamaShow(ModelNamed):
 # ---- answers
 
 
-class OllamaError(msgspec.Struct):
-    """Body of every failure, and the last line of a stream that fails."""
-
-    error: str
-
-
 class OllamaLogprob(msgspec.Struct, kw_only=True):
     token: str
     logprob: float
@@ -261,5 +255,4 @@ SCHEMAS = (
     OllamaProcesses,
     OllamaShown,
     OllamaVersion,
-    OllamaError,
 )

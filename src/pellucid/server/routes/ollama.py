@@ -13,7 +13,6 @@ from fastapi import APIRouter, Request, Response
 
 from pellucid import __version__
 from pellucid.errors import BadRequest
-from pellucid.server.errors import ERROR_SHAPES, ErrorDetail
 from pellucid.server.models import models_of, receive_body, take_model
 from pellucid.server.ollama import listing
 from pellucid.server.ollama.answer import (
@@ -24,13 +23,13 @@ from pellucid.server.ollama.answer import (
     line,
     now,
 )
+from pellucid.server.ollama.errors import OllamaError
 from pellucid.server.ollama.opening import open_conversation, open_generation
 from pellucid.server.ollama.protocol import (
     Answered,
     AnswerMessage,
     OllamaChat,
     OllamaChatAnswer,
-    OllamaError,
     OllamaGenerate,
     OllamaGenerateAnswer,
     OllamaProcesses,
@@ -46,22 +45,13 @@ from pellucid.server.openapi import describe
 from pellucid.server.reply import json_response
 from pellucid.server.service import Service
 
-PREFIX = "/api"
-
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix="/api")
 
 
 class NotOffered(BadRequest):
     """What the API has and this server does not do for its clients."""
 
     status = 403
-
-
-def _error_shape(error: ErrorDetail, status: int, request_id: str) -> msgspec.Struct:
-    return OllamaError(error.message)
-
-
-ERROR_SHAPES[PREFIX] = _error_shape
 
 
 @router.post(
