@@ -9,7 +9,7 @@ import pytest
 
 from pellucid.runner.fake import HIDDEN_SIZE
 from tests.frontend.tiny import tiny_text
-from tests.server.live import MODEL, Live, eventually
+from tests.server.live import MODEL, Live, eventually, live
 from tests.server.test_embeddings import TEXTS, vector
 
 LONG = "Once upon a time " * 300
@@ -35,9 +35,27 @@ def test_what_does_not_fit_is_cut_at_its_end_or_refused(client: ollama.Client) -
     ids = tiny_text().tokenizer.encode(LONG)
     assert len(ids) > 512
     assert client.embed(MODEL, LONG).embeddings == [vector(ids[:512]).tolist()]
-    with pytest.raises(ollama.ResponseError, match="maximum context length is 512") as refused:
+    with pytest.raises(ollama.ResponseError, match="the context has 512") as refused:
         client.embed(MODEL, LONG, truncate=False)
     assert refused.value.status_code == 400
+
+
+def test_the_context_may_be_shorter(client: ollama.Client) -> None:
+    ids = tiny_text().tokenizer.encode(TEXTS[0])
+    few = {"num_ctx": 2}
+    assert client.embed(MODEL, TEXTS[0], options=few).embeddings == [vector(ids[:2]).tolist()]
+    with pytest.raises(ollama.ResponseError, match="the context has 2"):
+        client.embed(MODEL, TEXTS[0], options=few, truncate=False)
+    with pytest.raises(ollama.ResponseError, match=r"options\.num_ctx must be"):
+        client.embed(MODEL, TEXTS[0], options={"num_ctx": 513})
+
+
+@pytest.mark.parametrize(("path", "field"), [("embed", "input"), ("embeddings", "prompt")])
+def test_the_model_stays_for_as_long_as_asked(path: str, field: str) -> None:
+    with live() as site:
+        body = {"model": MODEL, field: "a", "keep_alive": 0}
+        assert site.post(f"/api/{path}", **body).status_code == 200
+        assert eventually(lambda: not site.http.get("/api/ps").json()["models"])
 
 
 def test_without_a_text_there_is_no_vector(site: Live, client: ollama.Client) -> None:

@@ -98,7 +98,8 @@ def test_the_openapi_document_describes_every_body_and_error(site: Live) -> None
         for path, operations in document["paths"].items()
         if "post" in operations
     }
-    assert len(posts) == 15
+    assert {"/v1/chat/completions", "/v1/responses", "/v1/embeddings"} <= posts.keys()
+    assert {"/tokenize", "/v1/messages", "/api/chat", "/api/embed"} <= posts.keys()
     for path, operation in posts.items():
         known = (name for prefix, name in ERROR_BODIES.items() if path.startswith(prefix))
         error_body = next(known, "ErrorBody")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import msgspec
 from starlette.requests import Request
 
 from pellucid.server.answer_form import AnswerForm, answer_form, answer_params
@@ -43,28 +42,25 @@ async def open_chat(
     body: ChatRequest,
     *,
     kind: str = "chatcmpl",
-    fits_context: bool = False,
+    prompt: list[int] | None = None,
 ) -> ChatJob:
     """Hand a conversation to the engine; `kind` begins the id that the client sees.
 
-    `body` has passed `Service.check`. With `fits_context` its `max_tokens` may exceed what the
-    context has room for, and is lowered to that. Whoever opens a job closes it.
+    `body` has passed `Service.check`; `prompt` is what `prompt_ids` made of it, if it was asked
+    before. Whoever opens a job closes it.
 
     Raises:
         BadRequest: a field is wrong, contradicts another, or asks for what cannot be kept.
         Overloaded, RateLimited, EngineDead: nothing is left in the engine then.
     """
     tools = toolbox(service, body)
-    prompt = await chat_prompt(service, body, tools)
-    if fits_context and body.max_tokens is not None and isinstance(prompt, list):
-        room = max(service.max_model_len - len(prompt), 1)
-        body = msgspec.structs.replace(body, max_tokens=min(body.max_tokens, room))
-    form = answer_form(service, tools, prompt)
+    ids = await _prompt(service, body, tools) if prompt is None else prompt
+    form = answer_form(service, tools, ids)
     job = await service.open(
         request,
         body,
         await answer_params(service, body, form),
-        [prompt],
+        [ids],
         kind=kind,
         prompt_field="messages" if body.prompt is None else "prompt",
     )
@@ -72,17 +68,14 @@ async def open_chat(
 
 
 async def prompt_ids(service: Service, body: ChatRequest) -> list[int]:
-    """The tokens that `open_chat` would begin with. Raises BadRequest."""
-    prompt = await chat_prompt(service, body, toolbox(service, body))
+    """The conversation in the model's chat format, as `open_chat` begins. Raises BadRequest."""
+    prompt = await _prompt(service, body, toolbox(service, body))
     if isinstance(prompt, str):
         return await service.tokenize(prompt, add_special_tokens=True)
     return prompt
 
 
-async def chat_prompt(
-    service: Service, body: ChatRequest, tools: Toolbox | None
-) -> str | list[int]:
-    """The conversation in the model's chat format. Raises BadRequest."""
+async def _prompt(service: Service, body: ChatRequest, tools: Toolbox | None) -> str | list[int]:
     messages = template_messages(conversation(body))
     messages, told = tool_messages(service, messages, body.tools if tools else None)
     options = template_options(body) | told

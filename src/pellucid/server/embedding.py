@@ -76,6 +76,9 @@ class Embeddings(msgspec.Struct, kw_only=True):
     usage: EmbeddingUsage
 
 
+SCHEMAS: tuple[type[msgspec.Struct], ...] = (EmbeddingRequest, Embeddings)
+
+
 async def open_embeddings(
     request: Request,
     service: Service,

@@ -57,6 +57,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "thinking_token_budget": (None,),
     "truncation_side": (None, "left"),
     "use_beam_search": (None, False),
+    # Ollama
+    "height": (None,),
+    "images": (None, []),
+    "shift": (None, False),
+    "steps": (None,),
+    "template": (None, ""),  # as chat_template
+    "width": (None,),
 }
 
 # What a client finds in an answer and sends back as part of the conversation.
@@ -64,7 +71,20 @@ MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "annotations": (None, []),
     "audio": (None,),
     "function_call": (None,),
+    "images": (None, []),
     "refusal": (None,),
+}
+
+# Of Ollama's `options`.
+OPTION_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "embedding_only": (None, False),
+    "f16_kv": (None, True),
+    "logits_all": (None, False),
+    "mirostat": (None, 0),
+    "penalize_newline": (None, True),
+    "tfs_z": (None, 1, 1.0),
+    "typical_p": (None, 1, 1.0),
+    "vocab_only": (None, False),
 }
 
 
@@ -80,6 +100,9 @@ def drop_neutral(fields: dict[str, Any], supported: Collection[str] = ()) -> Non
         for i, message in enumerate(messages):
             if isinstance(message, dict):
                 drop(message, MESSAGE_NEUTRAL, f"messages[{i}].")
+    options = fields.get("options")
+    if isinstance(options, dict):
+        drop(options, OPTION_NEUTRAL, "options.")
 
 
 def drop(fields: dict[str, Any], neutral: dict[str, tuple[Any, ...]], prefix: str) -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from pellucid.server import embedding, protocol, responses
-from pellucid.server.anthropic import protocol as anthropic
-from pellucid.server.anthropic import responses as anthropic_responses
+from pellucid.server.anthropic import responses as anthropic
 from pellucid.server.errors import ErrorBody
 from pellucid.server.observation import Timeline
 from pellucid.server.ollama import embed as ollama_embed
+from pellucid.server.ollama import protocol as ollama
 from pellucid.server.ollama.errors import OllamaError
-from pellucid.server.openai_responses import objects
-from pellucid.server.openai_responses import protocol as responses_protocol
+from pellucid.server.openai_responses import objects as openai_responses
 
 REF = "#/components/schemas/{name}"
 _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
@@ -42,26 +41,14 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     responses.Load,
     responses.ServerLoad,
     responses.Index,
-    responses_protocol.ResponsesRequest,
-    responses_protocol.InputTokensRequest,
-    objects.ResponseObject,
-    objects.InputTokens,
-    *objects.EVENTS,
     Timeline,
     ErrorBody,
-    embedding.EmbeddingRequest,
-    embedding.Embeddings,
-    ollama_embed.OllamaEmbed,
-    ollama_embed.OllamaEmbedAnswer,
-    ollama_embed.OllamaEmbeddings,
-    ollama_embed.OllamaEmbeddingsAnswer,
+    *embedding.SCHEMAS,
+    *openai_responses.SCHEMAS,
+    *anthropic.SCHEMAS,
+    *ollama.SCHEMAS,
+    *ollama_embed.SCHEMAS,
     OllamaError,
-    anthropic.MessagesRequest,
-    anthropic.TokenCountRequest,
-    anthropic_responses.AnswerMessage,
-    anthropic_responses.TokenCount,
-    *get_args(anthropic_responses.MessageEvent),
-    anthropic_responses.MessagesError,
 )
 _ERRORS = {
     400: "A field is wrong, unknown or not supported.",
@@ -85,13 +72,15 @@ def describe(
     *,
     events: str | None = None,
     last: str | None = "[DONE]",
+    lines: str | None = None,
     errors: Iterable[int] = USUAL_ERRORS,
     error: type[msgspec.Struct] = ErrorBody,
 ) -> dict[str, Any]:
     """Keyword arguments for a route's decorator that document its body and its answers.
 
     `answer` is the JSON of a success; `events` names what the events of a stream hold, and `last`
-    what comes after them; `errors` are the statuses of refusals and failures, with `error` as body.
+    what comes after them; `lines` names what its lines are, if it has lines. `errors` are the
+    statuses of refusals and failures, with `error` as body.
     """
     content: dict[str, Any] = {}
     if answer is not None:
@@ -100,6 +89,9 @@ def describe(
         end = "" if last is None else f"; after the last one, {last}"
         about = f"Server-sent events, each with {events} as JSON{end}."
         content["text/event-stream"] = {"schema": {"type": "string", "description": about}}
+    if lines is not None:
+        about = f"A line of JSON each for {lines}."
+        content["application/x-ndjson"] = {"schema": {"type": "string", "description": about}}
     extra: dict[str, Any] = {"responses": {"200": {"description": "Success.", "content": content}}}
     for status in errors:
         extra["responses"][str(status)] = {

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
-from pellucid.server.anthropic.protocol import TextBlock, ThinkingBlock, ToolUseBlock
+from pellucid.server.anthropic.protocol import (
+    MessagesRequest,
+    TextBlock,
+    ThinkingBlock,
+    TokenCountRequest,
+    ToolUseBlock,
+)
 
 StopReason = Literal[
     "end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"
@@ -110,3 +116,13 @@ class MessagesError(msgspec.Struct, tag="error", tag_field="type"):
 
     error: ErrorDescription
     request_id: str
+
+
+SCHEMAS: tuple[type[msgspec.Struct], ...] = (
+    MessagesRequest,
+    TokenCountRequest,
+    AnswerMessage,
+    TokenCount,
+    *get_args(MessageEvent),
+    MessagesError,
+)

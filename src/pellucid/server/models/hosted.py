@@ -35,6 +35,8 @@ class ModelStatus(msgspec.Struct, kw_only=True):
     source: str  # alias, repository or file name
     state: State  # loading: also while a dead engine is replaced
     size: int  # of its files
+    format: str = ""  # see Source
+    weights: str = ""
     held: int = 0  # memory: weights, KV pool and the process; 0 unless loaded
     kv_bytes: int = 0
     max_model_len: int | None = None  # known while it is loaded
@@ -150,6 +152,8 @@ class Hosted:
             source=self.source.root,
             state=self.state,
             size=self.source.size,
+            format=self.source.format,
+            weights=self.source.weights,
             held=self.held if self.service else 0,
             kv_bytes=kv_bytes(info) if info else 0,
             max_model_len=self.service.max_model_len if self.service else None,

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from pellucid.server.protocol import Body, Int32
-
-Options = Annotated[
-    dict[str, Any] | None,
-    Meta(description="Without effect; the context is the server's, not num_ctx."),
-]
-KeepAlive = Annotated[
-    float | str | None, Meta(description="Without effect: the model stays loaded.")
-]
+from pellucid.server.ollama.protocol import Computed
+from pellucid.server.protocol import Int32
 
 
-class _Named(Body, kw_only=True):
-    """`asked` is what answers repeat: `latest` is the only tag that a model has here."""
-
-    asked: Annotated[str, Meta(min_length=1)] = msgspec.field(name="model")
-    options: Options = None
-    keep_alive: KeepAlive = None
-
-    @property
-    def model(self) -> str:
-        """The name under which it is served."""
-        return self.asked.removesuffix(":latest")
-
-
-class OllamaEmbed(_Named, kw_only=True):
+class OllamaEmbed(Computed):
     """Body of POST /api/embed."""
 
     input: str | list[str] | None = None
@@ -60,7 +40,7 @@ class OllamaEmbedAnswer(msgspec.Struct):
     prompt_eval_count: int = 0
 
 
-class OllamaEmbeddings(_Named, kw_only=True):
+class OllamaEmbeddings(Computed):
     """Body of POST /api/embeddings, which /api/embed came after."""
 
     prompt: str | None = None
@@ -70,3 +50,11 @@ class OllamaEmbeddingsAnswer(msgspec.Struct):
     """A vector as it is in the model, of any length."""
 
     embedding: list[float]
+
+
+SCHEMAS: tuple[type[msgspec.Struct], ...] = (
+    OllamaEmbed,
+    OllamaEmbedAnswer,
+    OllamaEmbeddings,
+    OllamaEmbeddingsAnswer,
+)

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import msgspec
 
 from pellucid.server.openai_responses.protocol import (
+    InputTokensRequest,
+    ResponsesRequest,
     ResponsesTool,
     ResponsesToolChoice,
     Status,
@@ -249,4 +251,12 @@ EVENTS: tuple[type[Event], ...] = (
     ResponseCompleted,
     ResponseIncomplete,
     ResponseFailed,
+)
+
+SCHEMAS: tuple[type[msgspec.Struct], ...] = (
+    ResponsesRequest,
+    InputTokensRequest,
+    ResponseObject,
+    InputTokens,
+    *EVENTS,
 )

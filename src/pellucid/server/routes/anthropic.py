@@ -34,9 +34,11 @@ async def messages(request: Request) -> Response:
     """Answer a conversation."""
     service, body = await receive(request, MessagesRequest)
     try:
-        chat = await open_chat(
-            request, service, chat_request(service, body), kind="msg_", fits_context=True
-        )
+        asked = chat_request(service, body)
+        prompt = await prompt_ids(service, asked)
+        room = max(service.max_model_len - len(prompt), 1)
+        asked.max_tokens = min(max(body.max_tokens, 1), room)
+        chat = await open_chat(request, service, asked, kind="msg_", prompt=prompt)
     except BadRequest as error:
         raise in_their_names(error) from None
     chat.job.scores_only = body.max_tokens == 0
