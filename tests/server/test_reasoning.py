@@ -34,7 +34,7 @@ class Parrot(ScriptedClient):
     Without a pause between the steps the server finds all of an answer at once.
     """
 
-    def __init__(self, text: str, end: FinishReason, pause: float = 0.0) -> None:
+    def __init__(self, text: str, end: FinishReason = "stop", pause: float = 0.0) -> None:
         super().__init__(max_model_len=4096, num_kv_blocks=1024)
         self._tokens = tiny_text().tokenizer.encode(text)
         if end == "stop":
