@@ -90,6 +90,7 @@ class EngineInfo(_Message, tag="ready"):
     weight_bytes: int = 0
     num_parameters: int = 0
     pid: int = 0  # of the process that computes
+    process_bytes: int = 0  # its memory at the start, weights included but no KV; 0: not known
 
 
 class TokenLogprobs(_Message):
