@@ -96,6 +96,7 @@ class EngineInfo(_Message, tag="ready"):
     num_parameters: int = 0
     pid: int = 0  # of the process that computes
     hidden_size: int = 0  # of the vectors that pooling gives
+    process_bytes: int = 0  # its memory at the start, weights included but no KV; 0: not known
 
 
 class TokenLogprobs(_Message):

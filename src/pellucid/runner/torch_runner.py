@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import torch
 
@@ -83,6 +84,9 @@ class TorchRunner:
         )
         self._pools = Pools()
         self._warm_up()
+        if self._first_touch is not None:
+            process_bytes = device_api.resident_memory() - self._first_touch.num_touched
+            self._info = msgspec.structs.replace(self._info, process_bytes=process_bytes)
 
     def info(self) -> EngineInfo:
         return self._info

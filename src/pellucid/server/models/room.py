@@ -9,7 +9,9 @@ from pellucid.errors import ConfigError
 from pellucid.frontend.source import Source
 from pellucid.messages import EngineInfo
 
-OVERHEAD_BYTES = 400 * MIB  # of an engine's process: interpreter, libraries, buffers of a step
+# Of an engine's process: interpreter, libraries, what loading leaves behind, buffers of a step. It
+# grows with the vocabulary (270 to 800 MiB were seen); an engine on a CPU tells its own.
+OVERHEAD_BYTES = 400 * MIB
 
 
 def budget_of(hosting: HostingSettings) -> int | None:
@@ -55,7 +57,7 @@ def estimated_bytes(cache: CacheSettings, source: Source) -> int:
 
 def taken_bytes(info: EngineInfo) -> int:
     """What a loaded model takes once its KV pool is full."""
-    return info.weight_bytes + kv_bytes(info) + OVERHEAD_BYTES
+    return (info.process_bytes or info.weight_bytes + OVERHEAD_BYTES) + kv_bytes(info)
 
 
 def kv_bytes(info: EngineInfo) -> int:
