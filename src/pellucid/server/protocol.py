@@ -16,9 +16,14 @@ from pellucid.structured_outputs import StructuredOutputs
 
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Index = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 ToolName = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
+ReasoningEffort = Annotated[
+    Literal["none", "minimal", "low", "medium", "high", "xhigh"],
+    Meta(description="For models whose template knows reasoning_effort or enable_thinking."),
+]
 
 # One array type per union is what msgspec decodes; `prompts_of` sorts the four forms apart.
 Prompt = str | list[str | TokenId | list[TokenId]]
@@ -99,6 +104,10 @@ class SamplingFields(Body):
         float | None, Meta(description="Seconds after which the request ends with an error.")
     ] = None
     user: Name | None = None
+    safety_identifier: Annotated[Name | None, Meta(description="OpenAI's newer user.")] = None
+    prompt_cache_key: Annotated[
+        Name | None, Meta(description="Accepted: equal prefixes are found without it.")
+    ] = None
     cache: Annotated[
         bool | None, Meta(description="false: neither look for nor keep a cached answer.")
     ] = None
@@ -131,7 +140,7 @@ class MessageToolCall(Body, tag="function", tag_field="type", kw_only=True):
 
     function: FunctionCall
     id: Name | None = None
-    index: int | None = None  # clients that put streamed deltas together send it back
+    index: Index | None = None  # clients that put streamed deltas together send it back
 
 
 class Message(Body, kw_only=True, omit_defaults=True):
@@ -184,6 +193,7 @@ class ChatRequest(OpenAIFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: ReasoningEffort | None = None
     prompt: Annotated[
         str | None, Meta(description="Short for messages with one message of the user.")
     ] = None
@@ -206,16 +216,28 @@ class GenerateRequest(SamplingFields, kw_only=True):
     prompt: str | list[TokenId]
 
 
-class TokenizeRequest(Body):
-    """Body of POST /tokenize: either a prompt or messages."""
+class TemplateFields(Body):
+    """What a chat template makes a prompt of."""
 
-    model: str | None = None
-    prompt: str | None = None
     messages: list[Message] | None = None
     tools: Tools | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: ReasoningEffort | None = None
+
+
+class ApplyTemplateRequest(TemplateFields):
+    """Body of POST /apply-template."""
+
+    model: str | None = None
+
+
+class TokenizeRequest(TemplateFields):
+    """Body of POST /tokenize: either a prompt or messages."""
+
+    model: str | None = None
+    prompt: str | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 

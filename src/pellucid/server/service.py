@@ -97,7 +97,7 @@ class Service:
                     # Clients may repeat an id; the engine's must differ.
                     request_id=f"{job.id}-{uuid.uuid4().hex[:12]}",
                     priority=body.priority or 0,
-                    user=body.user,
+                    user=body.user or body.safety_identifier,
                     cache_salt=body.cache_salt,
                     timeout=body.timeout,
                     truncate_prompt_tokens=body.truncate_prompt_tokens,
