@@ -7,6 +7,7 @@ Fed by `AsyncLLM` once per step and once per finished answer.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -240,6 +241,12 @@ class Metrics:
             "pellucid_active_streams", "Requests that are being answered.", registry=self.registry
         )
         streams.set_function(num_open)
+        tasks = Gauge(
+            "pellucid_event_loop_tasks",
+            "Tasks on the front end's event loop, the one that answers this included.",
+            registry=self.registry,
+        )
+        tasks.set_function(_num_tasks)
         rate = Gauge(
             "pellucid_tokens_per_second",
             f"Tokens generated per second, over the last {RATE_WINDOW:g} seconds.",
@@ -271,6 +278,13 @@ class Metrics:
             registry=self.registry,
         )
         gauge.labels(**self._labels, **facts).set(1)
+
+
+def _num_tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # read from elsewhere than the event loop
+        return 0
 
 
 def one_two_five(limit: int) -> list[float]:

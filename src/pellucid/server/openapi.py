@@ -58,12 +58,13 @@ def describe(
     answer: type[msgspec.Struct] | None,
     *,
     events: str | None = None,
+    text: str | None = None,
     errors: Iterable[int] = tuple(_ERRORS),
 ) -> dict[str, Any]:
     """Keyword arguments for a route's decorator that document its body and its answers.
 
-    `answer` is the JSON of a success; `events` names what the events of a stream hold;
-    `errors` are the statuses of refusals and failures.
+    `answer` is the JSON of a success; `events` names what the events of a stream hold; `text` is
+    what a plain text says; `errors` are the statuses of refusals and failures.
     """
     content: dict[str, Any] = {}
     if answer is not None:
@@ -71,6 +72,8 @@ def describe(
     if events is not None:
         about = f"Server-sent events, each with {events} as JSON; after the last one, [DONE]."
         content["text/event-stream"] = {"schema": {"type": "string", "description": about}}
+    if text is not None:
+        content["text/plain"] = {"schema": {"type": "string", "description": text}}
     extra: dict[str, Any] = {"responses": {"200": {"description": "Success.", "content": content}}}
     for status in errors:
         extra["responses"][str(status)] = {

@@ -1,8 +1,8 @@
 """What clients may send: OpenAI's names, vLLM's where OpenAI has none, and a few of our own.
 
-A null means the default. Ranges of sampling fields are `SamplingParams`' to check; here are types,
-and bounds on what would otherwise not fit the wire. The schemas of `/openapi.json` come from these
-structs.
+A null means the default. Checked here are types, and bounds on what would otherwise not fit the
+wire; ranges of sampling fields are `SamplingParams`' to check, and only told here, by `_told`. The
+schemas of `/openapi.json` come from these structs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,12 @@ import msgspec
 from msgspec import Meta
 
 from pellucid.structured_outputs import StructuredOutputs
+
+
+def _told(**schema: float) -> Meta:
+    """A range for the OpenAPI document alone."""
+    return Meta(extra_json_schema=schema)
+
 
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -64,22 +70,22 @@ class SamplingFields(Body):
     """What every generating route understands."""
 
     model: str | None = None
-    n: Int32 | None = None
-    max_tokens: Int32 | None = None
-    min_tokens: Int32 | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Int32 | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
+    n: Annotated[Int32, _told(minimum=1)] | None = None
+    max_tokens: Annotated[Int32, _told(minimum=0)] | None = None  # 0: see `scores_only`
+    min_tokens: Annotated[Int32, _told(minimum=0)] | None = None
+    temperature: Annotated[float, _told(minimum=0, maximum=2)] | None = None
+    top_p: Annotated[float, _told(exclusiveMinimum=0, maximum=1)] | None = None
+    top_k: Annotated[Int32, _told(minimum=-1)] | None = None
+    min_p: Annotated[float, _told(minimum=0, maximum=1)] | None = None
+    presence_penalty: Annotated[float, _told(minimum=-2, maximum=2)] | None = None
+    frequency_penalty: Annotated[float, _told(minimum=-2, maximum=2)] | None = None
+    repetition_penalty: Annotated[float, _told(minimum=1e-6, maximum=1e6)] | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     seed: Int64 | None = None
-    logit_bias: dict[Int32, float] | None = None
+    logit_bias: dict[Int32, Annotated[float, _told(minimum=-100, maximum=100)]] | None = None
     allowed_token_ids: list[TokenId] | None = None
     bad_words: list[str] | None = None
     skip_special_tokens: bool | None = None
@@ -101,7 +107,8 @@ class SamplingFields(Body):
         Name | None, Meta(description="Only requests of equal salt share cached prefixes.")
     ] = None
     timeout: Annotated[
-        float | None, Meta(description="Seconds after which the request ends with an error.")
+        Annotated[float, _told(exclusiveMinimum=0)] | None,
+        Meta(description="Seconds after which the request ends with an error."),
     ] = None
     user: Name | None = None
     safety_identifier: Annotated[Name | None, Meta(description="OpenAI's newer user.")] = None
@@ -120,7 +127,7 @@ class OpenAIFields(SamplingFields):
     """What chat and completions share beyond that."""
 
     echo: bool | None = None
-    prompt_logprobs: Int32 | None = None
+    prompt_logprobs: Annotated[Int32, _told(minimum=-1)] | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
@@ -197,9 +204,9 @@ class ChatRequest(OpenAIFields):
     prompt: Annotated[
         str | None, Meta(description="Short for messages with one message of the user.")
     ] = None
-    max_completion_tokens: Int32 | None = None
+    max_completion_tokens: Annotated[Int32, _told(minimum=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Int32 | None = None
+    top_logprobs: Annotated[Int32, _told(minimum=-1)] | None = None
 
 
 class CompletionRequest(OpenAIFields, kw_only=True):
@@ -207,7 +214,7 @@ class CompletionRequest(OpenAIFields, kw_only=True):
 
     prompt: Prompt
     best_of: Annotated[Int32 | None, Meta(description="Only n itself is supported.")] = None
-    logprobs: Int32 | None = None
+    logprobs: Annotated[Int32, _told(minimum=-1)] | None = None
 
 
 class GenerateRequest(SamplingFields, kw_only=True):

@@ -82,6 +82,7 @@ class Service:
             params=params,
             generations=generations,
             scores_only=scores_only(body),
+            form_field=structured_field(body, default="tools"),
             on_close=self._job_closed,
         )
         self.num_open += 1

@@ -13,14 +13,14 @@ from pellucid.server.service import Service
 router = APIRouter()
 
 
-@router.get("/v1/models", **describe(None, ModelList, errors=()))
+@router.get("/v1/models", **describe(None, ModelList, errors=(401,)))
 async def models(request: Request) -> Response:
     """The models that this server serves."""
     return json_response(ModelList([_model(models_of(request).default)]))
 
 
 # A path parameter: names like "org/model" have slashes.
-@router.get("/v1/models/{model_id:path}", **describe(None, Model, errors=(404,)))
+@router.get("/v1/models/{model_id:path}", **describe(None, Model, errors=(401, 404)))
 async def model(request: Request, model_id: str) -> Response:
     """One model, by its name."""
     return json_response(_model(await models_of(request).take(request, model_id)))

@@ -14,19 +14,19 @@ from pellucid.server.responses import Index, Load, Version
 router = APIRouter()
 
 
-@router.get("/", **describe(None, Index, errors=()))
+@router.get("/", **describe(None, Index, errors=(401,)))
 async def index(request: Request) -> Response:
     """What is served, and where to read on."""
     return json_response(Index(models_of(request).default.llm.model_name, __version__))
 
 
-@router.get("/version", **describe(None, Version, errors=()))
+@router.get("/version", **describe(None, Version, errors=(401,)))
 async def version() -> Response:
     """The version of pellucid."""
     return json_response(Version(__version__))
 
 
-@router.get("/metrics", **describe(None, Load, errors=()))
+@router.get("/metrics", **describe(None, Load, text="Prometheus' format.", errors=(401,)))
 async def metrics(request: Request) -> Response:
     """Prometheus metrics under vLLM's names; a summary with `Accept: application/json`."""
     service = models_of(request).default
