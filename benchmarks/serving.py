@@ -24,6 +24,10 @@ def serving(*flags: str) -> Iterator[tuple[psutil.Process, int]]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             yield psutil.Process(process.pid), _port(process, log.name)
+        except Exception:
+            with open(log.name) as file:
+                print("the server's log ends with", *file.readlines()[-40:], file=sys.stderr)
+            raise
         finally:
             process.terminate()
             try:

@@ -75,7 +75,10 @@ async def kill_engine(server: psutil.Process, client: httpx.AsyncClient) -> floa
     begin = time.monotonic()
     while time.monotonic() - begin < RECOVERY_SECONDS:
         await asyncio.sleep(0.1)
-        ready = (await client.get("/ready")).status_code == 200
+        try:
+            ready = (await client.get("/ready")).status_code == 200
+        except httpx.HTTPError:
+            continue
         revived = engine_of(server)
         if ready and revived is not None and revived.pid != engine.pid:
             return round(time.monotonic() - begin, 1)

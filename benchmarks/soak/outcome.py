@@ -90,8 +90,11 @@ def _judge_answer(ask: Ask, text: str) -> End:
     if ask.aim == "refusal":
         return End("FAILED", f"an answer to {ask.content[:80]!r}")
     if not ask.streams:
-        choices = json.loads(text).get("choices") or []
-        whole = bool(choices) and all(choice["finish_reason"] for choice in choices)
+        try:
+            reasons = [choice["finish_reason"] for choice in json.loads(text)["choices"]]
+        except (ValueError, KeyError, TypeError):
+            return End("FAILED", f"not a whole answer: {text[:200]}")
+        whole = bool(reasons) and all(reasons)
         return End("answered", "200") if whole else End("FAILED", "an answer without its end")
     last = text.rstrip().rpartition("data: ")[2]
     if last == "[DONE]":

@@ -168,7 +168,8 @@ def next_ask(chance: random.Random) -> Ask:
         return Ask("hang up", ask.path, json.dumps(fields).encode(), "leave", streams=ask.streams)
     if drawn < 0.30:
         fields |= {"timeout": 0.02, "max_tokens": 200, "cache": False}
-        return Ask("deadline", ask.path, json.dumps(fields).encode(), "timeout", streams=False)
+        content = json.dumps(fields).encode()
+        return Ask("deadline", ask.path, content, "timeout", streams=ask.streams)
     return ask
 
 

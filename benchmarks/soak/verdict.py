@@ -30,9 +30,21 @@ class Check:
 
 
 def checks(
-    book: Book, before: Sample, after: Sample, samples: list[Sample], recoveries: list[float | None]
+    book: Book,
+    before: Sample,
+    after: Sample,
+    samples: list[Sample],
+    recoveries: list[float | None],
+    num_blind: int,
 ) -> list[Check]:
-    """`before` and `after` are of the idle server; `samples` lie between them."""
+    """What has to hold.
+
+    Args:
+        before, after: the idle server.
+        samples: the server under load, in between.
+        recoveries: seconds until each engine that was killed was replaced; None if it was not.
+        num_blind: looks at /metrics to which there was no answer.
+    """
     failed = book.totals["FAILED"]
     held = (after.running, after.waiting, after.kv_usage, after.active_streams)
     engine = [s.engine_rss for s in samples if s.engine_pid == after.engine_pid and s.engine_rss]
@@ -41,6 +53,7 @@ def checks(
         Check("every request ended as it should", not failed, f"{failed} did not"),
         Check("something was answered", book.totals["answered"] > 0, str(book.totals["answered"])),
         Check("nothing is held at the end", not any(held), f"running, waiting, KV, open: {held}"),
+        Check("/metrics always answered", not num_blind, f"{num_blind} times not"),
         Check("every killed engine was replaced", None not in recoveries, f"seconds: {recoveries}"),
         Check("memory of the front end is flat", is_flat(frontend), _mib(frontend)),
         Check("memory of the last engine is flat", is_flat(engine), _mib(engine)),

@@ -52,6 +52,7 @@ class Watch:
 
     def __init__(self, server: psutil.Process, client: httpx.AsyncClient, redis_port: int) -> None:
         self.samples: list[Sample] = []
+        self.num_blind = 0  # looks to which the server gave no answer
         self._server = server
         self._redis_port = redis_port
         self._client = client
@@ -63,11 +64,14 @@ class Watch:
 
     async def run(self, every: float) -> None:
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except httpx.HTTPError:
+                self.num_blind += 1
             await asyncio.sleep(every)
 
     async def look(self) -> Sample:
-        response = await self._client.get("/metrics", timeout=60)
+        response = await self._client.get("/metrics")
         metrics = {
             sample.name: sample.value
             for family in text_string_to_metric_families(response.text)

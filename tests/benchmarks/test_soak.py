@@ -25,6 +25,7 @@ SOON = {"retry-after": "2"}
     [
         ("answer", False, 200, {}, WHOLE, "answered"),
         ("answer", False, 200, {}, OPEN, "FAILED"),
+        ("answer", False, 200, {}, "data: {}", "FAILED"),
         ("answer", True, 200, {}, "data: {}\n\ndata: [DONE]\n\n", "answered"),
         ("answer", True, 200, {}, f"data: {{}}\n\ndata: {ERROR}\n\n", "error"),
         ("answer", True, 200, {}, f"data: {OPEN}\n\n", "FAILED"),
@@ -68,11 +69,11 @@ def test_a_verdict_names_what_leaks() -> None:
     before = Sample(0.0, 10, 5, 1, 3, 5, 1, 7, 10, 5, 2, 0.0, 0.0, 0.0, 0.0)
     book = Book()
     book.add(Ask("chat", CHAT, b""), End("answered"))
-    found = checks(book, before, before, [before] * 9, [1.0, 2.0])
+    found = checks(book, before, before, [before] * 9, [1.0, 2.0], 0)
     assert all(check.holds for check in found)
     assert "| chat | 1 | 0 |" in table(book, 1, found)
     after = dataclasses.replace(before, frontend_fds=6, kv_usage=0.1)
-    failed = {c.name for c in checks(book, before, after, [before], [None]) if not c.holds}
+    failed = {c.name for c in checks(book, before, after, [before], [None], 0) if not c.holds}
     assert failed == {
         "nothing is held at the end",
         "frontend fds as before",
