@@ -17,8 +17,13 @@ STOP_SECONDS = 40  # beyond the server's own --drain-timeout
 
 
 @contextmanager
-def serving(*flags: str) -> Iterator[tuple[psutil.Process, int]]:
-    """A server's front end and its port. Raises SystemExit if it does not start."""
+def serving(
+    *flags: str, log_lines: list[str] | None = None
+) -> Iterator[tuple[psutil.Process, int]]:
+    """A server's front end and its port. Raises SystemExit if it does not start.
+
+    `log_lines` gets what the server wrote, once it has ended.
+    """
     command = [sys.executable, "-m", "pellucid", "serve", *flags, "--port", "0"]
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:  # a pipe would fill up
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -35,6 +40,9 @@ def serving(*flags: str) -> Iterator[tuple[psutil.Process, int]]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if log_lines is not None:
+                with open(log.name) as file:
+                    log_lines += file
 
 
 def _port(process: subprocess.Popen[bytes], log: str) -> int:

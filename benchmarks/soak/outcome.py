@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,7 +126,8 @@ class Book:
         if end.how == "error":
             self.reasons[end.why] += 1
         if end.how == "FAILED" and len(self.failures) < KEPT_FAILURES:
-            self.failures.append(f"{ask.kind}: {end.why}")
+            when = time.strftime("%H:%M:%S")
+            self.failures.append(f"{when} {ask.kind}: {end.why}")
 
     @property
     def totals(self) -> Counter[str]:

@@ -19,7 +19,7 @@ from benchmarks.serving import serving
 from benchmarks.soak.faults import Redis, crowd, kill_engine, redis
 from benchmarks.soak.outcome import Book, send
 from benchmarks.soak.traffic import next_ask
-from benchmarks.soak.verdict import checks, table, write_into_docs
+from benchmarks.soak.verdict import checks, quiet_log, table, write_into_docs
 from benchmarks.soak.watch import Watch
 
 CLIENTS = 20  # that ask one thing after the other, besides the crowds
@@ -41,18 +41,22 @@ def main(*options: str) -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(options)
+    log: list[str] = []
     with redis() as store:
         cache = f"--cache redis://127.0.0.1:{store.port}"
-        with serving(given.model, *FLAGS.split(), *cache.split()) as (server, port):
+        with serving(given.model, *FLAGS.split(), *cache.split(), log_lines=log) as (server, port):
             soak = Soak(server, port, store, given.minutes * 60, given.seed)
             results = asyncio.run(soak.run())
+    soak.found.append(quiet_log(log))
+    results["checks"] = [asdict(check) for check in soak.found]
+    results["passed"] = all(check.holds for check in soak.found)
     text = table(soak.book, given.minutes, soak.found)
     print(text)
     for failure in soak.book.failures:
         print("FAILED", failure)
     save("soak", results, minutes=given.minutes, model=given.model, seed=given.seed, flags=FLAGS)
     write_into_docs(text)
-    if not all(check.holds for check in soak.found):
+    if not results["passed"]:
         sys.exit(1)
 
 
@@ -89,8 +93,6 @@ class Soak:
         recoveries = [f["recovered"] for f in self._faults if f["what"] == "engine killed"]
         self.found = checks(self.book, before, after, samples, recoveries, watch.num_blind)
         return {
-            "passed": all(check.holds for check in self.found),
-            "checks": [asdict(check) for check in self.found],
             "ends": self.book.ends,
             "totals": self.book.totals,
             "errors": self.book.reasons,

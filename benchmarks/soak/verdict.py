@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.soak.outcome import ENDS, Book
@@ -49,11 +50,17 @@ def checks(
     held = (after.running, after.waiting, after.kv_usage, after.active_streams)
     engine = [s.engine_rss for s in samples if s.engine_pid == after.engine_pid and s.engine_rss]
     frontend = [s.frontend_rss for s in samples]
+    # A machine that stands still shows here, and explains requests that took too long.
+    gap = max((b.seconds - a.seconds for a, b in pairwise(samples)), default=0.0)
     found = [
         Check("every request ended as it should", not failed, f"{failed} did not"),
         Check("something was answered", book.totals["answered"] > 0, str(book.totals["answered"])),
         Check("nothing is held at the end", not any(held), f"running, waiting, KV, open: {held}"),
-        Check("/metrics always answered", not num_blind, f"{num_blind} times not"),
+        Check(
+            "/metrics always answered",
+            not num_blind,
+            f"{num_blind} times not; longest gap {gap:.1f} s",
+        ),
         Check("every killed engine was replaced", None not in recoveries, f"seconds: {recoveries}"),
         Check("memory of the front end is flat", is_flat(frontend), _mib(frontend)),
         Check("memory of the last engine is flat", is_flat(engine), _mib(engine)),
@@ -64,6 +71,12 @@ def checks(
         title = f"{name.removeprefix('num_').replace('_', ' ')} as before"
         found.append(Check(title, holds, f"{old} before, {new} after"))
     return found
+
+
+def quiet_log(lines: list[str]) -> Check:
+    """No bug has left its traceback in the server's log."""
+    count = sum("Traceback" in line or "never retrieved" in line for line in lines)
+    return Check("no traceback in the log", not count, f"{count} in {len(lines)} lines")
 
 
 def _mib(series: list[int]) -> str:

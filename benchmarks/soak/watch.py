@@ -20,6 +20,7 @@ class Sample:
     """One look at the server; of the engine None while there is none."""
 
     seconds: float  # since the soak began
+    probe_seconds: float  # until /metrics answered
     frontend_rss: int
     frontend_fds: int  # but for connections to Redis, whose pool has a size of its own
     redis_connections: int
@@ -71,7 +72,9 @@ class Watch:
             await asyncio.sleep(every)
 
     async def look(self) -> Sample:
+        begin = time.monotonic()
         response = await self._client.get("/metrics")
+        taken = time.monotonic() - begin
         metrics = {
             sample.name: sample.value
             for family in text_string_to_metric_families(response.text)
@@ -82,6 +85,7 @@ class Watch:
         num_redis = links.count(self._redis_port)
         sample = Sample(
             seconds=round(self.seconds, 1),
+            probe_seconds=round(taken, 3),
             frontend_rss=self._server.memory_info().rss,
             frontend_fds=self._server.num_fds() - num_redis,
             redis_connections=num_redis,

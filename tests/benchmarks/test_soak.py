@@ -66,7 +66,7 @@ def test_traffic_is_of_every_kind_and_the_same_for_a_seed() -> None:
 
 
 def test_a_verdict_names_what_leaks() -> None:
-    before = Sample(0.0, 10, 5, 1, 3, 5, 1, 7, 10, 5, 2, 0.0, 0.0, 0.0, 0.0)
+    before = Sample(0.0, 0.1, 10, 5, 1, 3, 5, 1, 7, 10, 5, 2, 0.0, 0.0, 0.0, 0.0)
     book = Book()
     book.add(Ask("chat", CHAT, b""), End("answered"))
     found = checks(book, before, before, [before] * 9, [1.0, 2.0], 0)
