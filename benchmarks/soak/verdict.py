@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.soak.outcome import ENDS, Book
+from benchmarks.soak.traffic import GOOD
 from benchmarks.soak.watch import Sample, growth, is_flat
 
 DOCS = Path(__file__).parents[2] / "docs" / "gateway.md"
@@ -87,14 +89,24 @@ def _mib(series: list[int]) -> str:
 
 
 def table(book: Book, minutes: float, found: list[Check]) -> str:
-    """Markdown: how requests ended, and what was looked at."""
+    """Markdown: how requests ended, and what was looked at. The result file has every kind."""
+    grouped: dict[str, Counter[str]] = {}
+    for kind, ends in book.ends.items():
+        group = (
+            f"{len(GOOD)} kinds of good ones"
+            if kind in GOOD
+            else "wrong"
+            if kind.startswith("bad")
+            else kind
+        )
+        grouped.setdefault(group, Counter()).update(ends)
     lines = [
         f"`python -m benchmarks soak --minutes {minutes:g}`: {book.totals.total():,} requests.",
         "",
-        "| kind | " + " | ".join(ENDS) + " |",
+        "| requests | " + " | ".join(ENDS) + " |",
         "|---" * (len(ENDS) + 1) + "|",
     ]
-    for kind, ends in [*book.ends.items(), ("all", book.totals)]:
+    for kind, ends in [*grouped.items(), ("all", book.totals)]:
         lines.append(f"| {kind} | " + " | ".join(f"{ends[end]:,}" for end in ENDS) + " |")
     lines += ["", "| check | holds | |", "|---|---|---|"]
     lines += [f"| {c.name} | {'yes' if c.holds else '**no**'} | {c.detail} |" for c in found]

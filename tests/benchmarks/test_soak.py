@@ -71,7 +71,7 @@ def test_a_verdict_names_what_leaks() -> None:
     book.add(Ask("chat", CHAT, b""), End("answered"))
     found = checks(book, before, before, [before] * 9, [1.0, 2.0], 0)
     assert all(check.holds for check in found)
-    assert "| chat | 1 | 0 |" in table(book, 1, found)
+    assert "kinds of good ones | 1 | 0 |" in table(book, 1, found)
     after = dataclasses.replace(before, frontend_fds=6, kv_usage=0.1)
     failed = {c.name for c in checks(book, before, after, [before], [None], 0) if not c.holds}
     assert failed == {
