@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from pellucid.config import ServerConfig
+from pellucid.frontend.chat_template import ChatTemplate
+from pellucid.frontend.text import ModelText
 from pellucid.messages import (
     AddRequest,
     Command,
@@ -19,8 +21,9 @@ from pellucid.messages import (
     TokenDelta,
     TokenLogprobs,
 )
-from tests.frontend.tiny import EOS, ScriptedClient, tiny_text
+from tests.frontend.tiny import CHAT_TEMPLATE, EOS, ScriptedClient, tiny_text
 from tests.server.live import MODEL, Live, live
+from tests.server.test_validation import refused
 
 USER: Any = {"role": "user", "content": "Why?"}
 TOOL: Any = {"type": "function", "function": {"name": "f"}}
@@ -186,3 +189,51 @@ def test_earlier_thoughts_and_calls_may_be_sent_back() -> None:
         result = {"role": "tool", "tool_call_id": "c", "content": json.dumps({"x": 1})}
         response = site.post("/v1/chat/completions", messages=[USER, earlier, result])
         assert response.status_code == 200, response.text
+
+
+# ---- reasoning_effort
+
+SWITCH = CHAT_TEMPLATE + "{% if enable_thinking is false %}<think></think>{% endif %}"
+DEGREES = CHAT_TEMPLATE + "[{{ reasoning_effort }}]"
+ALWAYS = CHAT_TEMPLATE + "<think>"
+
+
+def knowing(template: str) -> ModelText:
+    return ModelText("tiny", tiny_text().tokenizer, ChatTemplate(template, {}))
+
+
+@pytest.mark.parametrize(
+    ("template", "effort", "ends"),
+    [
+        (SWITCH, "none", "<think></think>"),
+        (SWITCH, "minimal", "assistant:"),
+        (SWITCH, "high", "assistant:"),
+        (DEGREES, "low", "[low]"),
+        (CHAT_TEMPLATE, "none", "assistant:"),
+        (CHAT_TEMPLATE, None, "assistant:"),
+    ],
+)
+def test_reasoning_effort_reaches_the_template(template: str, effort: Any, ends: str) -> None:
+    with live(text=knowing(template)) as site:
+        fields = {"messages": [USER], "reasoning_effort": effort}
+        prompt = site.post("/apply-template", **fields).json()["prompt"]
+        assert prompt.endswith(ends)
+        chat = site.post("/v1/chat/completions", **fields, max_tokens=1, return_token_ids=True)
+        assert chat.json()["prompt_token_ids"] == tiny_text().tokenizer.encode(prompt)
+
+
+def test_reasoning_effort_that_a_model_cannot_honour_is_refused() -> None:
+    with live() as site:
+        for path in ("/v1/chat/completions", "/apply-template"):
+            for effort in ("low", "much", 3):
+                fields = {"messages": [USER], "reasoning_effort": effort}
+                refused(site.post(path, **fields), "reasoning_effort")
+    with live(text=knowing(SWITCH)) as site:
+        fields = {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}}
+        message = refused(
+            site.post("/v1/chat/completions", messages=[USER], **fields), "reasoning_effort"
+        )
+        assert "enable_thinking" in message
+    with live(ServerConfig(reasoning_parser="deepseek_r1"), text=knowing(ALWAYS)) as site:
+        fields = {"messages": [USER], "reasoning_effort": "none"}
+        refused(site.post("/v1/chat/completions", **fields), "reasoning_effort")

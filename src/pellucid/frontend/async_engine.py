@@ -106,6 +106,9 @@ class AsyncLLM:
             await asyncio.gather(starting, return_exceptions=True)
             await self._client.close()
             raise
+        timeout = self.config.scheduler.request_timeout
+        # These outlive the engine: the next one has the same model and limits.
+        self._inputs = InputProcessor(self.tokenizer, info, timeout)
         self._outputs = OutputProcessor(self.tokenizer)
         self._attach(info)
 
@@ -130,8 +133,8 @@ class AsyncLLM:
                 # Those that are missing have lost their readers.
                 self._hand_over([s for s in sequences if s.request_id in self._outputs])
             except EngineDead as error:
-                self._die(EngineDead(error.message))
-                generation.fail(EngineDead(error.message))
+                self._die(error)
+                generation.fail(error)
 
     async def close(self, death: EngineDead | None = None) -> None:
         """Stop the engine; open iterators raise `death`, by default EngineDead. Idempotent."""
@@ -392,6 +395,8 @@ class AsyncLLM:
         """Refuse what comes from now on; end every open iterator that cannot wait for `restart`."""
         if self._death is None:
             self._death = death
+            if not self.closed:
+                death.retry_after = self.retry_after
             for generation in list(self._generations.values()):
                 if self._may_wait(generation):
                     self._orphans.add(generation)
@@ -418,9 +423,7 @@ class AsyncLLM:
 
     def _attach(self, info: EngineInfo) -> None:
         """An engine is there: take requests, and read what it makes of them."""
-        timeout = self.config.scheduler.request_timeout
         self._info = info
-        self._inputs = InputProcessor(self.tokenizer, info, timeout)
         self._death = None
         self._told_vocabulary = False
         self.died.clear()

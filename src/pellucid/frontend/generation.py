@@ -64,7 +64,7 @@ class Generation:
             if self._num_open == 0:
                 raise StopAsyncIteration
             if self._death is not None:
-                raise type(self._death)(self._death.message)
+                raise type(self._death)(self._death.message, retry_after=self._death.retry_after)
             self._wake.clear()
             try:
                 await self._wake.wait()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pellucid.config import EngineConfig
 from pellucid.grammar.compiler import Matcher, bitmask_words
+from pellucid.grammar.errors import CANNOT_FOLLOW, GrammarError
 from pellucid.messages import EngineInfo, Pooling, TokenLogprobs
 from pellucid.runner.base import Chunk, KVCapacity, NewRow, StepPlan, StepResult
 from pellucid.sampling_params import SamplingParams
@@ -150,7 +151,8 @@ class FakeRunner:
             self._rows.pop(request_id, None)
         for new in plan.new_rows:
             self._rows[new.request_id] = _row(new)
-        tokens = [self._compute(chunk) for chunk in plan.chunks]
+        errors: dict[str, str] = {}
+        tokens = [self._compute(chunk, errors) for chunk in plan.chunks]
         if self._step_seconds:
             time.sleep(self._step_seconds)
         rows = [self._rows[chunk.request_id] for chunk in plan.chunks]
@@ -171,13 +173,14 @@ class FakeRunner:
                     for row, chunk in zip(rows, plan.chunks, strict=True)
                     if row.pooling and chunk.start + chunk.num_tokens == row.num_prompt_tokens
                 },
+                errors=errors,
             )
         )
 
     def close(self) -> None:
         self._rows.clear()
 
-    def _compute(self, chunk: Chunk) -> list[int]:
+    def _compute(self, chunk: Chunk, errors: dict[str, str]) -> list[int]:
         row = self._rows[chunk.request_id]
         row.block_table.extend(chunk.new_block_ids)
         digest = self._cache[self._slot(row, chunk.start - 1)] if chunk.start else 0
@@ -191,7 +194,11 @@ class FakeRunner:
         if row.matcher is None:
             token = _next_token(digest, row.sampling.seed or 0, self._answer_vocab)
         else:
-            token = self._next_allowed(digest, row.sampling.seed or 0, row.matcher)
+            try:
+                token = self._next_allowed(digest, row.sampling.seed or 0, row.matcher)
+            except GrammarError as error:
+                errors[chunk.request_id] = f"{CANNOT_FOLLOW}: {error}"
+                return []
         row.token_ids.append(token)
         return [token]
 

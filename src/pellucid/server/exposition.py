@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
@@ -68,6 +69,12 @@ class Exposition:
             "pellucid_active_streams", "Requests that are being answered.", registry=self.registry
         )
         streams.set_function(self.num_open)
+        tasks = Gauge(
+            "pellucid_event_loop_tasks",
+            "Tasks on the front end's event loop, the one that answers this included.",
+            registry=self.registry,
+        )
+        tasks.set_function(_num_tasks)
         rate = Gauge(
             "pellucid_tokens_per_second",
             f"Tokens generated per second, over the last {RATE_WINDOW:g} seconds.",
@@ -100,3 +107,10 @@ class _OfModels(Collector):
         for name in self._names():
             gauge.add_metric([name], name in loaded)
         yield gauge
+
+
+def _num_tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # read from elsewhere than the event loop
+        return 0

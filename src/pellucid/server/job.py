@@ -44,6 +44,7 @@ class Job:
     params: SamplingParams
     generations: Sequence[Answers]
     scores_only: bool = False  # see `params.scores_only`
+    form_field: str = "structured_outputs"  # what an error about the answer's form names
     on_close: Callable[[Job], None] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -91,7 +92,11 @@ class Job:
         if delta.finish_reason == "timeout":
             raise RequestTimeout("The request timed out.", param="timeout", code="timeout")
         if delta.finish_reason == "error" and (delta.error or "").startswith(CANNOT_FOLLOW):
-            raise BadRequest(delta.error or "", code="unsupported_grammar")
+            raise BadRequest(
+                f"{self.form_field}: {delta.error}",
+                param=self.form_field,
+                code="unsupported_grammar",
+            )
         if delta.finish_reason == "error":
             raise PellucidError(delta.error or "The engine could not finish the answer.")
         if self.scores_only:

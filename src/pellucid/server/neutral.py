@@ -20,11 +20,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "moderation": (None,),
     "parallel_tool_calls": (None, True, False),
     "prediction": (None,),
-    "prompt_cache_key": (None,),
     "prompt_cache_options": (None,),
-    "prompt_cache_retention": (None,),
+    "prompt_cache_retention": (None, "in_memory", "in-memory"),
     "reasoning_effort": (None, "none"),
-    "safety_identifier": (None,),
     "service_tier": (None, "auto", "default", "standard_only"),
     "store": (None, False),
     "suffix": (None, ""),
@@ -48,7 +46,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (None, 1, 1.0),
     "logit_processors": (None, []),
     "logits_processors": (None, []),
-    "lora": (None,),
+    "lora": (None, []),  # reserved; see REASONS
+    "lora_request": (None,),
     "mm_processor_kwargs": (None,),
     "prompt_embeds": (None,),
     "repetition_detection": (None,),
@@ -64,6 +63,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "steps": (None,),
     "template": (None, ""),  # as chat_template
     "width": (None,),
+}
+
+# What there is to add to "is not supported".
+REASONS: dict[str, str] = {
+    "lora": "this server has no adapters",
+    "lora_request": "this server has no adapters",
 }
 
 # What a client finds in an answer and sends back as part of the conversation.
@@ -112,4 +117,7 @@ def drop(fields: dict[str, Any], neutral: dict[str, tuple[Any, ...]], prefix: st
         # 0 and False are equal in Python, but not in JSON.
         if not any(type(value) is type(n) and value == n for n in neutral[name]):
             path = prefix + name
-            raise BadRequest(f"{path} is not supported", param=path, code="unsupported_field")
+            reason = f": {REASONS[name]}" if name in REASONS else ""
+            raise BadRequest(
+                f"{path} is not supported{reason}", param=path, code="unsupported_field"
+            )

@@ -25,6 +25,7 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     protocol.GenerateRequest,
     protocol.TokenizeRequest,
     protocol.DetokenizeRequest,
+    protocol.ApplyTemplateRequest,
     protocol.ModelRequest,
     responses.ChatCompletion,
     responses.ChatChunk,
@@ -34,6 +35,7 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     responses.GenerateEnd,
     responses.Tokenized,
     responses.Detokenized,
+    responses.AppliedTemplate,
     responses.Model,
     responses.ModelList,
     responses.Health,
@@ -73,14 +75,15 @@ def describe(
     events: str | None = None,
     last: str | None = "[DONE]",
     lines: str | None = None,
+    text: str | None = None,
     errors: Iterable[int] = USUAL_ERRORS,
     error: type[msgspec.Struct] = ErrorBody,
 ) -> dict[str, Any]:
     """Keyword arguments for a route's decorator that document its body and its answers.
 
     `answer` is the JSON of a success; `events` names what the events of a stream hold, and `last`
-    what comes after them; `lines` names what its lines are, if it has lines. `errors` are the
-    statuses of refusals and failures, with `error` as body.
+    what comes after them; `lines` names what the lines of a stream are; `text` is what a plain text
+    says. `errors` are the statuses of refusals and failures, with `error` as body.
     """
     content: dict[str, Any] = {}
     if answer is not None:
@@ -92,6 +95,8 @@ def describe(
     if lines is not None:
         about = f"A line of JSON each for {lines}."
         content["application/x-ndjson"] = {"schema": {"type": "string", "description": about}}
+    if text is not None:
+        content["text/plain"] = {"schema": {"type": "string", "description": text}}
     extra: dict[str, Any] = {"responses": {"200": {"description": "Success.", "content": content}}}
     for status in errors:
         extra["responses"][str(status)] = {

@@ -237,6 +237,10 @@ class Detokenized(msgspec.Struct):
     prompt: str
 
 
+class AppliedTemplate(msgspec.Struct):
+    prompt: str
+
+
 class Health(msgspec.Struct):
     status: Literal["ok"] = "ok"
 

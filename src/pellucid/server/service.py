@@ -99,6 +99,7 @@ class Service:
             params=params,
             generations=generations,
             scores_only=scores_only(body),
+            form_field=structured_field(body, default="tools"),
             on_close=self._job_closed,
         )
         self.num_open += 1
@@ -115,7 +116,7 @@ class Service:
                     # Clients may repeat an id; the engine's must differ.
                     request_id=f"{job.id}-{uuid.uuid4().hex[:12]}",
                     priority=body.priority or 0,
-                    user=body.user,
+                    user=body.user or body.safety_identifier,
                     cache_salt=body.cache_salt,
                     timeout=body.timeout,
                     truncate_prompt_tokens=body.truncate_prompt_tokens,

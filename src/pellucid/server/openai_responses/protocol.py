@@ -203,11 +203,6 @@ class ResponsesRequest(EngineFields, kw_only=True):
     top_logprobs: Int32 | None = None
     stream_options: ResponsesStreamOptions | None = None
     metadata: Annotated[dict[Key, Note], Meta(max_length=16)] | None = None
-    user: Name | None = None
-    safety_identifier: Name | None = None
-    prompt_cache_key: Annotated[
-        Name | None, Meta(description="Equal prefixes are found without it.")
-    ] = None
 
     @classmethod
     def prepare(cls, fields: dict[str, Any]) -> None:

@@ -70,7 +70,6 @@ def chat_request(service: Service, body: ResponsesRequest) -> chat.ChatRequest:
     request.max_completion_tokens = body.max_output_tokens
     request.logprobs = logprobs
     request.top_logprobs = body.top_logprobs
-    request.user = body.user or body.safety_identifier
     request.metadata = body.metadata
     with own_names():
         service.check(request)

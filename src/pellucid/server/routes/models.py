@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from pellucid.server.body import read
-from pellucid.server.models import Models, ModelStatus, models_of
+from pellucid.server.models import Models, ModelStatus, models_of, receive_body
 from pellucid.server.openapi import USUAL_ERRORS, describe
 from pellucid.server.protocol import ModelRequest
 from pellucid.server.reply import json_response, unless_gone
@@ -14,7 +13,7 @@ from pellucid.server.responses import Model, ModelList
 router = APIRouter()
 
 
-@router.get("/v1/models", **describe(None, ModelList, errors=()))
+@router.get("/v1/models", **describe(None, ModelList, errors=(401,)))
 async def models(request: Request) -> Response:
     """The models that this server serves, whether loaded or not."""
     served = models_of(request)
@@ -25,7 +24,7 @@ async def models(request: Request) -> Response:
 async def load(request: Request) -> Response:
     """Load a model; returns when it can answer."""
     served = models_of(request)
-    name = await _named(request, served)
+    name = (await receive_body(request, ModelRequest)).model
     return json_response(_model(served, await unless_gone(request.receive, served.load(name))))
 
 
@@ -33,21 +32,16 @@ async def load(request: Request) -> Response:
 async def unload(request: Request) -> Response:
     """Unload a model that nobody uses; it is loaded again for whoever asks for it."""
     served = models_of(request)
-    return json_response(_model(served, await served.unload(await _named(request, served))))
+    name = (await receive_body(request, ModelRequest)).model
+    return json_response(_model(served, await served.unload(name)))
 
 
 # A path parameter: names like "org/model" have slashes.
-@router.get("/v1/models/{model_id:path}", **describe(None, Model, errors=(404,)))
+@router.get("/v1/models/{model_id:path}", **describe(None, Model, errors=(401, 404)))
 async def model(request: Request, model_id: str) -> Response:
     """One model, by its name."""
     served = models_of(request)
     return json_response(_model(served, served.status(model_id)))
-
-
-async def _named(request: Request, served: Models) -> str:
-    limits = served.gateway.config.limits
-    body = await read(request, ModelRequest, served.config.max_body_bytes, limits.body_timeout)
-    return body.model
 
 
 def _model(served: Models, status: ModelStatus) -> Model:

@@ -86,13 +86,13 @@ async def generate(request: Request) -> Response:
     return await answer.respond(request, streams=body.streams)
 
 
-@router.get("/tags", **describe(None, OllamaTags, errors=()))
+@router.get("/tags", **describe(None, OllamaTags, errors=(401,), error=OllamaError))
 async def tags(request: Request) -> Response:
     """The models that this server serves, whether loaded or not."""
     return json_response(listing.tags(models_of(request)))
 
 
-@router.get("/ps", **describe(None, OllamaProcesses, errors=()))
+@router.get("/ps", **describe(None, OllamaProcesses, errors=(401,), error=OllamaError))
 async def processes(request: Request) -> Response:
     """The models in memory."""
     return json_response(listing.processes(models_of(request)))
@@ -106,7 +106,7 @@ async def show(request: Request) -> Response:
     return json_response(listing.shown(models_of(request), service))
 
 
-@router.get("/version", **describe(None, OllamaVersion, errors=()))
+@router.get("/version", **describe(None, OllamaVersion, errors=(401,), error=OllamaError))
 async def version() -> Response:
     """The version of pellucid, not of an Ollama."""
     return json_response(OllamaVersion(__version__))

@@ -16,19 +16,19 @@ router = APIRouter()
 
 
 @router.head("/", include_in_schema=False)  # how clients look whether a server is there
-@router.get("/", **describe(None, Index, errors=()))
+@router.get("/", **describe(None, Index, errors=(401,)))
 async def index(request: Request) -> Response:
     """What is served, and where to read on."""
     return json_response(Index(models_of(request).default_name, __version__))
 
 
-@router.get("/version", **describe(None, Version, errors=()))
+@router.get("/version", **describe(None, Version, errors=(401,)))
 async def version() -> Response:
     """The version of pellucid."""
     return json_response(Version(__version__))
 
 
-@router.get("/metrics", **describe(None, Load, errors=()))
+@router.get("/metrics", **describe(None, Load, text="Prometheus' format.", errors=(401,)))
 async def metrics(request: Request) -> Response:
     """Prometheus metrics under vLLM's names; a summary with `Accept: application/json`."""
     exposition = models_of(request).exposition
@@ -44,7 +44,7 @@ async def metrics(request: Request) -> Response:
     )
 
 
-@router.get("/load", **describe(None, ServerLoad, errors=()))
+@router.get("/load", **describe(None, ServerLoad, errors=(401,)))
 async def load(request: Request) -> Response:
     """How many requests are being answered, as vLLM tells it to load balancers."""
     return json_response(ServerLoad(models_of(request).gateway.num_active))
