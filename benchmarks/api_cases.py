@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from schemathesis import GenerationMode
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi import checks
 
+ERRORS = ("ErrorBody", "MessagesError", "OllamaError")
 MAX_EVENTS = 1 << 20  # of one stream: all of it is read
 TIMEOUT = 30  # seconds without an answer: the server hangs
 CHECKS = [
@@ -50,6 +52,8 @@ def fuzz(url: str, num_cases: int, seed: int = 0) -> Report:
     schema.config.max_stream_events = MAX_EVENTS
     document: dict[str, Any] = dict(schema.raw_schema)
     operations = [result.ok() for result in schema.get_all_operations()]
+    with urllib.request.urlopen(f"{url}/v1/models") as listing:
+        model = json.load(listing)["data"][0]["id"]
     report = Report()
     runs = [(operation, mode) for operation in operations for mode in _modes(operation)]
     total = sum(_weight(operation) for operation, _ in runs)
@@ -57,7 +61,7 @@ def fuzz(url: str, num_cases: int, seed: int = 0) -> Report:
         share = max(1, -(-num_cases * _weight(operation) // total))
         statuses = report.statuses.setdefault(f"{operation.label}, {mode} data", Counter())
         run = _runner(operation, MODES[mode], share, seed)
-        run(lambda case, statuses=statuses: _try(case, url, document, report, statuses))
+        run(lambda case, statuses=statuses: _try(case, url, model, document, report, statuses))
     return report
 
 
@@ -92,10 +96,16 @@ def _runner(operation: Any, mode: GenerationMode, num_cases: int, seed: int) -> 
 
 
 def _try(
-    case: Any, url: str, document: dict[str, Any], report: Report, statuses: Counter[str]
+    case: Any,
+    url: str,
+    model: str,
+    document: dict[str, Any],
+    report: Report,
+    statuses: Counter[str],
 ) -> None:
-    if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
-        case.body["model"] = None  # else most answers would be that there is no such model
+    named = case.body.get("model") if isinstance(case.body, dict) else None
+    if isinstance(named, str) and 0 < len(named) <= 256:  # other lengths are wrong somewhere
+        case.body["model"] = model  # else most answers would be that there is no such model
     if case.meta.generation.mode is GenerationMode.POSITIVE and report.num_cases % 3:
         case.body = _leaner(case, document, random.Random(report.num_cases))
     report.num_cases += 1
@@ -107,10 +117,12 @@ def _try(
         return
     statuses[str(response.status_code)] += 1
     problems: list[str] = []
-    streams = response.headers.get("content-type", [""])[0].startswith("text/event-stream")
+    media_type = response.headers.get("content-type", [""])[0].partition(";")[0]
+    streams = media_type in STREAMS
     if streams:
         success = case.operation.definition.raw["responses"]["200"]["content"]
-        num_events, problems = check_events(success, response.text, document)
+        check = STREAMS[media_type]
+        num_events, problems = check(success, response.text, document)
         report.num_events += num_events
     try:
         case.validate_response(response, checks=CHECKS if streams else [*CHECKS, BODY])
@@ -156,16 +168,37 @@ def check_events(
     `content`, the media types of a successful answer.
     """
     about = content["text/event-stream"]["schema"]["description"]
-    names = [name for name in document["components"]["schemas"] if re.search(rf"\b{name}\b", about)]
-    errors = [name for name in document["components"]["schemas"] if name.endswith("ErrorBody")]
+    names, errors = _named(about, document)
     *events, end = text.split("\n\n")
     if end or not events:
         return 0, ["a stream does not end with an event"]
     *others, last = [event.partition("data: ")[2] for event in events]
     wrong = _misfits(others, names, document)
-    if last != "[DONE]":  # then it must be an error
-        wrong += _misfits([last], errors, document)
+    if last != "[DONE]":  # then it must be an error, or an API's own last event
+        wrong += _misfits([last], errors if "[DONE]" in about else names + errors, document)
     return len(events), wrong
+
+
+def check_lines(
+    content: dict[str, Any], text: str, document: dict[str, Any]
+) -> tuple[int, list[str]]:
+    """The same for a stream whose events are lines."""
+    names, errors = _named(content["application/x-ndjson"]["schema"]["description"], document)
+    *lines, end = text.split("\n")
+    if end or not lines:
+        return 0, ["a stream does not end with a line"]
+    wrong = _misfits(lines[:-1], names, document) + _misfits(lines[-1:], names + errors, document)
+    return len(lines), wrong
+
+
+STREAMS = {"text/event-stream": check_events, "application/x-ndjson": check_lines}
+
+
+def _named(about: str, document: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The schemas that a description names, and those of errors."""
+    schemas = document["components"]["schemas"]
+    names = [name for name in schemas if re.search(rf"\b{name}\b", about)]
+    return names, [name for name in ERRORS if name in schemas]
 
 
 def _misfits(events: list[str], names: list[str], document: dict[str, Any]) -> list[str]:

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
+
+from tests.server.live import MODEL
 
 Schema = dict[str, Any]
 PLACE = "the value belongs here"  # what a body holds at its place; see `Place.raw`
 
 # What makes a body whole on each route; the place under test may replace any of it.
+TURN = {"role": "user", "content": "Hi"}
 BASES: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}]},
+    "/v1/chat/completions": {"messages": [TURN]},
     "/v1/completions": {"prompt": "Hi", "max_tokens": 1},
     "/generate": {"prompt": "Hi", "max_tokens": 1},
     "/generate_stream": {"prompt": "Hi", "max_tokens": 1},
     "/tokenize": {"prompt": "Hi"},
     "/detokenize": {"tokens": [5]},
-    "/apply-template": {"messages": [{"role": "user", "content": "Hi"}]},
+    "/apply-template": {"messages": [TURN]},
+    "/v1/embeddings": {"input": "Hi"},
+    "/v1/responses": {"input": "Hi"},
+    "/v1/messages": {"model": MODEL, "messages": [TURN], "max_tokens": 1},
+    "/v1/models/load": {"model": MODEL},
+    "/v1/models/unload": {"model": MODEL},
+    "/api/chat": {"model": MODEL, "messages": [TURN]},
+    "/api/generate": {"model": MODEL, "prompt": "Hi"},
+    "/api/embed": {"model": MODEL, "input": "Hi"},
+    "/api/embeddings": {"model": MODEL, "prompt": "Hi"},
+    "/api/show": {"model": MODEL},
+    "/api/pull": {"model": MODEL},
 }
+
+
+PARTS = {"/v1/messages/count_tokens", "/v1/responses/input_tokens"}
 
 
 @dataclass(frozen=True)
@@ -57,31 +75,35 @@ class Document:
         }
 
     def places(self) -> Iterator[Place]:
-        """Routes with the same body count once."""
-        routes = {str(schema): route for route, schema in self.bodies.items()}
+        """Routes with the same body count once, or with a part of another's."""
+        routes = {str(schema): route for route, schema in self.bodies.items() if route not in PARTS}
         for route in routes.values():
             schema = self.bodies[route]
-            base = BASES.get(route, {})
-
-            def whole(value: Any, base: dict[str, Any] = base) -> Any:
-                return base | value if isinstance(value, dict) else value
-
-            yield from self._walk(route, schema, "", whole)
+            yield from self._walk(route, schema, "", lambda value: value, BASES[route])
 
     def _walk(
-        self, route: str, schema: Schema, path: str, around: Callable[[Any], Any]
+        self,
+        route: str,
+        schema: Schema,
+        path: str,
+        around: Callable[[Any], Any],
+        base: Mapping[str, Any] = MappingProxyType({}),
     ) -> Iterator[Place]:
-        """Places at and below `path`; `around` puts a value there into a whole body."""
+        """Places at and below `path`; `around` puts a value there into a whole body.
+
+        `base` is what an object has at `path` besides the one under test.
+        """
         forms = list(self._forms(schema))
         kinds = frozenset(kind for form in forms for kind in _kinds(form))
         closed = [form for form in forms if form.get("additionalProperties") is False]
-        yield Place(route, path, kinds, around(PLACE), tuple(map(self._least, closed)))
+        objects = tuple(self._least(form) | dict(base) for form in closed)
+        yield Place(route, path, kinds, around(PLACE), objects)
         for form in forms:
-            least = self._least(form)
+            least = self._least(form) if "properties" in form else {}
             for name, part in form.get("properties", {}).items():
 
                 def inside(value: Any, name: str = name, least: Any = least) -> dict[str, Any]:
-                    return around({**least, name: value})
+                    return around({**least, **base, name: value})
 
                 below = f"{path}.{name}" if path else name
                 yield from self._walk(route, part, below, inside)
@@ -109,8 +131,10 @@ class Document:
             properties = form.get("properties", {})
             return {name: self._least(properties[name]) for name in form.get("required", ())}
         if form.get("type") == "array":
-            return [self._least(form["items"])] * form.get("minItems", 0)
-        return {"string": "f", "integer": 1, "number": 1.0, "boolean": False}.get(form["type"])
+            return [self._least(form.get("items", {}))] * form.get("minItems", 0)
+        if form.get("type") in ("integer", "number"):
+            return max(1, form.get("minimum", 1))
+        return {"string": "f", "boolean": False}.get(form.get("type", ""))
 
 
 def _kinds(form: Schema) -> list[str]:

@@ -123,7 +123,8 @@ class NoChoice(Body, tag="none", tag_field="type"):
 
 class ThinkingEnabled(Body, tag="enabled", tag_field="type", kw_only=True):
     budget_tokens: Annotated[
-        int, Meta(ge=1024, description="Not enforced: max_tokens alone bounds the thoughts.")
+        Annotated[int, Meta(ge=1024, le=2**31 - 1)],
+        Meta(description="Not enforced: max_tokens alone bounds the thoughts."),
     ]
     display: Literal["summarized", "omitted"] | None = None
 

@@ -90,7 +90,7 @@ class Answered(Computed):
 class OllamaFunction(Body, kw_only=True):
     name: ToolName
     arguments: dict[str, Any] = msgspec.field(default_factory=dict)
-    index: int | None = None
+    index: Count | None = None
 
 
 class OllamaToolCall(Body, kw_only=True):

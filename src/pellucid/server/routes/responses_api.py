@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pellucid.server.chat_job import ChatJob, open_chat, prompt_ids
 from pellucid.server.models import receive
 from pellucid.server.openai_responses.answer import Answer
-from pellucid.server.openai_responses.objects import InputTokens, ResponseObject
+from pellucid.server.openai_responses.objects import EVENTS, InputTokens, ResponseObject
 from pellucid.server.openai_responses.protocol import InputTokensRequest, ResponsesRequest
 from pellucid.server.openai_responses.stream import ResponseStream
 from pellucid.server.openai_responses.translate import chat_request, counted_request, own_names
@@ -17,11 +17,12 @@ from pellucid.server.openapi import describe
 from pellucid.server.reply import json_response, whole
 
 router = APIRouter()
+EVENT_NAMES = "one of " + ", ".join(event.__name__ for event in EVENTS)
 
 
 @router.post(
     "/v1/responses",
-    **describe(ResponsesRequest, ResponseObject, events="an event of the response", last=None),
+    **describe(ResponsesRequest, ResponseObject, events=EVENT_NAMES, last=None),
 )
 async def responses(request: Request) -> Response:
     """Answer a conversation in items: thoughts, text and calls."""
