@@ -49,17 +49,19 @@ class GrammarChecker:
             begun.set()
             return self._check(wanted)
 
+        checked = loop.run_in_executor(self._thread, check)
         try:
-            async with asyncio.timeout(COMPILE_SECONDS):
-                return await loop.run_in_executor(self._thread, check)
+            # Unlike a timeout this takes what is there, even if the process stood still meanwhile.
+            await asyncio.wait({checked}, timeout=COMPILE_SECONDS)
+            if checked.done():
+                return checked.result()
+            problem = f"{field} takes longer than {COMPILE_SECONDS:.0f} seconds to compile"
         except GrammarError as error:
             problem = f"{field} cannot be honoured: {error}"
-        except TimeoutError:
-            if not begun.is_set():
-                raise Overloaded(
-                    "Too many grammars wait to be compiled.", retry_after=COMPILE_SECONDS
-                ) from None
-            problem = f"{field} takes longer than {COMPILE_SECONDS:.0f} seconds to compile"
+        finally:
+            checked.cancel()
+        if not begun.is_set():
+            raise Overloaded("Too many grammars wait to be compiled.", retry_after=COMPILE_SECONDS)
         raise BadRequest(problem, param=field, code="unsupported_grammar")
 
     @cached_property
