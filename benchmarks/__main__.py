@@ -1,9 +1,13 @@
-"""`python -m benchmarks [NAME ...]`: run the named benchmarks, or all; write their result files."""
+"""`python -m benchmarks [NAME ... [OPTION ...]]`: run the named benchmarks, or all that measure.
+
+Each writes its result file; options go to the one that is named.
+"""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
+from itertools import takewhile
 
 NAMES = (
     "scheduler_step",
@@ -19,16 +23,21 @@ NAMES = (
     "structured_output",
     "picture",
 )
+TRIALS = ("api_fuzz", "soak")  # they do not measure but pass or fail, and run if named
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or NAMES
-    for name in chosen:
-        if name not in NAMES:
-            sys.exit(f"unknown benchmark {name!r}; there are {', '.join(NAMES)}")
-    for name in chosen:
+    arguments = sys.argv[1:]
+    named = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    options = arguments[len(named) :]
+    for name in named:
+        if name not in NAMES + TRIALS:
+            sys.exit(f"unknown benchmark {name!r}; there are {', '.join(NAMES + TRIALS)}")
+    if options and not (len(named) == 1 and named[0] in TRIALS):
+        sys.exit(f"{options[0]}: only {' and '.join(TRIALS)}, named alone, have options")
+    for name in named or NAMES:
         print(f"-- {name}")
-        import_module(f"benchmarks.{name}").main()
+        import_module(f"benchmarks.{name}").main(*options)
 
 
 main()

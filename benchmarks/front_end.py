@@ -9,20 +9,16 @@ clients are bare sockets in this process: an HTTP library would take more than w
 from __future__ import annotations
 
 import json
-import re
 import selectors
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
 
 from benchmarks.report import save
+from benchmarks.serving import serving
 
 PROMPT_TOKENS = 128
 ANSWER_TOKENS = 128
@@ -111,30 +107,11 @@ def post(path: str, body: dict[str, Any]) -> bytes:
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
-@contextmanager
-def serving(load: Load) -> Iterator[tuple[psutil.Process, int]]:
-    """The server's front end and its port."""
-    flags = f"--runner fake --fake-step-ms {load.step_ms} --max-num-seqs {load.clients} --port 0"
-    command = [sys.executable, "-m", "pellucid", "serve", *flags.split()]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        said = ""
-        while not (ready := re.search(r" is ready at http://127\.0\.0\.1:(\d+)", said)):
-            line = process.stderr.readline()
-            if not line:
-                raise SystemExit(f"the server did not start: {said}")
-            said += line
-        yield psutil.Process(process.pid), int(ready[1])
-    finally:
-        process.terminate()
-        process.communicate(timeout=20)
-
-
 def main() -> None:
     results = []
     for load in LOADS:
-        with serving(load) as (server, port):
+        flags = f"--runner fake --fake-step-ms {load.step_ms} --max-num-seqs {load.clients}"
+        with serving(*flags.split()) as (server, port):
             for path in BODIES:
                 run(load, server, port, path)  # warm
                 runs = [run(load, server, port, path) for _ in range(RUNS)]

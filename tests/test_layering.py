@@ -146,7 +146,7 @@ def test_front_end_never_loads_torch(statement: str) -> None:
 def test_extras_are_loaded_only_when_a_setting_asks_for_them() -> None:
     statement = "import pellucid.server.run; from pellucid.config import GatewayConfig\n"
     statement += "pellucid.server.run.Gateway(GatewayConfig())"
-    assert loaded_by(statement, {"limits", "redis", "httpx", "openai"}) == set()
+    assert loaded_by(statement, {"anthropic", "limits", "redis", "httpx", "openai"}) == set()
 
 
 def test_tensor_side_needs_no_front_end_packages() -> None:

@@ -19,10 +19,13 @@ from pellucid.errors import ConfigError
 T = TypeVar("T", bound=msgspec.Struct)
 
 MIB = 1 << 20
+GIB = 1 << 30
 SECRET = {"secret": True}  # in Meta.extra: no message may repeat the value
 
 Count = Annotated[int, Meta(ge=1)]
 Threads = Annotated[int, Meta(ge=1, le=1024)]
+Gibibytes = Annotated[float, Meta(gt=0.0, le=1 << 20)]
+KeepAlive = Annotated[float, Meta(ge=-1.0, le=1e9)]
 
 
 def _about(description: str, **limits: Any) -> Meta:
@@ -195,6 +198,29 @@ class ObserveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     ] = None
 
 
+class HostingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Several models in one server; see docs/models.md."""
+
+    model_memory_gib: Annotated[
+        Gibibytes | None,
+        _about(
+            "GiB that all loaded models may take, KV caches included; beyond it the least recently "
+            "used idle one is unloaded. No limit if unset."
+        ),
+    ] = None
+    keep_alive: Annotated[
+        KeepAlive | None,
+        _about(
+            "Seconds after which an idle model is unloaded, -1 for never; by default the first "
+            "model stays and others go after 300."
+        ),
+    ] = None
+    load_timeout: Annotated[
+        float,
+        _about("Seconds that a model which a request asks for may take to load.", gt=0.0, le=1e6),
+    ] = 300.0
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The HTTP front end."""
 
@@ -206,8 +232,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int, _about("Largest request body in bytes; beyond it 413.", ge=1024)
     ] = 8 * MIB
     max_prompts: Annotated[
-        int, _about("Most prompts in one completions request.", ge=1, le=65536)
+        int, _about("Most prompts in one completions or embeddings request.", ge=1, le=65536)
     ] = 128
+    pooling: Annotated[
+        Literal["last", "mean"],
+        _about("What a text's vector is made of: its last token's state, or the mean of all."),
+    ] = "last"
     max_messages: Annotated[int, _about("Most messages in one conversation.", ge=1, le=65536)] = (
         2048
     )
@@ -226,6 +256,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _about("How much the server logs.")
     ] = "info"
+    hosting: HostingSettings = HostingSettings()
     observe: ObserveSettings = ObserveSettings()
 
 

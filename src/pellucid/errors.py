@@ -42,6 +42,12 @@ class ModelNotFound(BadRequest):
     status = 404
 
 
+class ModelBusy(BadRequest):
+    """A model that answers requests, or is being loaded, cannot be unloaded."""
+
+    status = 409
+
+
 class RequestNotFound(BadRequest):
     """A request is asked about that this server does not know, or knows no more."""
 
@@ -96,6 +102,12 @@ class ModelError(PellucidError):
     """A model cannot be found, read, trusted or run. One clear line, no traceback."""
 
     type = "model_error"
+
+
+class ModelUnavailable(ModelError):  # noqa: N818
+    """A model that the server has cannot be loaded now; another try may succeed."""
+
+    status = 503
 
 
 class ConfigError(PellucidError):

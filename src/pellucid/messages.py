@@ -15,6 +15,7 @@ import numpy as np
 from pellucid.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
+Pooling = Literal["last", "mean"]  # of a prompt's final hidden states: the last one, or their mean
 
 
 class _Message(msgspec.Struct, array_like=True, kw_only=True, omit_defaults=True):
@@ -25,7 +26,10 @@ class _Message(msgspec.Struct, array_like=True, kw_only=True, omit_defaults=True
 
 
 class AddRequest(_Message, tag="add"):
-    """One sequence to generate. `n` answers are `n` of these, made by the front end."""
+    """One sequence to generate. `n` answers are `n` of these, made by the front end.
+
+    With `pooling` nothing is generated: the request ends with a vector when its prompt is computed.
+    """
 
     request_id: str
     prompt: bytes  # see pack_tokens
@@ -35,6 +39,7 @@ class AddRequest(_Message, tag="add"):
     priority: int = 0  # smaller goes first, as in vLLM
     user: str | None = None  # whom fair-share charges
     cache_salt: str | None = None  # only equal salts share prefix blocks
+    pooling: Pooling | None = None
 
 
 class Abort(_Message, tag="abort"):
@@ -90,6 +95,8 @@ class EngineInfo(_Message, tag="ready"):
     weight_bytes: int = 0
     num_parameters: int = 0
     pid: int = 0  # of the process that computes
+    hidden_size: int = 0  # of the vectors that pooling gives
+    process_bytes: int = 0  # its memory at the start, weights included but no KV; 0: not known
 
 
 class TokenLogprobs(_Message):
@@ -124,6 +131,7 @@ class TokenDelta(_Message):
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # whole prompt, with the first token
     times: RequestTimes | None = None  # with the first token, and when finished
     error: str | None = None  # with finish_reason "error"
+    embedding: bytes | None = None  # [hidden_size] little-endian float32, of a request that pools
 
 
 class StepStats(_Message):

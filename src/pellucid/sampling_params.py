@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import re
+from typing import Any
 
 import msgspec
 
@@ -12,6 +13,8 @@ from pellucid.structured_outputs import StructuredOutputs
 MAX_STOP_STRINGS = 16
 MAX_BAD_WORDS = 128
 MAX_TOKEN_LIST = 65_536
+MAX_COUNT = 2**31 - 1  # of anything that is counted in tokens
+MAX_REPETITION_PENALTY = 1e6  # with its inverse: logits stay finite in float32
 GREEDY_EPS = 1e-5
 
 
@@ -54,6 +57,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return self.temperature < GREEDY_EPS
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_counts()
         self._check_numbers()
         self._check_lists()
@@ -74,6 +78,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                         name, f"token id {token} is outside the vocabulary (0 to {vocab_size - 1})"
                     )
 
+    def _check_types(self) -> None:
+        """A request over HTTP has the right ones; a caller from Python may give anything."""
+        try:
+            msgspec.convert(
+                {name: getattr(self, name) for name in _Types.__struct_fields__}, _Types
+            )
+        except msgspec.ValidationError as error:
+            reason, _, where = str(error).replace("`", "").partition(" - at ")
+            name = re.findall(r"\$\.(\w+)", where)[0]
+            raise _bad(name, f"is wrong: {reason.lower()}") from None
+
     def _check_counts(self) -> None:
         _require(1 <= self.n <= 16384, "n", "must be from 1 to 16384", self.n)
         if self.max_tokens is not None:
@@ -84,8 +99,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 f"must not exceed max_tokens ({self.max_tokens})",
                 self.min_tokens,
             )
-        _require(self.min_tokens >= 0, "min_tokens", "must not be negative", self.min_tokens)
-        _require(self.top_k >= -1, "top_k", "must be -1 or 0 (off) or at least 1", self.top_k)
+        _require(
+            0 <= self.min_tokens <= MAX_COUNT,
+            "min_tokens",
+            f"must be from 0 to {MAX_COUNT}",
+            self.min_tokens,
+        )
+        _require(
+            -1 <= self.top_k <= MAX_COUNT,
+            "top_k",
+            f"must be -1 or 0 (off), or from 1 to {MAX_COUNT}",
+            self.top_k,
+        )
         if self.n > 1 and self.greedy:
             raise _bad("n", "must be 1 with temperature 0: every answer would be the same")
         if self.seed is not None:
@@ -103,10 +128,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             _require(-2.0 <= value <= 2.0, name, "must be from -2 to 2", value)
+        most = MAX_REPETITION_PENALTY
         _require(
-            0.0 < self.repetition_penalty < math.inf,
+            1 / most <= self.repetition_penalty <= most,
             "repetition_penalty",
-            "must be above 0 and finite",
+            f"must be from {1 / most:g} to {most:g}",
             self.repetition_penalty,
         )
 
@@ -140,6 +166,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             )
         for bias in self.logit_bias.values():
             _require(-100.0 <= bias <= 100.0, "logit_bias", "values must be from -100 to 100", bias)
+
+
+# The types of the fields without the checks on construction, for `_check_types`.
+_Types: Any = msgspec.defstruct(
+    "_Types",
+    [
+        (field.name, field.type)
+        for field in msgspec.structs.fields(SamplingParams)
+        if field.name != "structured_outputs"  # checks itself
+    ],
+)
 
 
 def _bad(param: str, problem: str) -> BadRequest:

@@ -32,6 +32,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "kv_cache_dtype": ("bfloat16", "bfloat16"),
     "kernels": ("reference", "reference"),
     "threads": ("3", 3),
+    "pooling": ("mean", "mean"),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
     "log_interval": ("2.5", 2.5),
@@ -84,10 +85,12 @@ def field_of(configs: Configs, setting: Setting) -> Any:
 
 def test_settings_cover_every_field() -> None:
     names = [setting.name for setting in ALL]
+    server = ServerConfig()
     composed = (EngineConfig(), GatewayConfig())
     parts = [part for config in composed for part in msgspec.structs.asdict(config).values()]
-    fields = {name for part in (*parts, ServerConfig().observe) for name in part.__struct_fields__}
-    fields |= {*ServerConfig.__struct_fields__} - {"observe"}
+    parts += [server.observe, server.hosting]
+    fields = {name for part in parts for name in part.__struct_fields__}
+    fields |= {*ServerConfig.__struct_fields__} - {"observe", "hosting"}
     assert sorted(names) == sorted(fields)
     assert len(set(names)) == len(names)  # flat names are unambiguous
 
@@ -239,3 +242,69 @@ def test_one_file_serves_commands_that_need_less_of_it(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert received == [ModelSettings(cache_dir="/models")]
     assert CliRunner().invoke(app, ["--dtype", "float32"]).exit_code == 2
+
+
+# ---- several models
+
+
+def models_of(*arguments: str, **environment: str) -> list[tuple[str, str | None]]:
+    """The models that a command for several gets, and the names they are served under."""
+    received: list[EngineConfig] = []
+    app = typer.Typer()
+
+    @app.command()
+    @configured()
+    def command(engines: list[EngineConfig]) -> None:
+        received.extend(engines)
+
+    result = CliRunner().invoke(app, list(arguments), env=environment)
+    if result.exception is not None:
+        raise result.exception
+    return [(engine.model.model, engine.model.served_model_name) for engine in received]
+
+
+def test_a_command_for_several_models_takes_the_flag_repeatedly(tmp_path: Path) -> None:
+    assert models_of() == [(ModelSettings().model, None)]
+    assert models_of("a") == models_of("--model", "a") == [("a", None)]
+    both = [("a", None), ("dir/b.gguf", "fast")]
+    assert models_of("--model", "a", "--model", "fast=dir/b.gguf") == both
+    assert models_of(PELLUCID_MODEL="a, fast=dir/b.gguf") == both
+    file = tmp_path / "settings.yaml"
+    for content in ("model: [a, fast=dir/b.gguf]", "model: {model: [a, fast=dir/b.gguf]}"):
+        file.write_text(content)
+        assert models_of("--config", str(file)) == both
+        (engine, *_) = run("--config", str(file))  # a command for one
+        assert engine.model.model == "a"
+
+
+def test_a_path_may_hold_what_separates_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "a=b.gguf"
+    assert models_of("--model", str(path))[0][1] == f"{tmp_path}/a"
+    path.touch()
+    assert models_of("--model", str(path)) == [(str(path), None)]
+    assert models_of("--model", "hf:org/name:a=b.gguf") == [("hf:org/name:a=b.gguf", None)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a", "--model", "a", "--model", "b"), "differ: give one of them"),
+        (("--model", "=b"), "not of the form NAME=SOURCE"),
+        (("--model", "a="), "not of the form NAME=SOURCE"),
+        (("--model", "a=b", "--served-model-name", "c"), "--served-model-name"),
+        (("--model", "a", "--model", "b", "--served-model-name", "c"), "--served-model-name"),
+    ],
+)
+def test_models_that_contradict_each_other_are_told(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        models_of(*arguments)
+
+
+@pytest.mark.parametrize("content", ["model: []", "model: [1]", "model: 3"])
+def test_a_file_without_proper_models_is_told(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match="model"):
+        models_of("--config", str(file))

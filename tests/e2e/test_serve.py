@@ -26,12 +26,18 @@ pytestmark = pytest.mark.model
 NAME = "smollm2"
 
 
+def serving(
+    model: Path, *flags: str
+) -> contextlib.AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
+    """A server of one model; see `started`."""
+    return started(str(model), "--served-model-name", NAME, *flags)
+
+
 @contextlib.contextmanager
-def serving(model: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def started(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A server on a free port; yields the curl line that it prints when it is ready."""
-    command = [sys.executable, "-m", "pellucid", "serve", str(model), "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--served-model-name", NAME, *flags],
+        [sys.executable, "-m", "pellucid", "serve", "--port", "0", *arguments],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},

@@ -16,7 +16,8 @@ def message(
     request_id: str, prompt: list[int], *, arrival: float = 0.0, **fields: Any
 ) -> AddRequest:
     """An AddRequest; keyword arguments go to it if it has such a field, else to its sampling."""
-    own = {k: fields.pop(k) for k in ("priority", "user", "cache_salt", "deadline") if k in fields}
+    names = ("priority", "user", "cache_salt", "deadline", "pooling")
+    own = {name: fields.pop(name) for name in names if name in fields}
     return AddRequest(
         request_id=request_id,
         prompt=pack_tokens(prompt),

@@ -8,8 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pellucid.engine import events
 from pellucid.engine.core import EngineCore
-from pellucid.messages import Observe, StepOutput
-from pellucid.runner.fake import expected_answer
+from pellucid.messages import Observe, Pooling, StepOutput
+from pellucid.runner.fake import expected_answer, expected_embedding
 from tests.engine.helpers import core, drain, message
 from tests.engine.replay import Replay
 
@@ -50,6 +50,7 @@ class EngineLife(RuleBasedStateMachine):
         self.budget = budget
         self.count = 0
         self.open: dict[str, tuple[list[int], int]] = {}
+        self.pooling: dict[str, Pooling | None] = {}
         self.got: dict[str, list[int]] = {}
         self.listening, self.detail = False, False
         self.listen(True, detail)
@@ -59,12 +60,21 @@ class EngineLife(RuleBasedStateMachine):
         max_tokens=st.integers(1, 15),
         priority=st.integers(0, 2),
         salt=st.sampled_from([None, "x"]),
+        pooling=st.sampled_from([None, None, "last", "mean"]),
     )
-    def add(self, prompt: list[int], max_tokens: int, priority: int, salt: str | None) -> None:
+    def add(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        priority: int,
+        salt: str | None,
+        pooling: Pooling | None,
+    ) -> None:
         self.count += 1
         name = f"r{self.count}"
         self.open[name] = (prompt, max_tokens)
         self.got[name] = []
+        self.pooling[name] = pooling
         self.engine.add(
             message(
                 name,
@@ -74,6 +84,7 @@ class EngineLife(RuleBasedStateMachine):
                 priority=priority,
                 user=f"u{self.count % 3}",
                 cache_salt=salt,
+                pooling=pooling,
                 deadline=1e12,
             )
         )
@@ -114,6 +125,11 @@ class EngineLife(RuleBasedStateMachine):
     def _take(self, deltas: list) -> None:  # type: ignore[type-arg]
         for delta in deltas:
             prompt, max_tokens = self.open[delta.request_id]
+            if pooling := self.pooling[delta.request_id]:
+                assert (delta.finish_reason, delta.token_ids) == ("stop", [])
+                assert delta.embedding == expected_embedding(prompt, pooling)
+                del self.open[delta.request_id]
+                continue
             got = self.got[delta.request_id]
             got += delta.token_ids
             assert got == expected_answer(prompt, len(got))

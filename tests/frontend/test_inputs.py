@@ -181,6 +181,35 @@ def test_what_cannot_be_served_is_refused_by_name(
     assert says in error.message
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_k", 1 << 63),  # beyond 64 bits, which is what the engine has
+        ("top_k", 1 << 31),
+        ("top_k", 1.5),
+        ("top_k", True),
+        ("min_tokens", 1 << 70),
+        ("n", 1 << 64),
+        ("seed", 1 << 63),
+        ("temperature", None),
+        ("temperature", "1"),
+        ("temperature", math.nan),
+        ("repetition_penalty", 1e39),  # infinite in float32: logits would be NaN
+        ("repetition_penalty", 1e-39),
+        ("stop", "text"),
+        ("stop", ["a", 3]),
+        ("logit_bias", {"5": 1.0}),
+        ("logit_bias", {5: "1"}),
+        ("logprobs", 1.0),
+        ("ignore_eos", 1),
+    ],
+)
+def test_parameters_from_python_are_held_to_their_types_and_ranges(name: str, value: Any) -> None:
+    with pytest.raises(BadRequest, match=name) as caught:
+        SamplingParams(max_tokens=None, **{name: value})
+    assert caught.value.param == name
+
+
 @pytest.mark.parametrize("field", ["prompt", "messages"])
 def test_a_prompt_beyond_the_context_is_refused(field: str) -> None:
     inputs = processor(max_model_len=20)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from pellucid.frontend.tools import TOOL_FORMATS, detect_tool_format, tool_format
 from pellucid.frontend.tools.base import CallArguments, CallBegin, Content, Piece
+from pellucid.grammar.compiler import GrammarCompiler
+from pellucid.grammar.errors import GrammarError
 
 Call = tuple[str, str]
 
@@ -142,6 +144,20 @@ def test_text_without_a_call_is_never_lost(name: str, parts: list[str]) -> None:
         hidden = content if name != "llama3_json" else content.replace("<|python_tag|>", "")
         shown = text if name != "llama3_json" else text.replace("<|python_tag|>", "")
         assert hidden.strip() == shown.strip()
+
+
+@pytest.mark.parametrize(("name", "opening"), [("llama3_json", "{"), ("pythonic", "[")])
+def test_text_beside_a_grammar_of_calls_cannot_begin_like_one(name: str, opening: str) -> None:
+    rules = "start: prose_or_calls\n" + 'calls: "CALL"\n' + tool_format(name).prose_rules({})
+    tokens = [bytes([i]) for i in range(256)] + [b"<eos>"]
+    grammar = GrammarCompiler(tokens, [256], [256], 257).compile(
+        '%llguidance {"no_forcing": true}\n' + rules
+    )
+    for text in ("CALL", "", "words", " words", f"x{opening}", "\n\nw"):
+        grammar.matcher([*text.encode(), 256])
+    for text in (opening, f" {opening}", f"\n \n{opening}"):
+        with pytest.raises(GrammarError):
+            grammar.matcher([*text.encode()])
 
 
 def test_the_format_is_read_off_the_chat_template() -> None:

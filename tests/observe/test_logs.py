@@ -58,7 +58,7 @@ def test_a_text_line_cannot_be_broken_by_a_value() -> None:
 
 def test_throughput_is_told_while_busy_only(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    log = ThroughputLog(10.0, num_kv_blocks=100)
+    log = ThroughputLog(10.0, num_kv_blocks=100, model="tiny")
 
     def step(at: float) -> None:
         stats = StepStats(
@@ -79,6 +79,7 @@ def test_throughput_is_told_while_busy_only(caplog: pytest.LogCaptureFixture) ->
     step(5000.0)  # an hour of nothing is no low throughput
     (told,) = caplog.records
     assert told.fields == {
+        "model": "tiny",
         "prompt_tokens_per_s": 11.0,
         "generated_tokens_per_s": 22.0,
         "running": 3,

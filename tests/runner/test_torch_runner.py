@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import psutil
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from pellucid.kernels.reference import ReferenceOps
 from pellucid.models.base import Model
 from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model, random_weights
+from pellucid.runner import torch_runner
 from pellucid.runner.base import Chunk, NewRow, StepPlan
 from pellucid.runner.executor import Forward
 from pellucid.runner.torch_runner import TorchRunner
@@ -291,6 +293,16 @@ def test_info_describes_model_and_memory(model):
     assert info.num_parameters == 2 * 1000 * 48 + 2 * per_layer + 48
     # Native kernels count matrices alone, padded to strips of 16 rows.
     assert info.weight_bytes == pytest.approx(4 * info.num_parameters, rel=0.01)
+
+
+def test_memory_of_the_process_is_told_without_the_pool(model, monkeypatch):
+    class Touched:
+        num_touched = 100 << 20
+
+    monkeypatch.setattr(torch_runner, "FirstTouch", lambda pool: Touched())
+    info = make_runner(model).info()
+    resident = psutil.Process().memory_info().rss
+    assert info.process_bytes == pytest.approx(resident - Touched.num_touched, rel=0.05)
 
 
 def test_a_runner_of_one_small_block_still_starts(model):

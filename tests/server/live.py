@@ -7,22 +7,28 @@ import concurrent.futures
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import anthropic
 import httpx
+import msgspec
 import openai
 from prometheus_client.parser import text_string_to_metric_families
 
-from pellucid.config import EngineConfig, GatewayConfig, ServerConfig, compose
+from pellucid.config import EngineConfig, GatewayConfig, LifeSettings, ServerConfig, compose
 from pellucid.engine.client import EngineClient
 from pellucid.frontend.async_engine import AsyncLLM
+from pellucid.frontend.source import Source
 from pellucid.frontend.supervisor import Supervisor
 from pellucid.frontend.text import ModelText
 from pellucid.server.gateway.gateway import Gateway
+from pellucid.server.models import Models
+from pellucid.server.models.hosted import Engines
 from pellucid.server.run import Server, bind, url_of
+from pellucid.server.service import Service
 from tests.frontend.tiny import fake_client, tiny_text
 
 MODEL = "tiny"
@@ -35,16 +41,33 @@ class Live:
 
     url: str
     http: httpx.Client
-    llm: AsyncLLM
     server: Server
     loop: asyncio.AbstractEventLoop
-    gateway: Gateway
+    models: Models
+
+    @property
+    def gateway(self) -> Gateway:
+        return self.models.gateway
+
+    @property
+    def service(self) -> Service:
+        """Of the first model, which has to be loaded."""
+        service = self.models.default.service
+        assert service is not None
+        return service
+
+    @property
+    def llm(self) -> AsyncLLM:
+        return self.service.llm
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.http.post(path, json=body)
 
     def openai(self, api_key: str = "none") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
+
+    def anthropic(self, api_key: str = "none") -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=self.url, api_key=api_key, max_retries=0)
 
     def call(self, function: Callable[[], T]) -> T:
         """Call `function` on the server's event loop."""
@@ -67,6 +90,52 @@ class Live:
         return not any(self.metric(f"vllm:{name}") for name in names)
 
 
+class FakeEngines(Engines):
+    """Engines that fake their tokens. Without `clients` nobody replaces one that died."""
+
+    def __init__(
+        self,
+        life: LifeSettings,
+        make_client: Callable[[str], EngineClient],
+        clients: Callable[[], EngineClient] | None,
+        text: ModelText | None,
+    ) -> None:
+        self._life = life
+        self._make_client = make_client
+        self._clients = clients
+        self._text = text or tiny_text()
+
+    def llm(self, config: EngineConfig) -> AsyncLLM:
+        client = self._make_client(config.model.served_model_name or "")
+        retries = self._life.engine_retries if self._clients else 0
+        return AsyncLLM(config, client, text=self._text, retries=retries)
+
+    def identity(self, llm: AsyncLLM) -> str:
+        return llm.model_name
+
+    def supervisor(self, llm: AsyncLLM, on_restart: Callable[[], None]) -> Supervisor:
+        kind = Supervisor if self._clients else Nobody
+        return kind(
+            llm,
+            self._life.engine_restarts,
+            make_client=self._clients,
+            warm=False,
+            on_restart=on_restart,
+        )
+
+
+class Nobody(Supervisor):
+    """Lets dead engines rest."""
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+
+def named(config: EngineConfig, name: str) -> EngineConfig:
+    model = msgspec.structs.replace(config.model, served_model_name=name)
+    return msgspec.structs.replace(config, model=model)
+
+
 @contextmanager
 def live(
     server: ServerConfig | None = None,
@@ -75,48 +144,40 @@ def live(
     gateway: dict[str, Any] | None = None,
     clients: Callable[[], EngineClient] | None = None,
     text: ModelText | None = None,
+    models: Sequence[str] = (MODEL,),
+    make_client: Callable[[str], EngineClient] | None = None,
     **engine: Any,
 ) -> Iterator[Live]:
     """Serve until the block ends.
 
     `runner` goes to the FakeRunner, `gateway` to GatewayConfig by flat names, `engine` to
-    EngineConfig; `clients` makes the engine that replaces one that died.
+    EngineConfig; `clients` makes the engine that replaces one that died. `models` are the names of
+    what is served, and `make_client` makes the engine of each name whenever it is loaded.
     """
     config = EngineConfig.of(**{"runner": "fake", **engine})
     started: concurrent.futures.Future[Live] = concurrent.futures.Future()
 
+    def first_client(name: str) -> EngineClient:
+        return client or fake_client(config, **(runner or {}))
+
     async def serve() -> None:
         listener = bind("127.0.0.1", 0)
-        gate = Gateway(compose(GatewayConfig, gateway or {}))
-        life = gate.config.life
+        gate = Gateway(compose(GatewayConfig, {"warm_up": False, **(gateway or {})}))
+        engines = FakeEngines(gate.config.life, make_client or first_client, clients, text)
+        offers = [(Source(name, f"{name}.gguf", 0), named(config, name)) for name in models]
         async with contextlib.AsyncExitStack() as stack:
-            llm = await stack.enter_async_context(
-                AsyncLLM(
-                    config,
-                    client or fake_client(config, **(runner or {})),
-                    text=text or tiny_text(),
-                    retries=life.engine_retries if clients else 0,
-                )
-            )
-            if clients:
-                gate.supervisor = Supervisor(
-                    llm,
-                    life.engine_restarts,
-                    make_client=clients,
-                    warm=False,
-                    on_restart=gate.count_restart,
-                )
-                supervising = asyncio.create_task(gate.supervisor.run())
-                stack.callback(supervising.cancel)
             stack.push_async_callback(gate.close)
+            served = Models(offers, server or ServerConfig(), gate, engines)
+            stack.push_async_callback(served.close)
+            await served.start()
             url = url_of(listener)
             http = httpx.Client(base_url=url, timeout=30)
             loop = asyncio.get_running_loop()
 
             def announce() -> None:
-                started.set_result(Live(url, http, llm, running, loop, gate))
+                started.set_result(Live(url, http, running, loop, served))
 
-            running = Server(llm, server or ServerConfig(), announce, gate)
+            running = Server(served, announce)
             with http:
                 await running.serve(sockets=[listener])
 

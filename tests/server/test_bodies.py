@@ -12,7 +12,15 @@ from tests.server.conftest import LIMITS
 from tests.server.live import Live
 
 JSON = {"Content-Type": "application/json"}
-PATHS = ["/v1/chat/completions", "/v1/completions", "/generate", "/tokenize", "/detokenize"]
+PATHS = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/responses/input_tokens",
+    "/generate",
+    "/tokenize",
+    "/detokenize",
+]
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, str]:

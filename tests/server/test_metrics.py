@@ -155,6 +155,7 @@ def test_who_waits_for_a_twins_prefix_is_deferred_and_not_short_of_room() -> Non
         assert site.metric(waiting, reason="capacity") == 0
         assert site.metric("vllm:num_requests_waiting") == 1
         assert site.metric("pellucid_active_streams") == 2
+        assert site.metric("pellucid_event_loop_tasks") > 2  # theirs, and the server's own
         for thread in threads:
             thread.join()
         assert site.metric(waiting, reason="deferred") == 0

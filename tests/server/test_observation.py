@@ -190,8 +190,8 @@ def exported() -> Iterator[tuple[Live, InMemorySpanExporter]]:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with live() as site:
-        ledger = site.server.app.state.models.default.observation.ledger
-        ledger.on_close.append(Spans(provider, "tiny"))
+        ledger = site.server.app.state.models.observation.ledger
+        ledger.on_close.append(Spans(provider))
         yield site, exporter
 
 
@@ -292,4 +292,4 @@ def test_an_absent_collector_harms_nobody() -> None:
 def test_without_its_packages_the_setting_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
     with pytest.raises(ConfigError, match=r"pellucid\[otel\]"):
-        Spans.to_collector("http://127.0.0.1:4318", "tiny")
+        Spans.to_collector("http://127.0.0.1:4318")

@@ -63,6 +63,38 @@ def test_a_conversation_is_tokenized_as_chat_does_it(site: Live) -> None:
     assert site.post("/detokenize", tokens=bare["tokens"]).json()["prompt"] == f"user: {PROMPT}\n"
 
 
+MESSAGES: list[Any] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": PROMPT}]},
+]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"add_generation_prompt": False},
+        {"tools": [TOOL]},
+        {"messages": [*MESSAGES, {"role": "assistant", "content": "Th"}]}
+        | {"continue_final_message": True},
+        {"chat_template_kwargs": {"mood": "gay"}},
+    ],
+)
+def test_an_applied_template_is_what_tokenize_and_chat_read(
+    site: Live, fields: dict[str, Any]
+) -> None:
+    body = {"messages": MESSAGES} | fields
+    prompt = site.post("/apply-template", **body).json()["prompt"]
+    assert PROMPT in prompt
+    assert prompt.endswith("assistant:") == (fields.keys() <= {"tools", "chat_template_kwargs"})
+    tokens = site.post("/tokenize", **body).json()["tokens"]
+    assert site.post("/tokenize", prompt=prompt).json()["tokens"] == tokens
+    if "tools" not in fields:  # described in words, they are longer than the fake model's context
+        asked = site.post("/v1/chat/completions", **body, max_tokens=1, return_token_ids=True)
+        assert asked.json()["prompt_token_ids"] == tokens
+
+
 def test_health_version_and_signpost(site: Live) -> None:
     assert site.http.get("/health").status_code == 200
     assert site.http.get("/version").json() == {"version": pellucid.__version__}
@@ -86,6 +118,9 @@ def references(node: Any) -> set[str]:
     return set().union(*map(references, node)) if isinstance(node, list) else set()
 
 
+ERROR_BODIES = {"/api/": "OllamaError", "/v1/messages": "MessagesError"}
+
+
 def test_the_openapi_document_describes_every_body_and_error(site: Live) -> None:
     document = site.http.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
@@ -95,13 +130,16 @@ def test_the_openapi_document_describes_every_body_and_error(site: Live) -> None
         for path, operations in document["paths"].items()
         if "post" in operations
     }
-    assert len(posts) == 6
-    for operation in posts.values():
+    assert {"/v1/chat/completions", "/v1/responses", "/v1/embeddings"} <= posts.keys()
+    assert {"/apply-template", "/v1/messages", "/api/chat", "/api/embed"} <= posts.keys()
+    for path, operation in posts.items():
+        known = (name for prefix, name in ERROR_BODIES.items() if path.startswith(prefix))
+        error_body = next(known, "ErrorBody")
         body = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
         assert schemas[body.rpartition("/")[2]]["additionalProperties"] is False
         for status in ("400", "404", "413", "415", "429", "500", "503", "504"):
             error = operation["responses"][status]["content"]["application/json"]["schema"]
-            assert error["$ref"].endswith("/ErrorBody")
+            assert error["$ref"].endswith(f"/{error_body}")
         assert "422" not in operation["responses"]
     chat = schemas["ChatRequest"]["properties"]
     assert {"messages", "temperature", "top_k", "stream_options", "timeout"} <= chat.keys()

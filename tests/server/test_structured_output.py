@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from typing import Any, Literal
 
 import openai
 import pytest
 from pydantic import BaseModel, Field
 
+from pellucid.frontend import structured
 from pellucid.grammar.errors import CANNOT_FOLLOW
 from pellucid.messages import AddRequest, Command, TokenDelta
 from tests.frontend.tiny import ScriptedClient
@@ -189,8 +191,22 @@ class Lost(ScriptedClient):
 def test_a_grammar_that_grows_beyond_the_limits_is_a_400() -> None:
     with live(client=Lost()) as site:
         response = site.post(TEXT, prompt="Hello", guided_regex="a+")
-        assert response.status_code == 400, response.text
+        message = refused(response, "guided_regex")
+        assert message == f"guided_regex: {CANNOT_FOLLOW}: too many items"
         assert response.json()["error"]["code"] == "unsupported_grammar"
+
+
+def test_a_grammar_that_waits_too_long_for_others_is_not_blamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(structured, "COMPILE_SECONDS", 0.2)
+    others = threading.Event()
+    with live() as site:
+        site.llm._inputs.grammars._thread.submit(others.wait)
+        response = site.post(TEXT, prompt="Hello", guided_regex="a+")
+        others.set()
+        assert response.status_code == 429
+        assert int(response.headers["retry-after"]) >= 1
 
 
 def test_the_simple_route_knows_forms_as_well(site: Live) -> None:

@@ -141,6 +141,59 @@ def test_a_strict_tool_is_kept_to_where_the_choice_is_free(site: Live, seed: int
             assert json.loads(choice.message.content or "") == [1]
 
 
+def allowed(mode: str, *names: str) -> Any:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_only_allowed_tools_are_called(site: Live, seed: int) -> None:
+    done = site.openai().chat.completions.create(
+        model=MODEL,
+        messages=[USER],
+        tools=[CLOCK, WEATHER],
+        tool_choice=allowed("required", "get_weather"),
+        n=2,
+        seed=seed,
+    )
+    for choice in done.choices:
+        calls: Any = choice.message.tool_calls
+        assert {call.function.name for call in calls} == {"get_weather"}
+        for call in calls:
+            check_call(call)
+
+
+def test_a_tool_that_is_not_allowed_cannot_be_called_of_free_will(site: Live) -> None:
+    """The form rules out text, so that the fake model calls all that it may, and may not more."""
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": [1]}}}
+    called = set()
+    for seed in range(6):
+        done = site.openai().chat.completions.create(
+            model=MODEL,
+            messages=[USER],
+            tools=[CLOCK, WEATHER],
+            tool_choice=allowed("auto", "get_time"),
+            response_format=form,
+            n=4,
+            max_tokens=90,
+            seed=seed,
+        )
+        for choice in done.choices:
+            calls: Any = choice.message.tool_calls or []
+            called |= {call.function.name for call in calls}
+    assert called == {"get_time"}
+
+
+def test_the_model_is_told_of_tools_that_are_not_allowed(site: Live) -> None:
+    fields: Any = {"model": MODEL, "messages": [USER], "tools": [CLOCK, WEATHER], "max_tokens": 1}
+    client = site.openai().chat.completions
+    some = client.create(**fields, tool_choice=allowed("auto", "get_time"))
+    both = client.create(**fields)
+    assert some.usage is not None
+    assert both.usage is not None
+    assert some.usage.prompt_tokens == both.usage.prompt_tokens
+
+
 def test_a_call_that_is_cut_says_so(site: Live) -> None:
     done = site.openai().chat.completions.create(
         model=MODEL, messages=[USER], tools=[WEATHER], tool_choice="required", max_tokens=3
@@ -166,6 +219,21 @@ def strict(**parameters: Any) -> dict[str, Any]:
                 "tool_choice": {"type": "function", "function": {"name": "get_time"}},
             },
             "tool_choice",
+        ),
+        ({"tools": [WEATHER], "tool_choice": allowed("auto", "get_time")}, "tool_choice"),
+        (
+            {"tools": [WEATHER], "tool_choice": allowed("often", "get_weather")},
+            "tool_choice.allowed_tools.mode",
+        ),
+        ({"tools": [WEATHER], "tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools"),
+        ({"tool_choice": allowed("auto", "get_weather")}, "tool_choice"),
+        (
+            {
+                "tools": [WEATHER, CLOCK],
+                "tool_choice": allowed("required", "get_time"),
+                "response_format": {"type": "json_object"},
+            },
+            "response_format",
         ),
         ({"tools": [WEATHER, CLOCK, WEATHER]}, "tools[2].function.name"),
         ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),

@@ -7,10 +7,11 @@ from pellucid.config import EngineConfig, GatewayConfig, ServerConfig
 
 
 @configured()
-def serve(engine: EngineConfig, server: ServerConfig, gateway: GatewayConfig) -> None:
-    """Serve a model over the OpenAI API.
+def serve(engines: list[EngineConfig], server: ServerConfig, gateway: GatewayConfig) -> None:
+    """Serve a model, or several by name, over the OpenAI API.
 
-    Downloads the model if need be, loads it, and prints where it listens once it can answer.
+    Downloads the models if need be, loads the first, and prints where it listens once that can
+    answer. Others are loaded when they are asked for.
     """
     import logging
 
@@ -20,31 +21,34 @@ def serve(engine: EngineConfig, server: ServerConfig, gateway: GatewayConfig) ->
     from pellucid.server.run import serve as run_server
 
     configure(server.log_level, server.observe.log_format)
-    files = fetch(engine.model)
-    model = engine.model.served_model_name or files.name
+    files = [fetch(engine.model) for engine in engines]
+    models = [e.model.served_model_name or f.name for e, f in zip(engines, files, strict=True)]
+    model = models[0]
     logging.getLogger(__name__).info("loading %s", model)  # seen where there is no terminal
     status = notes().status(f"loading {model}")
 
     def on_ready(url: str) -> None:
         status.stop()
-        _greet(url, model, needs_key=bool(gateway.access.api_key or gateway.access.api_key_file))
+        _greet(url, models, needs_key=bool(gateway.access.api_key or gateway.access.api_key_file))
 
     with status:
-        run_server(engine, server, on_ready, gateway)
+        run_server(engines[0], server, on_ready, gateway, others=engines[1:])
 
 
-def _greet(url: str, model: str, *, needs_key: bool) -> None:
+def _greet(url: str, models: list[str], *, needs_key: bool) -> None:
     """Where it listens, and a first request to paste."""
     import json
     import shlex
 
     from pellucid.cli.console import notes
 
+    model, *others = models
+    also = f"Loaded when asked for: {', '.join(others)}\n" if others else ""
     question = [{"role": "user", "content": "Why is the sky blue?"}]
     body = json.dumps({"model": model, "stream": True, "messages": question})
     key = '  -H "Authorization: Bearer $API_KEY" \\\n' if needs_key else ""
     notes().print(
-        f"{model} is ready at {url}/v1\n\n"
+        f"{model} is ready at {url}/v1\n{also}\n"
         f"curl -N {url}/v1/chat/completions \\\n"
         "  -H 'Content-Type: application/json' \\\n"
         f"{key}"

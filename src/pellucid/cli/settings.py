@@ -17,6 +17,7 @@ SHARED = (EngineConfig, ServerConfig, GatewayConfig, Sampling)  # in the environ
 PANELS = {  # a section's own name otherwise
     "answers": "Answer cache",
     "cache": "KV cache",
+    "hosting": "Several models",
     "life": "Lifecycle",
     "observe": "Observability",
 }

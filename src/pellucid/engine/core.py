@@ -150,10 +150,11 @@ class EngineCore:
             return f"request id {request.request_id} is in use"
         if request.num_prompt_tokens == 0:
             return "the prompt is empty"
-        if request.num_prompt_tokens >= self.info.max_model_len:
+        num_needed, what = (0, "them") if request.pooling else (1, "an answer")
+        if request.num_prompt_tokens + num_needed > self.info.max_model_len:
             return (
                 f"the prompt has {request.num_prompt_tokens} tokens; the model's context of "
-                f"{self.info.max_model_len} leaves no room for an answer"
+                f"{self.info.max_model_len} leaves no room for {what}"
             )
         if not all(0 <= token < self.info.vocab_size for token in request.token_ids):
             return "the prompt has a token id outside the vocabulary"

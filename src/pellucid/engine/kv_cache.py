@@ -154,8 +154,8 @@ class KVCacheManager:
 
     def _findable(self, request: Request) -> list[bytes]:
         """Names of the blocks that `request` may take from others."""
-        if not self.prefix_caching or request.sampling.prompt_logprobs is not None:
-            return []  # prompt logprobs need every position computed
+        if not self.prefix_caching or request.needs_every_position:
+            return []
         return self._names_of(request, (request.num_tokens - 1) // self.block_size)
 
     def _announce(self, request: Request) -> None:

@@ -11,7 +11,14 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from pellucid.messages import AddRequest, FinishReason, RequestTimes, TokenLogprobs, unpack_tokens
+from pellucid.messages import (
+    AddRequest,
+    FinishReason,
+    Pooling,
+    RequestTimes,
+    TokenLogprobs,
+    unpack_tokens,
+)
 from pellucid.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -41,6 +48,7 @@ class Request:
         "num_computed_tokens",
         "num_named_blocks",
         "num_prompt_tokens",
+        "pooling",
         "priority",
         "prompt_logprobs",
         "request_id",
@@ -67,6 +75,7 @@ class Request:
         self.sampling: SamplingParams = message.sampling
         self.is_ready = message.sampling.grammar is None  # else once `grammar` is compiled
         self.grammar: Grammar | None = None
+        self.pooling: Pooling | None = message.pooling
         self.priority = message.priority
         self.user = message.user
         self.cache_salt = message.cache_salt
@@ -78,7 +87,7 @@ class Request:
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
         self.times = RequestTimes(arrival=message.arrival_time)
         budget = message.sampling.max_tokens
-        room = max_model_len - self.num_prompt_tokens
+        room = 0 if message.pooling else max_model_len - self.num_prompt_tokens
         self.max_total_tokens = self.num_prompt_tokens + (
             room if budget is None else min(budget, room)
         )
@@ -92,6 +101,11 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def needs_every_position(self) -> bool:
+        """What is asked of each token of the prompt is not kept with its K/V."""
+        return self.sampling.prompt_logprobs is not None or self.pooling == "mean"
 
     @property
     def is_prefilling(self) -> bool:

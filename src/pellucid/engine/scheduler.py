@@ -200,6 +200,7 @@ class Scheduler:
             num_prompt_tokens=request.num_prompt_tokens,
             sampling=request.sampling,
             grammar=request.grammar,
+            pooling=request.pooling,
         )
         if self.watcher is not None:
             self.watcher.admitted(request, num_found, is_return=is_return)
@@ -218,7 +219,7 @@ class Scheduler:
             request_id=request.request_id,
             start=start,
             num_tokens=num_new,
-            samples=start + num_new == request.num_tokens,
+            samples=start + num_new == request.num_tokens and request.pooling is None,
             new_block_ids=blocks,
         )
 
@@ -276,6 +277,10 @@ class Scheduler:
                 request.prompt_logprobs.extend(prompt_logprobs)
             if chunk.samples:
                 deltas.append(self._take_tokens(request, result, index, now))
+            elif request.pooling and request.num_computed_tokens == request.num_tokens:
+                self._finish(request, "stop", now)
+                deltas.append(_delta(request, []))
+                deltas[-1].embedding = result.embeddings[request.request_id]
         return deltas
 
     def _take_tokens(

@@ -26,6 +26,7 @@ from pellucid.config import EngineConfig
 from pellucid.engine.client import EngineClient, ProcessClient
 from pellucid.errors import BadRequest, EngineDead
 from pellucid.frontend.admission import Admission
+from pellucid.frontend.embedding import NOTHING_SAMPLED, vector_of
 from pellucid.frontend.events import EventHub
 from pellucid.frontend.generation import Generation
 from pellucid.frontend.inputs import InputProcessor, PreparedRequest, RequestOptions
@@ -105,6 +106,9 @@ class AsyncLLM:
             await asyncio.gather(starting, return_exceptions=True)
             await self._client.close()
             raise
+        timeout = self.config.scheduler.request_timeout
+        # These outlive the engine: the next one has the same model and limits.
+        self._inputs = InputProcessor(self.tokenizer, info, timeout)
         self._outputs = OutputProcessor(self.tokenizer)
         self._attach(info)
 
@@ -129,8 +133,8 @@ class AsyncLLM:
                 # Those that are missing have lost their readers.
                 self._hand_over([s for s in sequences if s.request_id in self._outputs])
             except EngineDead as error:
-                self._die(EngineDead(error.message))
-                generation.fail(EngineDead(error.message))
+                self._die(error)
+                generation.fail(error)
 
     async def close(self, death: EngineDead | None = None) -> None:
         """Stop the engine; open iterators raise `death`, by default EngineDead. Idempotent."""
@@ -296,6 +300,24 @@ class AsyncLLM:
         finally:
             await generation.aclose()
 
+    async def embed(
+        self,
+        prompt: str | list[int],
+        *,
+        normalize: bool = True,
+        **options: Unpack[RequestOptions],
+    ) -> list[float]:
+        """A vector of the prompt: its final hidden states, pooled; the last one by default.
+
+        `normalize` makes its length 1. Cancelling the caller's task aborts the request. Raises what
+        `submit` raises, and what `vector_of` does.
+        """
+        options.setdefault("pooling", "last")
+        generation = await self.submit(prompt, NOTHING_SAMPLED, **options)
+        output = await generation.result()
+        vector: list[float] = vector_of(output.outputs[0], normalize=normalize).tolist()
+        return vector
+
     def abort(self, request_id: str) -> bool:
         """End a request: its reader gets what is left, with finish_reason "abort".
 
@@ -373,6 +395,8 @@ class AsyncLLM:
         """Refuse what comes from now on; end every open iterator that cannot wait for `restart`."""
         if self._death is None:
             self._death = death
+            if not self.closed:
+                death.retry_after = self.retry_after
             for generation in list(self._generations.values()):
                 if self._may_wait(generation):
                     self._orphans.add(generation)
@@ -399,9 +423,7 @@ class AsyncLLM:
 
     def _attach(self, info: EngineInfo) -> None:
         """An engine is there: take requests, and read what it makes of them."""
-        timeout = self.config.scheduler.request_timeout
         self._info = info
-        self._inputs = InputProcessor(self.tokenizer, info, timeout)
         self._death = None
         self._told_vocabulary = False
         self.died.clear()

@@ -49,12 +49,20 @@ class ChatTemplate:
         }
 
     @cached_property
+    def variables(self) -> frozenset[str]:
+        """What the template looks at, besides what it sets itself."""
+        parsed = (self._sandbox.parse(self.sources[name]) for name in self._templates)
+        return frozenset().union(*map(meta.find_undeclared_variables, parsed))
+
+    @property
     def knows_tools(self) -> bool:
         """Whether the template does something with `tools`."""
-        if "tool_use" in self._templates:
-            return True
-        source = self.sources.get("default", "")
-        return "tools" in meta.find_undeclared_variables(self._sandbox.parse(source))
+        return "tool_use" in self._templates or "tools" in self.variables
+
+    @property
+    def can_think(self) -> bool:
+        """Whether the template has `enable_thinking`, which turns thoughts on and off."""
+        return "enable_thinking" in self.variables
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, path: str | None = None) -> ChatTemplate:

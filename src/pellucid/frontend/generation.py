@@ -64,7 +64,7 @@ class Generation:
             if self._num_open == 0:
                 raise StopAsyncIteration
             if self._death is not None:
-                raise type(self._death)(self._death.message)
+                raise type(self._death)(self._death.message, retry_after=self._death.retry_after)
             self._wake.clear()
             try:
                 await self._wake.wait()
@@ -119,6 +119,7 @@ def merge(into: Delta, later: Delta) -> None:
     into.times = later.times
     into.num_cached_tokens = later.num_cached_tokens
     into.error = later.error
+    into.embedding = later.embedding
 
 
 def _completion(answer: Delta) -> Completion:
@@ -132,4 +133,5 @@ def _completion(answer: Delta) -> Completion:
         logprobs=answer.logprobs,
         times=answer.times,
         error=answer.error,
+        embedding=answer.embedding,
     )

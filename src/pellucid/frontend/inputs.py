@@ -19,7 +19,7 @@ import msgspec
 
 from pellucid.errors import BadRequest
 from pellucid.frontend.structured import GrammarChecker
-from pellucid.messages import AddRequest, EngineInfo, pack_tokens
+from pellucid.messages import AddRequest, EngineInfo, Pooling, pack_tokens
 from pellucid.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class RequestOptions(TypedDict, total=False):
     add_special_tokens: bool  # let the tokenizer put BOS before a text, as by default
     prompt_field: str  # what errors about the prompt call it, "prompt" by default
     structured_field: str  # the same for structured_outputs
+    pooling: Pooling | None  # a vector of the prompt instead of answers to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class InputProcessor:
         add_special_tokens: bool = True,
         prompt_field: str = "prompt",
         structured_field: str = "structured_outputs",
+        pooling: Pooling | None = None,
     ) -> PreparedRequest:
         """Tokenise, check and split into one sequence per answer; see `RequestOptions`.
 
@@ -99,9 +101,10 @@ class InputProcessor:
         else:
             ids = list(prompt)
             self._check_ids(ids, prompt_field)
+        room = 0 if pooling else params.max_tokens or 1  # that the prompt leaves
         if truncate_prompt_tokens is not None:
-            ids = self._truncate(ids, truncate_prompt_tokens, params)
-        self._check_length(len(ids), params, prompt_field)
+            ids = self._truncate(ids, truncate_prompt_tokens, room)
+        self._check_length(len(ids), params, prompt_field, pooling)
         if (wanted := params.grammar or params.structured_outputs) is not None:
             grammar = await self.grammars.check(wanted, structured_field)
             params = msgspec.structs.replace(params, structured_outputs=None, grammar=grammar)
@@ -115,8 +118,11 @@ class InputProcessor:
             priority=priority,
             user=user,
             cache_salt=cache_salt,
+            pooling=pooling,
         )
-        sequences = self._sequences(template, room=self.max_model_len - len(ids))
+        sequences = [template]
+        if pooling is None:
+            sequences = self._sequences(template, room=self.max_model_len - len(ids))
         return PreparedRequest(request_id, text, ids, params, sequences)
 
     async def tokenize(
@@ -171,19 +177,29 @@ class InputProcessor:
                 f"has token id {wrong}, outside the vocabulary (0 to {self.vocab_size - 1})",
             )
 
-    def _truncate(self, ids: list[int], limit: int, params: SamplingParams) -> list[int]:
+    def _truncate(self, ids: list[int], limit: int, room: int) -> list[int]:
         if limit != -1 and limit < 1:
             raise _invalid(
                 "truncate_prompt_tokens", f"must be -1 (what fits) or at least 1, got {limit}"
             )
         if limit == -1:
-            limit = max(1, self.max_model_len - (params.max_tokens or 1))
+            limit = max(1, self.max_model_len - room)
         return ids[-limit:]
 
-    def _check_length(self, num_tokens: int, params: SamplingParams, field: str) -> None:
+    def _check_length(
+        self, num_tokens: int, params: SamplingParams, field: str, pooling: Pooling | None
+    ) -> None:
         if num_tokens == 0:
             raise _invalid(field, "must hold at least one token")
         limit = f"This model's maximum context length is {self.max_model_len} tokens. However, "
+        if pooling is not None:
+            if num_tokens > self.max_model_len:
+                raise BadRequest(
+                    f"{limit}{field} has {num_tokens} tokens.",
+                    param=field,
+                    code="context_length_exceeded",
+                )
+            return
         if num_tokens >= self.max_model_len:
             raise BadRequest(
                 f"{limit}{field} has {num_tokens} tokens, and an answer needs at least one more.",

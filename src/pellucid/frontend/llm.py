@@ -20,11 +20,12 @@ from pellucid.config import EngineConfig
 from pellucid.engine.client import EngineClient, InProcessClient, ProcessClient
 from pellucid.errors import BadRequest, EngineDead
 from pellucid.frontend.async_engine import AsyncLLM
+from pellucid.frontend.embedding import NOTHING_SAMPLED, vector_of
 from pellucid.frontend.inputs import PreparedRequest
 from pellucid.frontend.outputs import RequestOutput
 from pellucid.frontend.stats import RequestReport, StepReport
 from pellucid.frontend.text import ModelText
-from pellucid.messages import EngineInfo
+from pellucid.messages import EngineInfo, Pooling
 from pellucid.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -131,6 +132,32 @@ class LLM:
                 for conversation in conversations
             ]
             return await self._generate(prompts, params, use_progress_bar)
+
+        return self._run(run())
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+    ) -> list[list[float]]:
+        """A vector of every prompt, in their order; see `AsyncLLM.embed`.
+
+        All prompts are checked before the first is run.
+
+        Raises:
+            BadRequest: a prompt cannot be served.
+            EngineDead: the engine failed, or `close` was called.
+        """
+
+        async def run() -> list[list[float]]:
+            requests = [
+                await self._engine.prepare(prompt, NOTHING_SAMPLED, pooling=pooling)
+                for prompt in _prompt_list(prompts)
+            ]
+            outputs = await self._run_all(requests)
+            return [vector_of(o.outputs[0], normalize=normalize).tolist() for o in outputs]
 
         return self._run(run())
 

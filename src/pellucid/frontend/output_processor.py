@@ -200,6 +200,7 @@ class OutputProcessor:
             stop_reason=stop_reason,
             num_cached_tokens=sequence.num_cached_tokens,
             error=source.error,
+            embedding=source.embedding,
         )
         if stop is not None:
             delta.finish_reason, delta.stop_reason = "stop", stop

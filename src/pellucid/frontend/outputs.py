@@ -39,6 +39,7 @@ class Delta:
     num_cached_tokens: int = 0
     prompt_logprobs: list[Logprob | None] | None = None  # on the first delta, if asked for
     error: str | None = None  # what went wrong, with finish_reason "error"
+    embedding: Bytes | None = None  # of a request that pools; see `embedding.vector_of`
 
 
 @dataclass(slots=True)
@@ -53,6 +54,7 @@ class Completion:
     logprobs: list[Logprob] | None = None
     times: RequestTimes | None = None
     error: str | None = None  # what went wrong, with finish_reason "error"
+    embedding: Bytes | None = None
 
 
 @dataclass(slots=True)

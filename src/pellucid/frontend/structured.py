@@ -8,11 +8,12 @@ that a flood of schemas cannot take the processors from the engine.
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pellucid.errors import BadRequest
+from pellucid.errors import BadRequest, Overloaded
 from pellucid.grammar import source
 from pellucid.grammar.compiler import GrammarCompiler
 from pellucid.grammar.errors import GrammarError
@@ -39,15 +40,28 @@ class GrammarChecker:
 
         Raises:
             BadRequest: it is wrong, cannot be honoured in full, or takes too long; names `field`.
+            Overloaded: others before it take too long.
         """
         loop = asyncio.get_running_loop()
+        begun = threading.Event()
+
+        def check() -> str:
+            begun.set()
+            return self._check(wanted)
+
+        checked = loop.run_in_executor(self._thread, check)
         try:
-            async with asyncio.timeout(COMPILE_SECONDS):
-                return await loop.run_in_executor(self._thread, self._check, wanted)
+            # Unlike a timeout this takes what is there, even if the process stood still meanwhile.
+            await asyncio.wait({checked}, timeout=COMPILE_SECONDS)
+            if checked.done():
+                return checked.result()
+            problem = f"{field} takes longer than {COMPILE_SECONDS:.0f} seconds to compile"
         except GrammarError as error:
             problem = f"{field} cannot be honoured: {error}"
-        except TimeoutError:
-            problem = f"{field} takes longer than {COMPILE_SECONDS:.0f} seconds to compile"
+        finally:
+            checked.cancel()
+        if not begun.is_set():
+            raise Overloaded("Too many grammars wait to be compiled.", retry_after=COMPILE_SECONDS)
         raise BadRequest(problem, param=field, code="unsupported_grammar")
 
     @cached_property

@@ -48,6 +48,8 @@ class Supervisor:
         self._start_seconds = 1.0  # what the last start took: a hint for those who wait
         self._on_restart = on_restart
         self.reviving = False
+        if max_failures:  # already in the moment when the engine dies
+            llm.retry_after = FIRST_DELAY + self._start_seconds
 
     async def run(self) -> None:
         """Until `llm` is closed, or this is cancelled. Raises EngineDead when it gives up."""
@@ -88,6 +90,7 @@ class Supervisor:
             return failures
         if self._llm.closed:
             return failures
+        self._llm.retry_after = None
         raise EngineDead(f"the engine failed {failures} times in a row; giving up")
 
 

@@ -23,6 +23,7 @@ Bitmask = NDArray[np.uint32]  # bit i % 32 of word i // 32 stands for token i
 
 CACHE_SIZE = 128
 MAX_MESSAGE_CHARS = 300
+NO_TOKEN = "none of the model's tokens can come next"
 MAX_ITEMS_IN_ROW = 20_000  # about four for each optional property that may come next
 
 
@@ -128,7 +129,7 @@ class GrammarCompiler:
         try:
             grammar.matcher().fill(self._scratch)  # also warms up what all its matchers share
         except GrammarError as error:
-            if "NoExtension" in str(error):
+            if str(error) == NO_TOKEN:
                 raise GrammarError("no text can match it") from None
             raise
         return grammar
@@ -167,6 +168,8 @@ def lark_of_gbnf(grammar: str) -> str:
 def _reason(error: str) -> str:
     """The library's message without the grammar and its state, which it repeats below."""
     lines = error.partition("\n<")[0].strip().splitlines() or ["unknown reason"]
+    if "NoExtension" in lines[0]:
+        return NO_TOKEN
     place, _, reason = lines[0].rpartition("failed to compile JSON schema: ")
     # What is wrong with a regex comes below a drawing of the regex.
     details = [line for line in lines[1:] if line.startswith("error: ")]

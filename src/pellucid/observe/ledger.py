@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from pellucid.frontend.stats import RequestReport, StepReport
 from pellucid.messages import FinishReason
+from pellucid.observe.timeline import StepRing
 from pellucid.sampling_params import SamplingParams
 
 
@@ -17,10 +18,12 @@ class Answering:
     """The part of a request that went to the engine."""
 
     id: str  # the response's
+    model: str
     params: SamplingParams
     stream: bool
     opened: float  # when the first prompt was handed over
     answers: list[str]  # the engine's ids
+    ring: StepRing | None = None  # the engine's steps
     reports: dict[str, RequestReport] = field(default_factory=dict)  # of answers that ended
     prompts: list[str] | None = None  # for the log, if it may have them
 

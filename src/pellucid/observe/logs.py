@@ -66,6 +66,7 @@ def log_request(record: Record) -> None:
     fields: dict[str, Any] = {
         "request_id": record.request_id,
         "id": answering.id,
+        "model": answering.model,
         "route": record.route,
         "status": record.status,
         "seconds": round(record.seconds, 4),
@@ -98,8 +99,9 @@ def log_access(record: Record) -> None:
 class ThroughputLog:
     """A `StatsListener` that says every `interval` seconds what was done; silent while idle."""
 
-    def __init__(self, interval: float, num_kv_blocks: int) -> None:
+    def __init__(self, interval: float, num_kv_blocks: int, model: str) -> None:
         self._interval = interval
+        self._model = model
         self._num_kv_blocks = num_kv_blocks
         self._last_step = 0.0
         self._reset(time.monotonic())
@@ -117,6 +119,7 @@ class ThroughputLog:
         if seconds < self._interval:
             return
         fields = {
+            "model": self._model,
             "prompt_tokens_per_s": round(self._prompt / seconds, 1),
             "generated_tokens_per_s": round(self._generated / seconds, 1),
             "running": stats.num_running,

@@ -23,6 +23,9 @@ OPERATIONS = {
     "/v1/completions": "text_completion",
     "/generate": "text_completion",
     "/generate_stream": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/api/embed": "embeddings",
+    "/api/embeddings": "embeddings",
 }
 PARAMETERS = {  # of SamplingParams, by attribute
     "gen_ai.request.max_tokens": "max_tokens",
@@ -37,16 +40,15 @@ PARAMETERS = {  # of SamplingParams, by attribute
 class Spans:
     """Makes a span of every request that went to the engine; see `Ledger.on_close`."""
 
-    def __init__(self, provider: TracerProvider, model: str) -> None:
+    def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = provider
         self._tracer = provider.get_tracer("pellucid", __version__)
-        self._model = model
         self._extract = TraceContextTextMapPropagator().extract
 
     @classmethod
-    def to_collector(cls, endpoint: str, model: str) -> Spans:
+    def to_collector(cls, endpoint: str) -> Spans:
         """Send spans by OTLP over HTTP, in the background.
 
         Args:
@@ -69,7 +71,7 @@ class Spans:
         facts = {"service.name": "pellucid", "service.version": __version__}
         provider = TracerProvider(resource=Resource.create(facts), shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(exporter))
-        return cls(provider, model)
+        return cls(provider)
 
     def __call__(self, record: Record) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode
@@ -86,7 +88,7 @@ class Spans:
         totals = total(answering.reports.values())
         operation = OPERATIONS.get(record.route, "chat")
         span = self._tracer.start_span(
-            f"{operation} {self._model}",
+            f"{operation} {answering.model}",
             context=self._extract(carrier),
             kind=SpanKind.SERVER,
             start_time=nanoseconds(record.received),
@@ -111,8 +113,8 @@ class Spans:
         attributes: dict[str, Any] = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "pellucid",
-            "gen_ai.request.model": self._model,
-            "gen_ai.response.model": self._model,
+            "gen_ai.request.model": answering.model,
+            "gen_ai.response.model": answering.model,
             "gen_ai.response.id": answering.id,
             "gen_ai.response.finish_reasons": [str(reason) for reason in totals.finish_reasons],
             "gen_ai.usage.input_tokens": totals.prompt_tokens,
@@ -125,7 +127,7 @@ class Spans:
             "pellucid.preemptions": totals.preemptions,
         }
         for attribute, name in PARAMETERS.items():
-            if (value := getattr(params, name)) is not None:
+            if operation != "embeddings" and (value := getattr(params, name)) is not None:
                 attributes[attribute] = value
         if params.top_k > 0:
             attributes["gen_ai.request.top_k"] = params.top_k

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from pellucid.messages import EngineInfo, TokenLogprobs
+from pellucid.messages import EngineInfo, Pooling, TokenLogprobs
 from pellucid.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class NewRow:
     num_prompt_tokens: int
     sampling: SamplingParams
     grammar: Grammar | None = None  # what the generated tokens have to follow
+    pooling: Pooling | None = None  # it ends with a vector, and none of its chunks samples
 
 
 @dataclass(slots=True)
@@ -75,6 +76,8 @@ class StepResult:
     forward_seconds: float = 0.0
     sample_seconds: float = 0.0
     errors: dict[str, str] = field(default_factory=dict)  # request id -> why it cannot go on
+    # Request id -> float32 vector, of those that pool and whose prompt was computed to its end.
+    embeddings: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

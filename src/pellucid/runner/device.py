@@ -60,6 +60,13 @@ def available_memory(device: torch.device) -> int:
     return min([available, *(limit - used for limit, used in _cgroup_memory())])
 
 
+def resident_memory() -> int:
+    """Bytes of memory that this process takes now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until all work given to `device` is done."""
     if device.type == "cuda":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from pellucid.kernels.native import NativeOps, thread_team
 from pellucid.models.base import Model
 from pellucid.runner.batch import Ints, StepRows
 from pellucid.sample.backends import NativeSampler, Sampler, TorchSampler
+
+if TYPE_CHECKING:
+    from pellucid import _native
 
 # Logits held at once: those of a whole prompt over a large vocabulary would take gigabytes.
 MAX_LOGITS_BYTES = 256 << 20
@@ -47,6 +50,13 @@ class Executor(Protocol):
 
     def launch(self, step: StepRows, wanted: Ints) -> Forward:
         """Start on all rows of `step`, of which `wanted` will be asked for logits."""
+        ...
+
+    def hidden(self, step: StepRows, wanted: Ints) -> Tensor:
+        """Start on all rows of `step`; [n, hidden] of those `wanted`, as the head would read them.
+
+        Keys and values come out as those of `launch` do, to the bit.
+        """
         ...
 
 
@@ -83,11 +93,14 @@ class TorchExecutor:
         self._device = device
         self.sampler: Sampler[Any] = TorchSampler()
 
-    @torch.no_grad()
     def launch(self, step: StepRows, wanted: Ints) -> TorchForward:
+        return TorchForward(self._model, self.hidden(step, wanted))
+
+    @torch.no_grad()
+    def hidden(self, step: StepRows, wanted: Ints) -> Tensor:
         token_ids, inputs = step.to_device(self._device)
         hidden = self._model.forward(token_ids, inputs, self._kv)
-        return TorchForward(self._model, hidden[torch.from_numpy(wanted).to(self._device)])
+        return hidden[torch.from_numpy(wanted).to(self._device)]
 
 
 class TorchForward:
@@ -103,7 +116,11 @@ class TorchForward:
 
 
 class NativeExecutor:
-    """The whole step as one call of a recorded program."""
+    """The whole step as one call of a recorded program.
+
+    Which is one that ends with the head, or, from the first time that hidden states are asked for,
+    another that ends before it.
+    """
 
     def __init__(
         self,
@@ -119,21 +136,29 @@ class NativeExecutor:
         # Little is left to torch. Its idle threads spin for a while after each op, on the cores
         # that the team needs next: with them a step of one sequence takes half as long again.
         torch.set_num_threads(1)
+        self._model = model
+        self._ops = ops
+        self._kv = kv
+        self._max_rows = max_rows
+        self._max_model_len = max_model_len
+        self._vocab_size = model.config.vocab_size
+        self._hidden_size = model.config.hidden_size
+        self._hidden: _native.Program | None = None
         self._program = ops.record(
             lambda token_ids, inputs: model.logits(model.forward(token_ids, inputs, kv)), max_rows
         )
-        self._vocab_size = model.config.vocab_size
-        self._learn_outliers(kv[0], min(SAMPLE_TOKENS, max_rows, max_model_len))
+        self._learn_outliers(self._program, self._vocab_size)
 
-    def _learn_outliers(self, pool: KVLayer, length: int) -> None:
-        """Show the program `length` tokens, so that it finds the columns it must not round.
+    def _learn_outliers(self, program: _native.Program, columns: int) -> None:
+        """Show a program some tokens, so that it finds the columns it must not round.
 
         Which these are is a property of the model, hardly of the text. Always the same tokens, so
-        that a model's numbers are the same after every start. What this leaves in the KV pool lies
-        in blocks that nobody has been given yet.
+        that a model's numbers are the same after every start, and in all its programs. What this
+        leaves in the first blocks of the KV pool is the caller's affair.
         """
-        num_blocks, block_size = pool.k.shape[:2]
-        length = min(length, num_blocks * block_size)
+        num_blocks, block_size = self._kv[0].k.shape[:2]
+        room = num_blocks * block_size
+        length = min(SAMPLE_TOKENS, self._max_rows, self._max_model_len, room)
         places = np.arange(length)
         step = StepRows(
             rows=np.zeros(1, np.int64),
@@ -144,7 +169,7 @@ class NativeExecutor:
             slot_mapping=places,
             block_tables=np.arange(-(-length // block_size), dtype=np.int32)[None],
         )
-        self._call(self._program.learn_outliers, step, places[: self.max_logits])
+        _call(program.learn_outliers, step, places[: self.max_logits], columns)
 
     def launch(self, step: StepRows, wanted: Ints) -> NativeForward:
         return NativeForward(self, step, wanted)
@@ -156,23 +181,46 @@ class NativeExecutor:
 
     def run(self, step: StepRows, rows: Ints) -> NDArray[np.float32]:
         """Compute the step and the logits of `rows`: [len(rows), vocab]."""
-        return self._call(partial(self._program.run, self._team), step, rows)
+        return _call(partial(self._program.run, self._team), step, rows, self._vocab_size)
 
-    def _call(
-        self, function: Callable[..., None], step: StepRows, rows: Ints
-    ) -> NDArray[np.float32]:
-        out = np.empty((len(rows), self._vocab_size), np.float32)
-        function(
-            step.token_ids,
-            step.positions,
-            step.slot_mapping,
-            step.block_tables,
-            step.query_start,
-            step.seq_lens,
-            rows,
-            out,
+    def hidden(self, step: StepRows, wanted: Ints) -> Tensor:
+        if self._hidden is None:
+            self._hidden = self._record_hidden()
+        run = partial(self._hidden.run, self._team)
+        return torch.from_numpy(_call(run, step, wanted, self._hidden_size))
+
+    def _record_hidden(self) -> _native.Program:
+        model, kv = self._model, self._kv
+        program = self._ops.record(
+            lambda token_ids, inputs: model.forward(token_ids, inputs, kv), self._max_rows
         )
-        return out
+        # Learning writes to blocks that somebody holds by now.
+        num_blocks = -(-SAMPLE_TOKENS // kv[0].k.shape[1])
+        parts = (part for layer in kv for part in (layer.k, layer.v, layer.k_scale, layer.v_scale))
+        written = [part[:num_blocks] for part in parts if part is not None]
+        held = [part.clone() for part in written]
+        self._learn_outliers(program, self._hidden_size)
+        for part, before in zip(written, held, strict=True):
+            part.copy_(before)
+        return program
+
+
+def _call(
+    function: Callable[..., None], step: StepRows, rows: Ints, columns: int
+) -> NDArray[np.float32]:
+    """Run a step; [len(rows), columns] of what the program ends with."""
+    out = np.empty((len(rows), columns), np.float32)
+    function(
+        step.token_ids,
+        step.positions,
+        step.slot_mapping,
+        step.block_tables,
+        step.query_start,
+        step.seq_lens,
+        rows,
+        out,
+    )
+    return out
 
 
 class NativeForward:

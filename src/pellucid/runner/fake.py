@@ -6,6 +6,7 @@ chunk, writes the new digests to their slots and derives the next token from the
 answer is right only if every block the scheduler handed out, shared or found again is right:
 `expected_answer` says, without any of that, what it has to be. A request with a grammar gets any of
 the tokens that the grammar allows, and the end of its answer as soon as it may end.
+Vectors are made of the digests too, as `expected_embedding` says.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pellucid.config import EngineConfig
 from pellucid.grammar.compiler import Matcher, bitmask_words
-from pellucid.messages import EngineInfo, TokenLogprobs
+from pellucid.grammar.errors import CANNOT_FOLLOW, GrammarError
+from pellucid.messages import EngineInfo, Pooling, TokenLogprobs
 from pellucid.runner.base import Chunk, KVCapacity, NewRow, StepPlan, StepResult
 from pellucid.sampling_params import SamplingParams
+
+HIDDEN_SIZE = 32
 
 _MASK = (1 << 64) - 1
 
@@ -50,13 +55,37 @@ def expected_answer(
     return answer
 
 
+def expected_embedding(prompt: list[int], pooling: Pooling) -> bytes:
+    """The vector a FakeRunner must make of `prompt`, as `TokenDelta.embedding` has it."""
+    digest, states = 0, []
+    for token in prompt:
+        digest = _mix(digest, token)
+        states.append(_state(digest))
+    return _pooled(states if pooling == "mean" else states[-1:])
+
+
+def _state(digest: int) -> NDArray[np.float32]:
+    """A hidden state: numbers from -1 to 1."""
+    parts = [_mix(digest, column) / (1 << 63) - 1.0 for column in range(HIDDEN_SIZE)]
+    return np.array(parts, np.float32)
+
+
+def _pooled(states: list[NDArray[np.float32]]) -> bytes:
+    total = np.zeros(HIDDEN_SIZE, np.float32)
+    for state in states:
+        total += state
+    return (total / np.float32(len(states))).astype("<f4").tobytes()
+
+
 @dataclass(slots=True)
 class _Row:
     token_ids: list[int]
     num_prompt_tokens: int
     sampling: SamplingParams
     matcher: Matcher | None
+    pooling: Pooling | None
     block_table: list[int] = field(default_factory=list)
+    states: list[NDArray[np.float32]] = field(default_factory=list)  # to be pooled
 
 
 @dataclass(slots=True)
@@ -93,6 +122,7 @@ class FakeRunner:
             eos_token_ids=list(eos_token_ids),
             num_kv_blocks=num_blocks,
             block_size=block_size,
+            hidden_size=HIDDEN_SIZE,
         )
         self._answer_vocab = answer_vocab
         self._step_seconds = step_seconds
@@ -121,7 +151,8 @@ class FakeRunner:
             self._rows.pop(request_id, None)
         for new in plan.new_rows:
             self._rows[new.request_id] = _row(new)
-        tokens = [self._compute(chunk) for chunk in plan.chunks]
+        errors: dict[str, str] = {}
+        tokens = [self._compute(chunk, errors) for chunk in plan.chunks]
         if self._step_seconds:
             time.sleep(self._step_seconds)
         rows = [self._rows[chunk.request_id] for chunk in plan.chunks]
@@ -137,25 +168,37 @@ class FakeRunner:
                     for row, chunk in zip(rows, plan.chunks, strict=True)
                 ],
                 forward_seconds=time.monotonic() - begin,
+                embeddings={
+                    chunk.request_id: _pooled(row.states)
+                    for row, chunk in zip(rows, plan.chunks, strict=True)
+                    if row.pooling and chunk.start + chunk.num_tokens == row.num_prompt_tokens
+                },
+                errors=errors,
             )
         )
 
     def close(self) -> None:
         self._rows.clear()
 
-    def _compute(self, chunk: Chunk) -> list[int]:
+    def _compute(self, chunk: Chunk, errors: dict[str, str]) -> list[int]:
         row = self._rows[chunk.request_id]
         row.block_table.extend(chunk.new_block_ids)
         digest = self._cache[self._slot(row, chunk.start - 1)] if chunk.start else 0
         for position in range(chunk.start, chunk.start + chunk.num_tokens):
             digest = _mix(digest, row.token_ids[position])
             self._cache[self._slot(row, position)] = digest
+            if row.pooling == "mean" or (row.pooling and position + 1 == row.num_prompt_tokens):
+                row.states.append(_state(digest))
         if not chunk.samples:
             return []
         if row.matcher is None:
             token = _next_token(digest, row.sampling.seed or 0, self._answer_vocab)
         else:
-            token = self._next_allowed(digest, row.sampling.seed or 0, row.matcher)
+            try:
+                token = self._next_allowed(digest, row.sampling.seed or 0, row.matcher)
+            except GrammarError as error:
+                errors[chunk.request_id] = f"{CANNOT_FOLLOW}: {error}"
+                return []
         row.token_ids.append(token)
         return [token]
 
@@ -177,7 +220,7 @@ class FakeRunner:
 def _row(new: NewRow) -> _Row:
     generated = new.token_ids[new.num_prompt_tokens :]
     matcher = None if new.grammar is None else new.grammar.matcher(generated)
-    return _Row(new.token_ids, new.num_prompt_tokens, new.sampling, matcher)
+    return _Row(new.token_ids, new.num_prompt_tokens, new.sampling, matcher, new.pooling)
 
 
 def _prompt_part(row: _Row, chunk: Chunk) -> list[int]:

@@ -36,6 +36,7 @@ class FirstTouch:
         ]
         total = sum(tensor.nbytes for tensor in self._tensors)
         self._share = min(1.0, num_bytes / max(1, total))
+        self.num_touched = 0  # bytes
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="first-touch", daemon=True)
         self._thread.start()
@@ -55,6 +56,7 @@ class FirstTouch:
             # ctypes lets go of the interpreter's lock meanwhile.
             if madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _POPULATE_WRITE) != 0:
                 return
+            self.num_touched += length
             if self._stopping.wait(REST * (time.monotonic() - begin)):
                 return
 

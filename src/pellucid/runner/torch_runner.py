@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import torch
 
@@ -20,11 +21,12 @@ from pellucid.models.base import Model
 from pellucid.models.registry import build_model
 from pellucid.models.shapes import weight_shapes
 from pellucid.runner import device as device_api
-from pellucid.runner.base import Chunk, KVCapacity, NewRow, StepPlan, StepResult
+from pellucid.runner.base import Chunk, KVCapacity, NewRow, PendingStep, StepPlan, StepResult
 from pellucid.runner.batch import Batch, Ints, StepRows
 from pellucid.runner.executor import Forward, make_executor
 from pellucid.runner.first_touch import FirstTouch
 from pellucid.runner.memory import fit_model_len, kv_block_bytes, kv_pool_blocks, model_len_limit
+from pellucid.runner.pooling import PoolingStep, Pools
 from pellucid.runner.sampling import RowSampling
 from pellucid.sampling_params import SamplingParams
 
@@ -80,7 +82,11 @@ class TorchRunner:
             self._info.eos_token_ids,
             self._info.vocab_size,
         )
+        self._pools = Pools()
         self._warm_up()
+        if self._first_touch is not None:
+            process_bytes = device_api.resident_memory() - self._first_touch.num_touched
+            self._info = msgspec.structs.replace(self._info, process_bytes=process_bytes)
 
     def info(self) -> EngineInfo:
         return self._info
@@ -162,6 +168,7 @@ class TorchRunner:
             kv_block_bytes=self._capacity.block_bytes,
             weight_bytes=ops.weight_bytes or num_parameters * self._dtype.itemsize,
             num_parameters=num_parameters,
+            hidden_size=shape.hidden_size,
         )
 
     def _warm_up(self) -> None:
@@ -186,8 +193,10 @@ class TorchRunner:
 
     # ---- a step
 
-    def execute(self, plan: StepPlan) -> PendingTorchStep:
+    def execute(self, plan: StepPlan) -> PendingStep:
         """Drop rows, make rows, launch the forward pass of the plan's chunks.
+
+        Chunks of requests that pool have a pass of their own, which ends before the head.
 
         Raises:
             ValueError: a chunk reaches beyond what its request knows or holds.
@@ -196,13 +205,28 @@ class TorchRunner:
         for request_id in plan.dropped:
             self._forget(request_id)
         for new in plan.new_rows:
-            self._sampling.add(self._batch.add(new), new)
+            row = self._batch.add(new)
+            if new.pooling is None:
+                self._sampling.add(row, new)
+            else:
+                self._pools.add(new.request_id, new.pooling, new.num_prompt_tokens)
+        if not self._pools:
+            return self._launch(plan, begin)
+        pooling, rest = self._pools.split(plan)
+        if not pooling:
+            return self._launch(plan, begin)
+        step = self._batch.gather(pooling)
+        states = self._executor.hidden(step, self._pools.wanted(pooling, step))
+        return PoolingStep(plan, self._pools, pooling, states, self._launch(rest, begin))
+
+    def _launch(self, plan: StepPlan, begin: float) -> PendingTorchStep:
         step = self._batch.gather(plan.chunks)
         work = self._work(plan, step)
         forward = self._executor.launch(step, work.wanted) if plan.chunks else None
         return PendingTorchStep(self, plan, work, forward, begin)
 
     def _forget(self, request_id: str) -> None:
+        self._pools.drop(request_id)
         row = self._batch.drop(request_id)
         if row is not None:
             self._sampling.drop(row)

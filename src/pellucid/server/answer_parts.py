@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 
 from msgspec import UNSET
 
 from pellucid.frontend.outputs import Delta
-from pellucid.frontend.reasoning.base import ReasoningParser
+from pellucid.frontend.reasoning.base import END, ReasoningParser
 from pellucid.frontend.tools.base import CallArguments, CallBegin, Content, Piece
 from pellucid.server.answer_form import AnswerForm
 from pellucid.server.responses import (
@@ -20,22 +21,29 @@ from pellucid.server.responses import (
     ToolCallDelta,
 )
 
+Decode = Callable[[list[int]], str]  # special tokens included
+
 
 class AnswerParts:
     """Reads one answer. `push` every delta's text; the last delta, which has a reason, ends it."""
 
-    def __init__(self, form: AnswerForm, *, show_reasoning: bool) -> None:
+    def __init__(self, form: AnswerForm, decode: Decode, *, show_reasoning: bool) -> None:
         box = form.toolbox
         self._form = None if box is None else box.form
         self._tools = None if box is None else box.form.parser()
         self._reasoning = None if form.opening is None else ReasoningParser(form.opening)
+        self._decode = decode
         self._show_reasoning = show_reasoning
+        # The answer's, as long as thoughts may follow.
+        self._thinking_ids: list[int] | None = []
         self._most_calls = None if box is None or box.parallel else 1
         self.num_calls = 0
+        self.num_reasoning_tokens = 0  # the markers of the thoughts are among them
 
     def push(self, delta: Delta) -> list[ChatDelta]:
         """What `delta` brings to be shown."""
         thought, text = self._split(delta.text, final=delta.finish_reason is not None)
+        self._count(delta.token_ids)
         shown = []
         if thought and self._show_reasoning:
             shown.append(ChatDelta(reasoning=thought, reasoning_content=thought))
@@ -74,6 +82,26 @@ class AnswerParts:
             last_thought, last_said = self._reasoning.finish()
             thought, said = thought + last_thought, said + last_said
         return thought, said
+
+    def _count(self, token_ids: list[int]) -> None:
+        """Count the tokens of the thoughts; `token_ids` are those of the text just parsed.
+
+        Text may come later than its tokens, and several tokens at once, so the token that ends the
+        thoughts is found by what the tokens spell.
+        """
+        parser = self._reasoning
+        if parser is None or self._thinking_ids is None:
+            return
+        self._thinking_ids += token_ids
+        if not parser.is_over:
+            self.num_reasoning_tokens = len(self._thinking_ids) if parser.has_begun else 0
+            return
+        if parser.has_begun:
+            ids = self._thinking_ids
+            counts = range(1, len(ids))  # all of them, if no fewer do
+            place = bisect_left(counts, True, key=lambda count: END in self._decode(ids[:count]))
+            self.num_reasoning_tokens = place + 1
+        self._thinking_ids = None
 
     def _pieces(self, text: str, *, final: bool) -> Iterator[Piece]:
         if self._tools is None:

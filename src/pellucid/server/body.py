@@ -6,8 +6,10 @@ Every refusal names its place: `messages[0].content: expected str | array | null
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,8 +18,12 @@ from starlette.requests import Request
 from pellucid.errors import BadRequest
 from pellucid.server.errors import BodyTooLarge, BodyTooSlow, UnsupportedMediaType
 from pellucid.server.neutral import drop_neutral
+from pellucid.server.protocol import Body
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+MAX_DEPTH = 256  # of arrays and objects in each other: much of what reads them recurses
+MAX_SEARCH_BYTES = 1 << 20  # of a body that is searched for the number which spoils it
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
@@ -53,6 +59,8 @@ def parse(raw: bytes, body_type: type[T]) -> T:
     """
     fields = _decode(raw)
     drop_neutral(fields, body_type.__struct_fields__)
+    if issubclass(body_type, Body):
+        body_type.prepare(fields)
     try:
         return msgspec.convert(fields, body_type, str_keys=True)
     except msgspec.ValidationError as error:
@@ -120,19 +128,56 @@ def _decode(raw: bytes) -> dict[str, Any]:
         raise _bad_json("it is not UTF-8") from None
     except RecursionError:
         raise _bad_json("it is nested too deeply") from None
-    except msgspec.ValidationError as error:  # a number beyond what a float or int can hold
-        raise _bad_json(str(error).partition(" - at ")[0].lower()) from None
     except msgspec.DecodeError as error:
-        raise _bad_json(str(error)) from None
+        if path := _not_finite(raw):
+            raise _bad_json(f"{path} must be a finite number", path) from None
+        reason = str(error)
+        if isinstance(error, msgspec.ValidationError):  # an integer without end
+            reason = reason.partition(" - at ")[0].lower()
+        raise _bad_json(reason) from None
     if not isinstance(value, Mapping):
         raise BadRequest(
             f"The body must be a JSON object, not {_json_name(value)}.", code="invalid_type"
         )
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(value):
+        raise _bad_json("it is nested too deeply")
     return dict(value)
 
 
-def _bad_json(reason: str) -> BadRequest:
-    return BadRequest(f"The body is not valid JSON: {reason}", code="invalid_json")
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        values = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [child for parts in values for child in parts if isinstance(child, dict | list)]
+    return bool(level)
+
+
+def _bad_json(reason: str, param: str | None = None) -> BadRequest:
+    return BadRequest(f"The body is not valid JSON: {reason}", param=param, code="invalid_json")
+
+
+def _not_finite(raw: bytes) -> str | None:
+    """The path of a number like NaN or 1e999, which Python's own parser lets pass."""
+    if len(raw) > MAX_SEARCH_BYTES:
+        return None
+    try:
+        return _path_to_infinity(json.loads(raw))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _path_to_infinity(value: object) -> str | None:
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ""
+    entries: Iterable[tuple[str, object]] = ()
+    if isinstance(value, dict):
+        entries = value.items()
+    elif isinstance(value, list):
+        entries = ((f"[{i}]", part) for i, part in enumerate(value))
+    for name, part in entries:
+        if (rest := _path_to_infinity(part)) is not None:
+            return f"{name}{'.' if rest[:1] not in ('', '[') else ''}{rest}"
+    return None
 
 
 def _json_name(value: object) -> str:

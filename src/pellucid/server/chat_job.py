@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
 from starlette.requests import Request
 
+from pellucid.errors import BadRequest
+from pellucid.frontend.reasoning.base import Opening
 from pellucid.server.answer_form import AnswerForm, answer_form, answer_params
 from pellucid.server.answer_parts import AnswerParts
 from pellucid.server.conversation import conversation, template_messages, template_options
 from pellucid.server.job import Job
+from pellucid.server.params import invalid
 from pellucid.server.protocol import ChatRequest
 from pellucid.server.service import Service
 from pellucid.server.tools import Toolbox, tool_messages, toolbox
@@ -28,39 +35,71 @@ class ChatJob:
         parts = self._parts.get(index)
         if parts is None:
             shown = self.body.include_reasoning is not False
-            parts = self._parts[index] = AnswerParts(self.form, show_reasoning=shown)
+            decode = partial(self.service.llm.decode, skip_special_tokens=False)
+            parts = AnswerParts(self.form, decode, show_reasoning=shown)
+            self._parts[index] = parts
         return parts
 
 
 async def open_chat(
-    request: Request, service: Service, body: ChatRequest, *, kind: str = "chatcmpl"
+    request: Request,
+    service: Service,
+    body: ChatRequest,
+    *,
+    kind: str = "chatcmpl",
+    prompt: list[int] | None = None,
 ) -> ChatJob:
     """Hand a conversation to the engine; `kind` begins the id that the client sees.
 
-    `body` has passed `Service.check`. Whoever opens a job closes it.
+    `body` has passed `Service.check`; `prompt` is what `prompt_ids` made of it, if it was asked
+    before. Whoever opens a job closes it.
 
     Raises:
         BadRequest: a field is wrong, contradicts another, or asks for what cannot be kept.
         Overloaded, RateLimited, EngineDead: nothing is left in the engine then.
     """
     tools = toolbox(service, body)
-    prompt = await _prompt(service, body, tools)
-    form = answer_form(service, tools, prompt)
-    job = await service.open(
-        request,
-        body,
-        await answer_params(service, body, form),
-        [prompt],
-        kind=kind,
-        prompt_field="messages" if body.prompt is None else "prompt",
-    )
+    ids = await _prompt(service, body, tools) if prompt is None else prompt
+    form = answer_form(service, tools, ids)
+    if body.reasoning_effort == "none" and form.opening is Opening.THINKING:
+        raise invalid("reasoning_effort", "must not be none: this model always thinks")
+    with _limit_named(body):
+        job = await service.open(
+            request,
+            body,
+            await answer_params(service, body, form),
+            [ids],
+            kind=kind,
+            prompt_field="messages" if body.prompt is None else "prompt",
+        )
     return ChatJob(service, body, job, form)
+
+
+async def prompt_ids(service: Service, body: ChatRequest) -> list[int]:
+    """The conversation in the model's chat format, as `open_chat` begins. Raises BadRequest."""
+    prompt = await _prompt(service, body, toolbox(service, body))
+    if isinstance(prompt, str):
+        return await service.tokenize(prompt, add_special_tokens=True)
+    return prompt
+
+
+@contextmanager
+def _limit_named(body: ChatRequest) -> Iterator[None]:
+    """Lets errors about the answer's length name the field that the request has it in."""
+    try:
+        yield
+    except BadRequest as error:
+        given = body.max_completion_tokens is not None and body.max_tokens is None
+        if error.param == "max_tokens" and given:
+            error.param = "max_completion_tokens"
+            error.message = error.message.replace("max_tokens", error.param)
+        raise
 
 
 async def _prompt(service: Service, body: ChatRequest, tools: Toolbox | None) -> str | list[int]:
     messages = template_messages(conversation(body))
     messages, told = tool_messages(service, messages, body.tools if tools else None)
-    options = template_options(body) | told
+    options = template_options(body, service.llm.text.chat_template) | told
     if body.add_special_tokens:  # besides those that the template writes
         return service.llm.text.render_chat(messages, **options)
     return await service.llm.chat_prompt(messages, **options)

@@ -39,8 +39,8 @@ class Chunks:
         self._include_usage = bool(options.include_usage)
         self._continuous = self._include_usage and bool(options.continuous_usage_stats)
 
-    def count(self, delta: Delta) -> None:
-        self._tally.add(delta)
+    def count(self, delta: Delta, reasoning_tokens: int | None = None) -> None:
+        self._tally.add(delta, reasoning_tokens)
 
     def event(self, choice: ChatChunkChoice | CompletionChoice) -> bytes:
         usage: Usage | UnsetType | None = UNSET

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from pellucid.errors import BadRequest
+from pellucid.frontend.chat_template import ChatTemplate
 from pellucid.server.params import invalid
-from pellucid.server.protocol import ChatRequest, Message, TokenizeRequest
+from pellucid.server.protocol import ChatRequest, Message, TemplateFields
 
 # The template's own arguments, which its variables from a request must not replace.
 _RESERVED = frozenset({"add_generation_prompt", "continue_final_message", "messages", "tools"})
@@ -43,12 +44,13 @@ def check_messages(messages: list[Message]) -> None:
                 f"{path}.content is required", param=f"{path}.content", code="missing_field"
             )
         for j, call in enumerate(message.tool_calls or ()):
-            if not _is_object(call.function.arguments):
+            if not is_object(call.function.arguments):
                 field = f"{path}.tool_calls[{j}].function.arguments"
                 raise invalid(field, "must be the JSON text of an object")
 
 
-def _is_object(text: str) -> bool:
+def is_object(text: str) -> bool:
+    """Whether arguments of a call are what a template can take."""
     try:
         return isinstance(msgspec.json.decode(text or "{}"), dict)
     except (msgspec.DecodeError, RecursionError):
@@ -73,11 +75,12 @@ def text_of(message: Message) -> str:
     return "\n".join(part.text for part in message.content)
 
 
-def template_options(body: ChatRequest | TokenizeRequest) -> dict[str, Any]:
-    """Options of `ChatTemplate.render`.
+def template_options(body: ChatRequest | TemplateFields, template: ChatTemplate) -> dict[str, Any]:
+    """Options of `template.render`.
 
     Raises:
-        BadRequest: the options contradict each other or take a reserved name.
+        BadRequest: the options contradict each other, take a reserved name, or mean nothing to
+            the template.
     """
     if body.add_generation_prompt and body.continue_final_message:
         raise invalid("continue_final_message", "and add_generation_prompt exclude each other")
@@ -92,6 +95,28 @@ def template_options(body: ChatRequest | TokenizeRequest) -> dict[str, Any]:
     begins = body.add_generation_prompt
     return {
         **variables,
+        **_effort(body, template, variables),
         "add_generation_prompt": not continues if begins is None else begins,
         "continue_final_message": continues,
     }
+
+
+def _effort(
+    body: ChatRequest | TemplateFields, template: ChatTemplate, variables: dict[str, Any]
+) -> dict[str, Any]:
+    """What `reasoning_effort` is in the template's own words."""
+    effort = body.reasoning_effort
+    if effort is None:
+        return {}
+    words = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+    told = {name: value for name, value in words.items() if name in template.variables}
+    if not told and effort != "none":
+        raise BadRequest(
+            "reasoning_effort is not supported: this model's chat template cannot turn thoughts on",
+            param="reasoning_effort",
+            code="unsupported_value",
+        )
+    for name, value in told.items():
+        if variables.get(name, value) != value:
+            raise invalid("reasoning_effort", f"contradicts chat_template_kwargs.{name}")
+    return told

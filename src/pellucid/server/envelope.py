@@ -43,6 +43,7 @@ class Envelope:
                 started = True
                 scope["state"]["status"] = message["status"]
                 headers["x-request-id"] = request_id
+                headers["request-id"] = request_id  # where clients of Anthropic's API look for it
                 message["headers"].extend(
                     (name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()
                 )

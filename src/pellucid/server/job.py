@@ -15,7 +15,7 @@ from pellucid.frontend.inputs import PreparedRequest
 from pellucid.frontend.outputs import Delta
 from pellucid.grammar.errors import CANNOT_FOLLOW
 from pellucid.sampling_params import SamplingParams
-from pellucid.server.responses import PromptTokensDetails, Usage
+from pellucid.server.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 
 
 class Answers(Protocol):
@@ -44,6 +44,7 @@ class Job:
     params: SamplingParams
     generations: Sequence[Answers]
     scores_only: bool = False  # see `params.scores_only`
+    form_field: str = "structured_outputs"  # what an error about the answer's form names
     on_close: Callable[[Job], None] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -91,7 +92,11 @@ class Job:
         if delta.finish_reason == "timeout":
             raise RequestTimeout("The request timed out.", param="timeout", code="timeout")
         if delta.finish_reason == "error" and (delta.error or "").startswith(CANNOT_FOLLOW):
-            raise BadRequest(delta.error or "", code="unsupported_grammar")
+            raise BadRequest(
+                f"{self.form_field}: {delta.error}",
+                param=self.form_field,
+                code="unsupported_grammar",
+            )
         if delta.finish_reason == "error":
             raise PellucidError(delta.error or "The engine could not finish the answer.")
         if self.scores_only:
@@ -109,20 +114,28 @@ class Tally:
         self._prompt = sum(len(g.prompt_token_ids) for g in job.generations)
         self._completion = 0
         self._cached = [0] * len(job.generations)
+        self._reasoning: dict[int, int] = {}  # by choice
 
-    def add(self, delta: Delta) -> None:
+    def add(self, delta: Delta, reasoning_tokens: int | None = None) -> None:
+        """`reasoning_tokens` are those of the whole choice so far; None where nobody thinks."""
         self._completion += len(delta.token_ids)
         prompt, answer = divmod(delta.index, self._n)
         if answer == 0:  # later answers to a prompt share the blocks of the first
             self._cached[prompt] = delta.num_cached_tokens
+        if reasoning_tokens is not None:
+            self._reasoning[delta.index] = reasoning_tokens
 
     def usage(self) -> Usage:
-        return Usage(
+        usage = Usage(
             self._prompt,
             self._completion,
             self._prompt + self._completion,
             PromptTokensDetails(sum(self._cached)),
         )
+        if self._reasoning:
+            details = CompletionTokensDetails(sum(self._reasoning.values()))
+            usage.completion_tokens_details = details
+        return usage
 
 
 async def _interleave(

@@ -1,4 +1,4 @@
-"""Prometheus metrics under vLLM's names, labels and buckets, so that its dashboards work here.
+"""A model's Prometheus metrics under vLLM's names, labels and buckets: its dashboards work here.
 
 What vLLM has no name for begins with `pellucid_`.
 
@@ -9,23 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from pellucid.config import EngineConfig
+from pellucid.config import CacheSettings
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.stats import RequestReport, StepReport
 from pellucid.messages import EngineInfo
-from pellucid.observe.counters import Counters, CountersCollector
-from pellucid.observe.machine import MachineCollector
 
 # fmt: off
 TTFT_BUCKETS = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40,
@@ -38,26 +29,17 @@ STEP_TOKEN_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 1
 ANSWER_BUCKETS = (1, 2, 5, 10, 20)
 # fmt: on
 
-TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"  # media type of `Metrics.render`
 FINISH_REASONS = ("stop", "length", "abort", "timeout", "error")
 RATE_WINDOW = 10.0  # seconds over which tokens per second are averaged
 
 
 class Metrics:
-    """A `StatsListener` with a registry of its own: two servers in one process do not mix.
+    """One loaded model's, a `StatsListener`; its registry comes and goes with the engine.
 
-    Args:
-        counters: of what happens around the engine.
-        num_open: requests that are being answered.
+    `exposition.py` has what there is once in a server, and shows all of it together.
     """
 
-    def __init__(
-        self,
-        llm: AsyncLLM,
-        engine: EngineConfig,
-        counters: Counters,
-        num_open: Callable[[], int],
-    ) -> None:
+    def __init__(self, llm: AsyncLLM) -> None:
         info = llm.info
         self.registry = CollectorRegistry()
         self._labels = {"model_name": llm.model_name, "engine": "0"}
@@ -65,11 +47,8 @@ class Metrics:
         self._recent: deque[tuple[float, int]] = deque()  # (when, tokens generated)
         self._make_step_metrics()
         self._make_request_metrics(info.max_model_len)
-        self._tell_cache_config(info, engine)
-        self._make_own_metrics(num_open)
-        self.registry.register(CountersCollector(counters))
-        self.registry.register(MachineCollector(lambda: llm.info.pid))
-        ProcessCollector(registry=self.registry)
+        self._tell_cache_config(info, llm.config.cache)
+        self._make_own_metrics()
 
     def on_step(self, report: StepReport) -> None:
         stats = report.stats
@@ -126,10 +105,6 @@ class Metrics:
         """Generated tokens of all requests, averaged over the last seconds."""
         self._forget(time.monotonic())
         return sum(tokens for _, tokens in self._recent) / RATE_WINDOW
-
-    def render(self) -> bytes:
-        """Prometheus' text format. Not OpenMetrics, whose encoder rewrites the colon in names."""
-        return generate_latest(self.registry)
 
     def _forget(self, now: float) -> None:
         while self._recent and self._recent[0][0] < now - RATE_WINDOW:
@@ -235,29 +210,19 @@ class Metrics:
             for reason in FINISH_REASONS
         }
 
-    def _make_own_metrics(self, num_open: Callable[[], int]) -> None:
-        streams = Gauge(
-            "pellucid_active_streams", "Requests that are being answered.", registry=self.registry
-        )
-        streams.set_function(num_open)
-        rate = Gauge(
-            "pellucid_tokens_per_second",
-            f"Tokens generated per second, over the last {RATE_WINDOW:g} seconds.",
-            registry=self.registry,
-        )
-        rate.set_function(self.tokens_per_second)
+    def _make_own_metrics(self) -> None:
         parts = Counter(
             "pellucid_step_seconds",
             "Where the engine's steps spent their time.",
-            ["part"],
+            ["model_name", "part"],
             registry=self.registry,
         )
-        self._schedule_seconds = parts.labels("schedule")
-        self._forward_seconds = parts.labels("forward")
-        self._sample_seconds = parts.labels("sample")
+        name = self._labels["model_name"]
+        self._schedule_seconds = parts.labels(name, "schedule")
+        self._forward_seconds = parts.labels(name, "forward")
+        self._sample_seconds = parts.labels(name, "sample")
 
-    def _tell_cache_config(self, info: EngineInfo, engine: EngineConfig) -> None:
-        cache = engine.cache
+    def _tell_cache_config(self, info: EngineInfo, cache: CacheSettings) -> None:
         facts = {
             "block_size": str(info.block_size),
             "num_gpu_blocks": str(info.num_kv_blocks),  # vLLM's name on every device

@@ -20,18 +20,23 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "moderation": (None,),
     "parallel_tool_calls": (None, True, False),
     "prediction": (None,),
-    "prompt_cache_key": (None,),
     "prompt_cache_options": (None,),
-    "prompt_cache_retention": (None,),
+    "prompt_cache_retention": (None, "in_memory", "in-memory"),
     "reasoning_effort": (None, "none"),
-    "safety_identifier": (None,),
-    "service_tier": (None, "auto", "default"),
+    "service_tier": (None, "auto", "default", "standard_only"),
     "store": (None, False),
     "suffix": (None, ""),
     "tool_choice": (None, "none"),
     "tools": (None,),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
+    # Anthropic
+    "container": (None,),
+    "context_management": (None,),
+    "diagnostics": (None,),
+    "inference_geo": (None,),
+    "mcp_servers": (None, []),
+    "speed": (None, "standard"),
     # vLLM and others
     "chat_template": (None,),  # a template from a request would run in the server
     "documents": (None,),
@@ -41,7 +46,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (None, 1, 1.0),
     "logit_processors": (None, []),
     "logits_processors": (None, []),
-    "lora": (None,),
+    "lora": (None, []),  # reserved; see REASONS
+    "lora_request": (None,),
     "mm_processor_kwargs": (None,),
     "prompt_embeds": (None,),
     "repetition_detection": (None,),
@@ -50,6 +56,19 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "thinking_token_budget": (None,),
     "truncation_side": (None, "left"),
     "use_beam_search": (None, False),
+    # Ollama
+    "height": (None,),
+    "images": (None, []),
+    "shift": (None, False),
+    "steps": (None,),
+    "template": (None, ""),  # as chat_template
+    "width": (None,),
+}
+
+# What there is to add to "is not supported".
+REASONS: dict[str, str] = {
+    "lora": "this server has no adapters",
+    "lora_request": "this server has no adapters",
 }
 
 # What a client finds in an answer and sends back as part of the conversation.
@@ -57,7 +76,20 @@ MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "annotations": (None, []),
     "audio": (None,),
     "function_call": (None,),
+    "images": (None, []),
     "refusal": (None,),
+}
+
+# Of Ollama's `options`.
+OPTION_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "embedding_only": (None, False),
+    "f16_kv": (None, True),
+    "logits_all": (None, False),
+    "mirostat": (None, 0),
+    "penalize_newline": (None, True),
+    "tfs_z": (None, 1, 1.0),
+    "typical_p": (None, 1, 1.0),
+    "vocab_only": (None, False),
 }
 
 
@@ -67,18 +99,25 @@ def drop_neutral(fields: dict[str, Any], supported: Collection[str] = ()) -> Non
     Raises:
         BadRequest: one of these fields asks for something.
     """
-    _drop(fields, {name: NEUTRAL[name] for name in NEUTRAL.keys() - set(supported)}, "")
+    drop(fields, {name: NEUTRAL[name] for name in NEUTRAL.keys() - set(supported)}, "")
     messages = fields.get("messages")
     if isinstance(messages, list):
         for i, message in enumerate(messages):
             if isinstance(message, dict):
-                _drop(message, MESSAGE_NEUTRAL, f"messages[{i}].")
+                drop(message, MESSAGE_NEUTRAL, f"messages[{i}].")
+    options = fields.get("options")
+    if isinstance(options, dict):
+        drop(options, OPTION_NEUTRAL, "options.")
 
 
-def _drop(fields: dict[str, Any], neutral: dict[str, tuple[Any, ...]], prefix: str) -> None:
+def drop(fields: dict[str, Any], neutral: dict[str, tuple[Any, ...]], prefix: str) -> None:
+    """The same for the fields of any object; `prefix` leads to it. Raises BadRequest."""
     for name in fields.keys() & neutral.keys():
         value = fields.pop(name)
         # 0 and False are equal in Python, but not in JSON.
         if not any(type(value) is type(n) and value == n for n in neutral[name]):
             path = prefix + name
-            raise BadRequest(f"{path} is not supported", param=path, code="unsupported_field")
+            reason = f": {REASONS[name]}" if name in REASONS else ""
+            raise BadRequest(
+                f"{path} is not supported{reason}", param=path, code="unsupported_field"
+            )

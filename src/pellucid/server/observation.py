@@ -15,11 +15,10 @@ from pellucid.errors import RequestNotFound
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.observe import logs
 from pellucid.observe.ledger import Answering, Ledger, Record
-from pellucid.observe.recording import Recording
 from pellucid.observe.spans import Spans
-from pellucid.observe.timeline import AnswerTimeline, StepRing, trace_answers
-from pellucid.observe.trace import Trace
+from pellucid.observe.timeline import AnswerTimeline, trace_answers
 from pellucid.server.job import Job
+from pellucid.server.watch import Watch, tag_of
 
 # fmt: off
 HTTP_BUCKETS = (.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -40,26 +39,31 @@ class Timeline(msgspec.Struct):
 
 
 class Observation:
-    """One server's; `close` ends what it began. Raises ConfigError for a bad file or URL."""
+    """One server's; `close` ends what it began. Raises ConfigError for a bad URL.
+
+    Args:
+        several: there is more than one model, so that files are told apart by the model's name.
+    """
 
     def __init__(
-        self, llm: AsyncLLM, settings: ObserveSettings, registry: CollectorRegistry
+        self, settings: ObserveSettings, registry: CollectorRegistry, *, several: bool
     ) -> None:
-        self._llm = llm
         self._settings = settings
+        self._several = several
         self._ends: list[Callable[[], object]] = []
         self._http = HttpMetrics(registry)
-        self._ring: StepRing | None = None
         self.ledger = Ledger(settings.timelines)
         self.ledger.on_close.append(logs.log_request)
-        llm.listeners.append(self.ledger)
-        if settings.log_interval:
-            llm.listeners.append(logs.ThroughputLog(settings.log_interval, llm.info.num_kv_blocks))
         if settings.otlp_endpoint is not None:
-            spans = Spans.to_collector(settings.otlp_endpoint, llm.model_name)
+            spans = Spans.to_collector(settings.otlp_endpoint)
             self.ledger.on_close.append(spans)
             self._ends.append(spans.close)
-        self._listen()
+
+    def watch(self, llm: AsyncLLM, nth: int) -> Watch:
+        """Look on at a model that was loaded for the `nth` time. Raises ConfigError for a file."""
+        llm.listeners.append(self.ledger)
+        tag = tag_of(llm.model_name, several=self._several, nth=nth)
+        return Watch(llm, self._settings, tag)
 
     def close(self) -> None:
         for end in self._ends:
@@ -76,20 +80,30 @@ class Observation:
         scope.setdefault("state", {})["record"] = record
         return record
 
-    def opened(self, record: Record | None, job: Job, opened: float, stream: bool) -> None:
-        """`job` answers the request; its prompts went to the engine."""
+    def opened(
+        self,
+        record: Record | None,
+        job: Job,
+        llm: AsyncLLM,
+        watch: Watch,
+        opened: float,
+        stream: bool,
+    ) -> None:
+        """`job` answers the request; its prompts went to the engine of `llm`."""
         if record is None:  # not from the network
             return
         prompts = None
         if self._settings.log_prompts:
             prompts = [
-                g.request.prompt or self._llm.decode(g.prompt_token_ids, skip_special_tokens=False)
+                g.request.prompt or llm.decode(g.prompt_token_ids, skip_special_tokens=False)
                 for g in job.generations
             ]
         answers = [s.request_id for g in job.generations for s in g.request.sequences]
-        self.ledger.open(
-            record, Answering(job.id, job.params, stream, opened, answers, {}, prompts)
+        answering = Answering(
+            job.id, llm.model_name, job.params, stream, opened, answers, watch.ring
         )
+        answering.prompts = prompts
+        self.ledger.open(record, answering)
 
     def ended(self, record: Record, scope: Scope) -> None:
         """The last byte was sent, or the client has left."""
@@ -107,22 +121,22 @@ class Observation:
         Raises:
             RequestNotFound: no such request is known any more, or none is kept.
         """
-        record = self.ledger.find(request_id) if self._ring else None
-        if self._ring is None or record is None or record.answering is None:
+        record = self.ledger.find(request_id)
+        answering = record.answering if record else None
+        if record is None or answering is None or answering.ring is None:
             kept = self._settings.timelines
             raise RequestNotFound(
                 f"No request {request_id!r} is known; the last {kept} are kept (--timelines).",
                 param="id",
                 code="request_not_found",
             )
-        answering = record.answering
         answers = [AnswerTimeline(id=name) for name in answering.answers]
         for answer in answers:
             if report := answering.reports.get(answer.id):
                 answer.finish_reason = report.finish_reason
         await asyncio.to_thread(  # there may be thousands of steps to decode
             trace_answers,
-            self._ring.since(record.received),
+            answering.ring.since(record.received),
             answers,
             received=record.received,
             opened=answering.opened,
@@ -138,19 +152,6 @@ class Observation:
             record.status,
             answers,
         )
-
-    def _listen(self) -> None:
-        llm, settings = self._llm, self._settings
-        if settings.timelines:
-            self._ring = StepRing()
-            self._ends.append(llm.events.subscribe(self._ring))
-        if settings.record is not None:
-            recording = Recording(settings.record, llm.info, tokens=settings.record_tokens)
-            stop = llm.events.subscribe(recording, detail=True, tokens=settings.record_tokens)
-            self._ends += [stop, recording.close]
-        if settings.trace is not None:
-            trace = Trace(settings.trace, llm.model_name)
-            self._ends += [llm.events.subscribe(trace), trace.close]
 
 
 class HttpMetrics:

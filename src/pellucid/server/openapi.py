@@ -9,9 +9,14 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from pellucid.server import protocol, responses
+from pellucid.server import embedding, protocol, responses
+from pellucid.server.anthropic import responses as anthropic
 from pellucid.server.errors import ErrorBody
 from pellucid.server.observation import Timeline
+from pellucid.server.ollama import embed as ollama_embed
+from pellucid.server.ollama import protocol as ollama
+from pellucid.server.ollama.errors import OllamaError
+from pellucid.server.openai_responses import objects as openai_responses
 
 REF = "#/components/schemas/{name}"
 _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
@@ -20,6 +25,8 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     protocol.GenerateRequest,
     protocol.TokenizeRequest,
     protocol.DetokenizeRequest,
+    protocol.ApplyTemplateRequest,
+    protocol.ModelRequest,
     responses.ChatCompletion,
     responses.ChatChunk,
     responses.TextCompletion,
@@ -28,27 +35,37 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     responses.GenerateEnd,
     responses.Tokenized,
     responses.Detokenized,
+    responses.AppliedTemplate,
     responses.Model,
     responses.ModelList,
     responses.Health,
     responses.Version,
     responses.Load,
+    responses.ServerLoad,
     responses.Index,
     Timeline,
     ErrorBody,
+    *embedding.SCHEMAS,
+    *openai_responses.SCHEMAS,
+    *anthropic.SCHEMAS,
+    *ollama.SCHEMAS,
+    *ollama_embed.SCHEMAS,
+    OllamaError,
 )
 _ERRORS = {
     400: "A field is wrong, unknown or not supported.",
     401: "An API key is required, or the one that was sent is not known.",
     404: "There is no such model, or no such request.",
     408: "The body took too long to arrive.",
+    409: "The model is in use.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     429: "The queue is full or a rate limit reached; Retry-After says when to come back.",
     500: "A bug in the server.",
-    503: "The engine is dead or being restarted, or the server shuts down.",
+    503: "The engine is dead or being restarted, the model cannot be loaded, or the server stops.",
     504: "The request timed out.",
 }
+USUAL_ERRORS = tuple(code for code in _ERRORS if code != 409)
 
 
 def describe(
@@ -56,24 +73,35 @@ def describe(
     answer: type[msgspec.Struct] | None,
     *,
     events: str | None = None,
-    errors: Iterable[int] = tuple(_ERRORS),
+    last: str | None = "[DONE]",
+    lines: str | None = None,
+    text: str | None = None,
+    errors: Iterable[int] = USUAL_ERRORS,
+    error: type[msgspec.Struct] = ErrorBody,
 ) -> dict[str, Any]:
     """Keyword arguments for a route's decorator that document its body and its answers.
 
-    `answer` is the JSON of a success; `events` names what the events of a stream hold;
-    `errors` are the statuses of refusals and failures.
+    `answer` is the JSON of a success; `events` names what the events of a stream hold, and `last`
+    what comes after them; `lines` names what the lines of a stream are; `text` is what a plain text
+    says. `errors` are the statuses of refusals and failures, with `error` as body.
     """
     content: dict[str, Any] = {}
     if answer is not None:
         content["application/json"] = {"schema": _ref(answer)}
     if events is not None:
-        about = f"Server-sent events, each with {events} as JSON; after the last one, [DONE]."
+        end = "" if last is None else f"; after the last one, {last}"
+        about = f"Server-sent events, each with {events} as JSON{end}."
         content["text/event-stream"] = {"schema": {"type": "string", "description": about}}
+    if lines is not None:
+        about = f"A line of JSON each for {lines}."
+        content["application/x-ndjson"] = {"schema": {"type": "string", "description": about}}
+    if text is not None:
+        content["text/plain"] = {"schema": {"type": "string", "description": text}}
     extra: dict[str, Any] = {"responses": {"200": {"description": "Success.", "content": content}}}
     for status in errors:
         extra["responses"][str(status)] = {
             "description": _ERRORS[status],
-            "content": {"application/json": {"schema": _ref(ErrorBody)}},
+            "content": {"application/json": {"schema": _ref(error)}},
         }
     if body is not None:
         extra["requestBody"] = {

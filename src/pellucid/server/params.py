@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from pellucid.config import SchedulerSettings, ServerConfig
 from pellucid.errors import BadRequest
@@ -12,6 +12,7 @@ from pellucid.server.protocol import (
     CompletionRequest,
     GenerateRequest,
     OpenAIFields,
+    Prompt,
     SamplingFields,
 )
 from pellucid.server.structured import structured_outputs
@@ -84,6 +85,30 @@ def check_fields(
             raise invalid(name, f"must be -1 (the whole vocabulary) or more, got {count}")
         if (vocab_size if count == -1 else count) > config.max_logprobs:
             raise invalid(name, f"must be at most {config.max_logprobs}, got {count}")
+
+
+def prompts_of(field: str, prompt: Prompt, max_prompts: int) -> list[str | list[int]]:
+    """Sort apart the four forms of `field`: a text, texts, token ids, lists of token ids.
+
+    Raises:
+        BadRequest: empty, mixed or too many.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise invalid(field, "must not be empty")
+    kinds = {type(part) for part in prompt}
+    if len(kinds) > 1:
+        raise BadRequest(
+            f"{field} must not mix texts, token ids and lists of token ids",
+            param=field,
+            code="invalid_type",
+        )
+    if kinds == {int}:
+        return [cast("list[int]", prompt)]
+    if len(prompt) > max_prompts:
+        raise invalid(field, f"must hold at most {max_prompts} prompts, got {len(prompt)}")
+    return cast("list[str | list[int]]", prompt)
 
 
 def invalid(param: str, problem: str) -> BadRequest:

@@ -16,6 +16,10 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct):
+    reasoning_tokens: int  # up to the end of the thoughts, their markers included
+
+
 class Usage(msgspec.Struct):
     """`prompt_tokens` counts a prompt once, however many answers it gets."""
 
@@ -23,6 +27,7 @@ class Usage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET  # of chats
 
 
 # ---- log probabilities
@@ -211,7 +216,9 @@ class Model(msgspec.Struct, kw_only=True):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "pellucid"
-    max_model_len: int
+    root: str  # alias, repository or file that it comes from
+    status: Literal["unloaded", "loading", "loaded", "failed"]
+    max_model_len: int | None  # null while it is not loaded
 
 
 class ModelList(msgspec.Struct):
@@ -230,6 +237,10 @@ class Detokenized(msgspec.Struct):
     prompt: str
 
 
+class AppliedTemplate(msgspec.Struct):
+    prompt: str
+
+
 class Health(msgspec.Struct):
     status: Literal["ok"] = "ok"
 
@@ -245,6 +256,12 @@ class Load(msgspec.Struct):
     tokens_per_sec: float
     cpu_percent: float
     ram_percent: float
+
+
+class ServerLoad(msgspec.Struct):
+    """GET /load."""
+
+    server_load: int  # requests that are being answered
 
 
 class Index(msgspec.Struct):

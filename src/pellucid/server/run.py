@@ -11,19 +11,18 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 
 from pellucid.config import EngineConfig, GatewayConfig, ServerConfig
-from pellucid.errors import ConfigError, EngineDead, ShuttingDown
-from pellucid.frontend.async_engine import AsyncLLM
-from pellucid.frontend.identity import engine_identity
-from pellucid.frontend.supervisor import Supervisor, warm_up
+from pellucid.errors import ConfigError, ShuttingDown
+from pellucid.frontend.source import find_source
 from pellucid.server.app import build_app
 from pellucid.server.gateway.gateway import Gateway
 from pellucid.server.gateway.tls import check_certificate
 from pellucid.server.http_protocol import http_protocol
+from pellucid.server.models import Models
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +38,15 @@ def serve(
     server_config: ServerConfig,
     on_ready: OnReady | None = None,
     gateway_config: GatewayConfig | None = None,
+    *,
+    others: Sequence[EngineConfig] = (),
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
+        engine_config: of the model that is loaded at once, and answers who names none.
         on_ready: called with the URL once the engine can answer.
+        others: of models that are loaded when they are asked for.
 
     Raises:
         ConfigError: the address cannot be listened on, or a setting does not suit the model.
@@ -54,7 +57,9 @@ def serve(
     check_certificate(gateway_config.access)
     listener = bind(server_config.host, server_config.port)
     with listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(engine_config, server_config, gateway_config, listener, on_ready))
+        runner.run(
+            _serve([engine_config, *others], server_config, gateway_config, listener, on_ready)
+        )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -86,25 +91,20 @@ def url_of(listener: socket.socket, scheme: str = "http") -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn around a started `llm`, with word of when it listens and an end of our own."""
+    """uvicorn around started models, with word of when it listens and an end of our own."""
 
-    def __init__(
-        self,
-        llm: AsyncLLM,
-        config: ServerConfig,
-        on_listening: Callable[[], None],
-        gateway: Gateway | None = None,
-    ) -> None:
-        self._gateway = gateway or Gateway(GatewayConfig())
+    def __init__(self, models: Models, on_listening: Callable[[], None]) -> None:
+        self._models = models
+        self._gateway = models.gateway
         access, limits = self._gateway.config.access, self._gateway.config.limits
-        self.app = build_app(llm, config, gateway=self._gateway)
+        self.app = build_app(models)
         settings = uvicorn.Config(
             self.app,
             http=http_protocol(MAX_HEAD_BYTES, limits.head_timeout),
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="debug" if config.log_level == "debug" else "warning",
+            log_level="debug" if models.config.log_level == "debug" else "warning",
             access_log=False,
             server_header=False,
             proxy_headers=False,
@@ -115,7 +115,6 @@ class Server(uvicorn.Server):
             ssl_keyfile=access.ssl_keyfile,
         )
         super().__init__(settings)
-        self._llm = llm
         self._on_listening = on_listening
         self._ending: asyncio.Task[None] | None = None
 
@@ -130,10 +129,6 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_listening()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
-        self.app.state.models.close()
-
     async def _end(self) -> None:
         """Listening goes on meanwhile, so that who comes now is told and not just cut off."""
         if count := self._gateway.num_active:
@@ -142,7 +137,7 @@ class Server(uvicorn.Server):
                 "%d open requests have %g s to finish; a second signal ends them", count, seconds
             )
         if not await self._gateway.drain():
-            await self._llm.close(ShuttingDown("The server is shutting down."))
+            await self._models.close(ShuttingDown("The server is shutting down."))
         self.should_exit = True
 
     @contextlib.contextmanager
@@ -152,7 +147,7 @@ class Server(uvicorn.Server):
 
 
 async def _serve(
-    engine_config: EngineConfig,
+    engine_configs: Sequence[EngineConfig],
     server_config: ServerConfig,
     gateway_config: GatewayConfig,
     listener: socket.socket,
@@ -161,68 +156,67 @@ async def _serve(
     gateway = Gateway(gateway_config)
     if gateway.keys.is_open and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         logger.warning("listening on %s without an API key: anyone may ask", server_config.host)
-    life = gateway_config.life
-    llm = AsyncLLM(engine_config, retries=life.engine_retries if life.engine_restarts else 0)
-    starting = asyncio.create_task(_start(llm, gateway))
+    starting = asyncio.create_task(_start(engine_configs, server_config, gateway))
     _on_signals(starting.cancel)
     try:
         await asyncio.wait({starting})
         if starting.cancelled():
             return
-        starting.result()
+        models = starting.result()
         url = url_of(listener, "https" if gateway_config.access.ssl_certfile else "http")
 
         def announce() -> None:
-            logger.info("serving %s on %s", llm.model_name, url)
+            logger.info("serving %s on %s", ", ".join(models.names), url)
             if on_ready is not None:
                 on_ready(url)
 
-        server = Server(llm, server_config, announce, gateway)
+        server = Server(models, announce)
         _on_signals(server.stop)
         gc.collect()
         gc.freeze()  # what lives until the end need not be visited by every collection
-        await _serve_supervised(server, listener, llm, gateway)
+        try:
+            await _serve_while_there_are_models(server, listener, models)
+        finally:
+            await models.close()
     except OSError as error:  # another server bound the same port and listened first
         raise _cannot_listen(server_config.host, server_config.port, error) from None
     finally:
-        await llm.close()
         await gateway.close()
 
 
-async def _start(llm: AsyncLLM, gateway: Gateway) -> None:
-    await llm.start()
-    if gateway.cache is not None:
-        gateway.cache.identity = await asyncio.to_thread(engine_identity, llm.config, llm.info)
-    if gateway.config.life.warm_up:
-        await warm_up(llm)
+async def _start(
+    engine_configs: Sequence[EngineConfig], config: ServerConfig, gateway: Gateway
+) -> Models:
+    """All models, the first of them loaded. Raises ModelError, ConfigError or EngineDead."""
+    offers = [
+        (await asyncio.to_thread(find_source, engine.model), engine) for engine in engine_configs
+    ]
+    models = Models(offers, config, gateway)
+    try:
+        await models.start()
+    except BaseException:
+        await models.close()
+        raise
+    return models
 
 
-async def _serve_supervised(
-    server: Server, listener: socket.socket, llm: AsyncLLM, gateway: Gateway
+async def _serve_while_there_are_models(
+    server: Server, listener: socket.socket, models: Models
 ) -> None:
-    """Serve until `server` stops. Raises EngineDead if no engine can be kept alive."""
-    life = gateway.config.life
-    supervisor = gateway.supervisor = Supervisor(
-        llm, life.engine_restarts, warm=life.warm_up, on_restart=gateway.count_restart
-    )
+    """Serve until `server` stops. Raises EngineDead if its only model cannot be kept alive."""
 
-    async def supervise() -> None:
-        try:
-            await supervisor.run()
-        except Exception as error:
-            logger.critical("%s", error)
-            await llm.close(error if isinstance(error, EngineDead) else None)
-            server.should_exit = True
-            raise
+    async def watch() -> None:
+        await models.failed.wait()
+        server.should_exit = True
 
-    supervising = asyncio.create_task(supervise())
+    watching = asyncio.create_task(watch())
     try:
         await server.serve(sockets=[listener])
     finally:
-        supervising.cancel()
-        await asyncio.wait({supervising})
-    if not supervising.cancelled():
-        supervising.result()
+        watching.cancel()
+        await asyncio.wait({watching})
+    if models.failure is not None:
+        raise models.failure
 
 
 def _on_signals(action: Callable[[], object]) -> None:

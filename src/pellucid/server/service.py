@@ -6,52 +6,65 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
-import psutil
 from starlette.requests import Request
 
 from pellucid import __version__
-from pellucid.config import EngineConfig, ServerConfig
+from pellucid.config import ServerConfig
 from pellucid.errors import Overloaded
 from pellucid.frontend.async_engine import AsyncLLM
+from pellucid.messages import Pooling
 from pellucid.sampling_params import SamplingParams
 from pellucid.server.gateway.gateway import Gateway
 from pellucid.server.job import Answers, Job
-from pellucid.server.metrics import Metrics
 from pellucid.server.observation import Observation
 from pellucid.server.params import check_fields, invalid, scores_only
 from pellucid.server.protocol import SamplingFields
-from pellucid.server.responses import Load
 from pellucid.server.structured import structured_field
+from pellucid.server.watch import Watch
 
 INLINE_CHARS = 2000  # longer text is tokenised in a thread
 
 
 class Service:
-    """One model behind HTTP; its engine runs."""
+    """One model behind HTTP; its engine runs.
+
+    Args:
+        watch: what looks on at this engine; closed with the service.
+        identity: tells this engine's answers from those of others, for the cache of answers.
+        on_job_closed: called at the end of each request that went to the engine.
+    """
 
     def __init__(
-        self, llm: AsyncLLM, config: ServerConfig, engine: EngineConfig, gateway: Gateway
+        self,
+        llm: AsyncLLM,
+        config: ServerConfig,
+        gateway: Gateway,
+        observation: Observation,
+        watch: Watch,
+        identity: str,
+        on_job_closed: Callable[[], None],
     ) -> None:
         info = llm.info
         self.llm = llm
         self.gateway = gateway
         self.config = config
-        self.engine = engine
-        self.created = int(time.time())
+        self.engine = llm.config
+        self.identity = identity
         self.num_open = 0  # jobs that are being answered
         # Longest prompt plus answer: the model's limit, or the KV pool's if that is smaller.
         self.max_model_len = min(info.max_model_len, info.num_kv_blocks * info.block_size)
         self.fingerprint = _fingerprint(llm)
-        self.metrics = Metrics(llm, engine, gateway.counts, num_open=lambda: self.num_open)
-        llm.listeners.append(self.metrics)
-        self.observation = Observation(llm, config.observe, self.metrics.registry)
+        self.metrics = watch.metrics
+        self._observation = observation
+        self._watch = watch
+        self._on_job_closed = on_job_closed
 
     def close(self) -> None:
-        """End the files and links of those who look on. Idempotent."""
-        self.observation.close()
+        """End the files of those who look on. Idempotent."""
+        self._watch.close()
 
     def check(self, body: msgspec.Struct) -> None:
         """Hold a body to this server's limits. Raises BadRequest."""
@@ -70,18 +83,23 @@ class Service:
         *,
         kind: str,
         prompt_field: str = "prompt",
+        pooling: Pooling | None = None,
     ) -> Job:
-        """Hand every prompt to the engine; `kind` begins the id that the client sees.
+        """Hand every prompt to the engine; `kind` begins the id that the client sees: cmpl, msg_.
+
+        With `pooling` the job's deltas are vectors, see `frontend/embedding.py`.
 
         Raises what `Gateway.submit` raises; then nothing is left in the engine.
         """
-        self._check_room(len(prompts) * params.n)
+        self._check_room(len(prompts) * params.n, prompt_field)
         generations: list[Answers] = []
+        separator = "" if kind.endswith("_") else "-"
         job = Job(
-            id=f"{kind}-{body.request_id or request.state.request_id}",
+            id=f"{kind}{separator}{body.request_id or request.state.request_id}",
             params=params,
             generations=generations,
             scores_only=scores_only(body),
+            form_field=structured_field(body, default="tools"),
             on_close=self._job_closed,
         )
         self.num_open += 1
@@ -93,17 +111,19 @@ class Service:
                     request.state.caller,
                     prompt,
                     params,
+                    identity=self.identity,
                     use_cache=body.cache is not False,
                     # Clients may repeat an id; the engine's must differ.
                     request_id=f"{job.id}-{uuid.uuid4().hex[:12]}",
                     priority=body.priority or 0,
-                    user=body.user,
+                    user=body.user or body.safety_identifier,
                     cache_salt=body.cache_salt,
                     timeout=body.timeout,
                     truncate_prompt_tokens=body.truncate_prompt_tokens,
                     add_special_tokens=body.add_special_tokens is not False,
                     prompt_field=prompt_field,
                     structured_field=structured_field(body),
+                    pooling=pooling,
                 )
                 opened = opened or time.monotonic()
                 generations.append(generation)
@@ -114,7 +134,8 @@ class Service:
             await job.aclose()
             raise
         record = getattr(request.state, "record", None)
-        self.observation.opened(record, job, opened or time.monotonic(), bool(body.stream))
+        opened = opened or time.monotonic()
+        self._observation.opened(record, job, self.llm, self._watch, opened, bool(body.stream))
         return job
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -123,23 +144,15 @@ class Service:
             return self.llm.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.llm.encode, text, add_special_tokens=add_special_tokens)
 
-    def load(self) -> Load:
-        """The machine's and the server's load right now."""
-        return Load(
-            active_streams=self.num_open,
-            tokens_per_sec=self.metrics.tokens_per_second(),
-            cpu_percent=psutil.cpu_percent(),
-            ram_percent=psutil.virtual_memory().percent,
-        )
-
-    def _check_room(self, num_answers: int) -> None:
+    def _check_room(self, num_answers: int, field: str) -> None:
         limits = self.engine.scheduler
         room = limits.max_num_seqs + limits.max_waiting
         if num_answers > room:  # it could wait for ever
-            raise invalid("prompt", f"asks for {num_answers} answers; the queue holds {room}")
+            raise invalid(field, f"asks for {num_answers} answers; the queue holds {room}")
 
     def _job_closed(self, job: Job) -> None:
         self.num_open -= 1
+        self._on_job_closed()
 
 
 def _fingerprint(llm: AsyncLLM) -> str:

@@ -25,9 +25,9 @@ def structured_outputs(body: SamplingFields) -> StructuredOutputs | None:
     return next(iter(found.values()), None)
 
 
-def structured_field(body: SamplingFields) -> str:
+def structured_field(body: SamplingFields, default: str = "structured_outputs") -> str:
     """The field that says it, for errors to name."""
-    return next(iter(_found(body)), "structured_outputs")
+    return next(iter(_found(body)), default)
 
 
 def _found(body: SamplingFields) -> dict[str, StructuredOutputs]:

@@ -4,6 +4,7 @@ tool_choice       tools in the prompt    the answer
 none              no                     text
 auto              yes                    text or calls; by a grammar if a tool is strict
 required, named   yes                    calls, by a grammar
+allowed_tools     yes, all               as auto or required, of those; always by a grammar
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from pellucid.frontend.tools import detect_tool_format, tool_format
 from pellucid.frontend.tools.base import Tool, ToolFormat
 from pellucid.frontend.tools.prompt import in_words, needs_words
 from pellucid.server.params import invalid
-from pellucid.server.protocol import ChatRequest, Function, FunctionTool, ToolChoice
+from pellucid.server.protocol import (
+    AllowedToolsChoice,
+    ChatRequest,
+    Function,
+    FunctionTool,
+    ToolChoice,
+)
 from pellucid.server.service import Service
 from pellucid.server.structured import structured_field
 from pellucid.structured_outputs import StructuredOutputs
@@ -34,11 +41,13 @@ class Toolbox:
     functions: Mapping[int, Function]  # those that may be called, by their place in the request
     forced: bool  # a call must come
     parallel: bool
+    some: bool = False  # not all tools that the model is told of may be called
 
     @property
     def constrains(self) -> bool:
         """The answer follows a grammar."""
-        return self.forced or any(function.strict for function in self.functions.values())
+        strict = any(function.strict for function in self.functions.values())
+        return self.forced or self.some or strict
 
     def tools(self) -> list[Tool]:
         """What a grammar holds the calls to: arguments by their schema where that is promised."""
@@ -72,18 +81,23 @@ def toolbox(service: Service, body: ChatRequest) -> Toolbox | None:
     for i, name in enumerate(names):
         if name in names[:i]:
             raise invalid(f"tools[{i}].function.name", f"is given twice: {name}")
+    if choice == "none":
+        return None
+    forced, chosen = choice == "required", names
     if isinstance(choice, ToolChoice):
-        name = choice.function.name
+        forced, chosen = True, [choice.function.name]
+    elif isinstance(choice, AllowedToolsChoice):
+        forced = choice.allowed_tools.mode == "required"
+        chosen = [tool.function.name for tool in choice.allowed_tools.tools]
+    for name in chosen:
         if name not in names:
             raise invalid("tool_choice", f"names {name!r}, which is none of the tools")
-        functions = {names.index(name): functions[names.index(name)]}
-    elif choice == "none":
-        return None
-    forced = choice == "required" or isinstance(choice, ToolChoice)
     if forced and (field := _form_field(body)):
         raise invalid(field, "cannot be combined with a tool_choice that forces a call")
+    may_be_called = {i: function for i, function in functions.items() if function.name in chosen}
     parallel = body.parallel_tool_calls is not False and not isinstance(choice, ToolChoice)
-    return Toolbox(form_of(service), functions, forced, parallel)
+    some = len(may_be_called) < len(functions)
+    return Toolbox(form_of(service), may_be_called, forced, parallel, some)
 
 
 async def check_tools(service: Service, box: Toolbox) -> None:

@@ -256,7 +256,7 @@ def test_engines_that_differ_share_nothing(redis_server: RedisServer) -> None:
         assert one.gateway.cache is not None
         assert outcome(one.post(PATH, **SEEDED)) == "miss"
         assert eventually(lambda: bool(redis_server.client.keys()))
-        one.gateway.cache.identity = "another model"
+        one.service.identity = "another model"
         assert outcome(one.post(PATH, **SEEDED)) == "miss"
 
 

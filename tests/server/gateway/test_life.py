@@ -88,6 +88,20 @@ def test_a_request_with_a_token_ends_with_an_error(supervised: Live, engines: En
     assert supervised.llm.num_unfinished == 0
 
 
+def test_a_whole_answer_that_had_begun_is_a_503_that_says_when_to_come_back(
+    supervised: Live, engines: Engines
+) -> None:
+    call = Call(supervised, TEXT, prompt="x")
+    assert eventually(lambda: len(engines.all[0].added) == 1)
+    supervised.call(lambda: engines.all[0].feed(answer(engines.all[0].added[0], 70, ends=False)))
+    time.sleep(0.1)
+    supervised.call(engines.all[0].die)
+    response = call.result()
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) >= 1
+    assert "being started again" in response.text
+
+
 def test_who_comes_meanwhile_is_told_when_to_come_back(supervised: Live, engines: Engines) -> None:
     assert supervised.http.get("/ready").status_code == 200
     supervised.call(engines.all[0].die)
@@ -102,7 +116,6 @@ def test_who_comes_meanwhile_is_told_when_to_come_back(supervised: Live, engines
         assert "retry-after" in probe.headers
     assert supervised.http.get("/live").status_code == 200
     assert eventually(lambda: supervised.http.get("/ready").status_code == 200)
-    assert supervised.gateway.supervisor is not None
     assert supervised.gateway.counts.engine_restarts == 1
     assert engines.all[0].closed
 

@@ -42,9 +42,15 @@ class ReasoningParser:
     def __init__(self, opening: Opening) -> None:
         self._opening = opening
         self._at = _At.ANSWER if opening is Opening.ANSWER else _At.START
+        self.has_begun = opening is Opening.THINKING  # thoughts were found, or are certain
         self._text = ""  # read, but not yet decided
         self._space = ""  # at the end of the thoughts so far
         self._thought = False  # something was
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no thought can follow."""
+        return self._at in (_At.GAP, _At.ANSWER)
 
     def push(self, text: str) -> tuple[str, str]:
         """Take text; return what is certain to be thought, and to be the answer."""
@@ -74,6 +80,7 @@ class ReasoningParser:
             self._text, self._at = text[len(BEGIN) :], _At.THOUGHT
         elif not BEGIN.startswith(text):
             self._at = _At.ANSWER if self._opening is Opening.MAYBE else _At.THOUGHT
+        self.has_begun = self.has_begun or self._at is _At.THOUGHT
 
     def _read_thought(self) -> str:
         before, behind = split_at_marker(self._text, END)

@@ -30,5 +30,8 @@ def prose_until(marker: str, behind: str) -> str:
 
 
 def prose_unless(opening: str, calls: str) -> str:
-    """`prose_or_calls`: calls, or any text that does not begin with the character `opening`."""
-    return f"prose_or_calls: {calls} | PROSE?\nPROSE: /[^{opening}](.|\\n)*/\n"
+    """`prose_or_calls`: calls, or any text that does not begin with the character `opening`.
+
+    White space before it makes no difference: parsers of calls pass over it.
+    """
+    return f"prose_or_calls: {calls} | PROSE?\nPROSE: /\\s*[^\\s\\{opening}](.|\\n)*/\n"

@@ -38,24 +38,28 @@ class CachedAnswer(msgspec.Struct, array_like=True):
 class AnswerCache:
     """Finds and keeps answers by a hash over all that determines them.
 
-    `identity` stands for the engine (see `engine_identity`); `shared` lets different owners, that
-    is API keys, see each other's entries. A `cache_salt` separates requests all the same.
+    `shared` lets different owners, that is API keys, see each other's entries. A `cache_salt`
+    separates requests all the same.
     """
 
     def __init__(self, store: Store, *, shared: bool) -> None:
         self._store = store
         self._shared = shared
         self._decoder = msgspec.msgpack.Decoder(CachedAnswer)
-        self.identity = ""
 
     def key(
         self,
+        identity: str,
         owner: str,
         prompt: str | list[int],
         params: SamplingParams,
         options: Mapping[str, Any],
     ) -> bytes | None:
-        """The name of the answer, 32 bytes; None if another one could be given next time."""
+        """The name of the answer, 32 bytes; None if another one could be given next time.
+
+        Args:
+            identity: stands for the engine, see `engine_identity`.
+        """
         if not params.greedy and params.seed is None:
             return None
         if params.greedy:  # what shapes chance has no say
@@ -63,7 +67,7 @@ class AnswerCache:
                 params, temperature=0.0, seed=None, top_k=0, top_p=1.0, min_p=0.0
             )
         rest = {name: value for name, value in options.items() if name not in _IRRELEVANT}
-        parts = (self.identity, "" if self._shared else owner, prompt, params, rest)
+        parts = (identity, "" if self._shared else owner, prompt, params, rest)
         plain = msgspec.to_builtins(parts, str_keys=True)  # only such keys can be ordered
         return hashlib.sha256(msgspec.msgpack.encode(plain, order="deterministic")).digest()
 

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 EXPOSED = (
+    "request-id",
     "retry-after",
     "x-pellucid-cache",
     "x-request-id",

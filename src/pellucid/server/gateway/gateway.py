@@ -16,7 +16,6 @@ from pellucid.errors import ShuttingDown, Unauthorized
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.inputs import RequestOptions
 from pellucid.frontend.outputs import Delta
-from pellucid.frontend.supervisor import Supervisor
 from pellucid.observe.counters import CacheOutcome, Counters
 from pellucid.sampling_params import SamplingParams
 from pellucid.server.gateway.answer_cache import AnswerCache
@@ -39,7 +38,7 @@ class Caller:
 
 
 class Gateway:
-    """One server's; in `app.state.gateway`. `supervisor` is there where the engine has one."""
+    """One server's, whatever models it has."""
 
     def __init__(self, config: GatewayConfig) -> None:
         """Raises ConfigError: a key, a file or a package that the settings need is not there."""
@@ -49,7 +48,6 @@ class Gateway:
         self.limiter = RateLimiter(config.limits, self.counts)
         store = make_store(config.answers, self.counts)
         self.cache = AnswerCache(store, shared=config.answers.cache_shared) if store else None
-        self.supervisor: Supervisor | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._num_active = 0
         self._idle = asyncio.Event()
@@ -82,14 +80,19 @@ class Gateway:
         prompt: str | list[int],
         params: SamplingParams,
         *,
+        identity: str,
         use_cache: bool,
         **options: Unpack[RequestOptions],
     ) -> Answers:
-        """`AsyncLLM.submit` with the limits and the cache around it. Raises RateLimited, too."""
+        """`AsyncLLM.submit` with the limits and the cache around it. Raises RateLimited, too.
+
+        Args:
+            identity: of the engine, see `AnswerCache.key`.
+        """
         key = None
         if self.cache is not None:
             if use_cache:
-                key = self.cache.key(caller.owner, prompt, params, options)
+                key = self.cache.key(identity, caller.owner, prompt, params, options)
             if key is None:
                 self._tell(caller, "bypass")
             else:
@@ -128,11 +131,6 @@ class Gateway:
                 self._idle.set()
 
     # ---- life
-
-    def is_ready(self, llm: AsyncLLM) -> bool:
-        """Requests are taken, and likely to be answered."""
-        reviving = self.supervisor is not None and self.supervisor.reviving
-        return llm.alive and not reviving and self._drain_ends is None
 
     @property
     def draining(self) -> bool:

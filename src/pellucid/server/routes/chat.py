@@ -58,15 +58,16 @@ class _Chat:
 
     async def whole(self) -> ChatCompletion:
         answers = await self.job.collect()
+        choices = [self._choice(answer) for answer in answers]
         tally = Tally(self.job)
         for answer in answers:
-            tally.add(answer)
+            tally.add(answer, self._num_reasoning_tokens(answer))
         completion = ChatCompletion(
             id=self.job.id,
             created=self.job.created,
             model=self._service.llm.model_name,
             system_fingerprint=self._service.fingerprint,
-            choices=[self._choice(answer) for answer in answers],
+            choices=choices,
             usage=tally.usage(),
         )
         if self._body.return_token_ids:
@@ -80,14 +81,15 @@ class _Chat:
         begun: set[int] = set()
         async with aclosing(self.job.deltas()) as deltas:
             async for delta in deltas:
-                chunks.count(delta)
                 events = b""
+                shown = [] if self._form.is_plain else self._choices(delta)
+                chunks.count(delta, self._num_reasoning_tokens(delta))
                 if delta.index not in begun:
                     begun.add(delta.index)
                     opening = ChatDelta("assistant", self._opening)
                     events += chunks.event(ChatChunkChoice(delta.index, opening))
                 if not self._form.is_plain:
-                    events += b"".join(map(chunks.event, self._choices(delta)))
+                    events += b"".join(map(chunks.event, shown))
                 elif delta.text or delta.logprobs or self._body.return_token_ids:
                     events += chunks.event(self._content(delta))
                 if delta.finish_reason is not None:
@@ -123,6 +125,9 @@ class _Chat:
             choices[0].logprobs = self._logprobs(delta)
             choices[0].token_ids = self._token_ids(delta)
         return choices
+
+    def _num_reasoning_tokens(self, delta: Delta) -> int:
+        return 0 if self._form.is_plain else self._parts(delta.index).num_reasoning_tokens
 
     def _finish_reason(self, delta: Delta) -> ChatFinishReason | None:
         if self._form.is_plain:

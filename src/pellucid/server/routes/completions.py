@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import cast
 
 from fastapi import APIRouter, Request, Response
 
-from pellucid.errors import BadRequest
 from pellucid.frontend.outputs import Delta, Logprob
 from pellucid.server.chunks import Chunks
 from pellucid.server.job import Answers, Job, Tally
 from pellucid.server.logprobs import CompletionSpelling, joined, prompt_logprobs
 from pellucid.server.models import receive
 from pellucid.server.openapi import describe
-from pellucid.server.params import completion_params, invalid
-from pellucid.server.protocol import CompletionRequest, Prompt
+from pellucid.server.params import completion_params, prompts_of
+from pellucid.server.protocol import CompletionRequest
 from pellucid.server.reply import whole
 from pellucid.server.responses import CompletionChoice, TextCompletion
 from pellucid.server.service import Service
@@ -32,36 +30,12 @@ async def completions(request: Request) -> Response:
     """Continue one or more prompts."""
     service, body = await receive(request, CompletionRequest)
     params = completion_params(body)
-    prompts = prompts_of(body.prompt, service.config.max_prompts)
+    prompts = prompts_of("prompt", body.prompt, service.config.max_prompts)
     job = await service.open(request, body, params, prompts, kind="cmpl")
     completion = _Completion(service, body, job)
     if body.stream:
         return EventStream(job, completion.stream())
     return await whole(request, job, completion.whole())
-
-
-def prompts_of(prompt: Prompt, max_prompts: int) -> list[str | list[int]]:
-    """Sort apart the four forms: a text, texts, token ids, lists of token ids.
-
-    Raises:
-        BadRequest: empty, mixed or too many.
-    """
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise invalid("prompt", "must not be empty")
-    kinds = {type(part) for part in prompt}
-    if len(kinds) > 1:
-        raise BadRequest(
-            "prompt must not mix texts, token ids and lists of token ids",
-            param="prompt",
-            code="invalid_type",
-        )
-    if kinds == {int}:
-        return [cast("list[int]", prompt)]
-    if len(prompt) > max_prompts:
-        raise invalid("prompt", f"must hold at most {max_prompts} prompts, got {len(prompt)}")
-    return cast("list[str | list[int]]", prompt)
 
 
 class _Completion:

@@ -21,12 +21,17 @@ async def live() -> Response:
 
 @router.get("/ready", **describe(None, Health, errors=(503,)))
 async def ready(request: Request) -> Response:
-    """200 while requests are taken; 503 while the engine is dead and once the server drains."""
-    service = models_of(request).default
-    if service.gateway.draining:
+    """200 while requests are taken; 503 while the engine is dead and once the server drains.
+
+    With several models it is the first one's engine; unloaded is not dead.
+    """
+    models = models_of(request)
+    if models.gateway.draining:
         raise ShuttingDown("The server is shutting down.")
-    if not service.gateway.is_ready(service.llm):
-        raise EngineDead("The engine is dead.", retry_after=service.llm.retry_after)
+    if not models.is_ready:
+        service = models.default.service
+        hint = service.llm.retry_after if service else None
+        raise EngineDead("The engine is dead.", retry_after=hint)
     return json_response(Health())
 
 

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize."""
+"""POST /tokenize, /detokenize and /apply-template: what the model reads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from pellucid.server.conversation import check_messages, template_messages, temp
 from pellucid.server.models import receive
 from pellucid.server.openapi import describe
 from pellucid.server.params import invalid
-from pellucid.server.protocol import DetokenizeRequest, TokenizeRequest
+from pellucid.server.protocol import (
+    ApplyTemplateRequest,
+    DetokenizeRequest,
+    TemplateFields,
+    TokenizeRequest,
+)
 from pellucid.server.reply import json_response
-from pellucid.server.responses import Detokenized, Tokenized
+from pellucid.server.responses import AppliedTemplate, Detokenized, Tokenized
 from pellucid.server.service import Service
 from pellucid.server.tools import tool_messages
 
@@ -45,12 +50,19 @@ async def detokenize(request: Request) -> Response:
     return json_response(Detokenized(text))
 
 
+@router.post("/apply-template", **describe(ApplyTemplateRequest, AppliedTemplate))
+async def apply_template(request: Request) -> Response:
+    """A conversation as the text that the model would continue; nothing is generated."""
+    service, body = await receive(request, ApplyTemplateRequest)
+    return json_response(AppliedTemplate(_rendered(service, body)))
+
+
 async def _token_ids(service: Service, body: TokenizeRequest) -> list[int]:
     """A text gets special tokens by default; a conversation has those of its template."""
     if body.messages is None:
         if body.prompt is None:
             raise BadRequest("prompt or messages is required", param="prompt", code="missing_field")
-        for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs"):
+        for name in TemplateFields.__struct_fields__:
             if getattr(body, name) is not None:
                 raise invalid(name, "needs messages")
         return await service.tokenize(
@@ -58,9 +70,17 @@ async def _token_ids(service: Service, body: TokenizeRequest) -> list[int]:
         )
     if body.prompt is not None:
         raise invalid("prompt", "and messages exclude each other")
+    text = _rendered(service, body)
+    return await service.tokenize(text, add_special_tokens=bool(body.add_special_tokens))
+
+
+def _rendered(service: Service, body: TemplateFields) -> str:
+    """The conversation as text. Raises BadRequest."""
+    if body.messages is None:
+        raise BadRequest("messages is required", param="messages", code="missing_field")
     if not body.messages:
         raise invalid("messages", "must hold at least one message")
     check_messages(body.messages)
     messages, told = tool_messages(service, template_messages(body.messages), body.tools)
-    text = service.llm.text.render_chat(messages, **template_options(body), **told)
-    return await service.tokenize(text, add_special_tokens=bool(body.add_special_tokens))
+    options = template_options(body, service.llm.text.chat_template)
+    return service.llm.text.render_chat(messages, **options, **told)

@@ -1,0 +1,108 @@
+"""Requests that end with a vector: what is made of the final hidden states of their prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pellucid.messages import Pooling
+from pellucid.runner.base import Chunk, PendingStep, StepPlan, StepResult
+from pellucid.runner.batch import Ints, StepRows
+
+
+@dataclass(slots=True)
+class _Pool:
+    kind: Pooling
+    num_tokens: int  # of the prompt
+    total: NDArray[np.float32] = field(default_factory=lambda: np.zeros(1, np.float32))
+    count: int = 0  # of the states in `total`
+
+    def is_ended_by(self, chunk: Chunk) -> bool:
+        return chunk.start + chunk.num_tokens == self.num_tokens
+
+    def num_wanted(self, chunk: Chunk) -> int:
+        """How many of the chunk's states are needed, which are the last ones."""
+        return chunk.num_tokens if self.kind == "mean" else int(self.is_ended_by(chunk))
+
+    def add(self, states: NDArray[np.float32]) -> None:
+        # One position after the other: the sum does not depend on where chunks were cut.
+        for state in states:
+            self.total = self.total + state
+        self.count += len(states)
+
+
+class Pools:
+    """The vectors in the making, by request."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, _Pool] = {}
+
+    def __len__(self) -> int:
+        return len(self._pools)
+
+    def add(self, request_id: str, kind: Pooling, num_tokens: int) -> None:
+        self._pools[request_id] = _Pool(kind, num_tokens)
+
+    def drop(self, request_id: str) -> None:
+        """Forget a request; one that does not pool is fine."""
+        self._pools.pop(request_id, None)
+
+    def split(self, plan: StepPlan) -> tuple[list[Chunk], StepPlan]:
+        """The chunks that pool, and the plan without them."""
+        pooling = [chunk for chunk in plan.chunks if chunk.request_id in self._pools]
+        others = [chunk for chunk in plan.chunks if chunk.request_id not in self._pools]
+        return pooling, replace(plan, chunks=others)
+
+    def wanted(self, chunks: list[Chunk], step: StepRows) -> Ints:
+        """The rows of `step`, which consists of `chunks`, whose states `take` needs."""
+        ends = step.query_start[1:].tolist()
+        counts = [self._pools[chunk.request_id].num_wanted(chunk) for chunk in chunks]
+        rows = [np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)]
+        return np.concatenate(rows, dtype=np.int64)
+
+    def take(self, chunks: list[Chunk], states: Tensor, result: StepResult) -> None:
+        """Take in the `wanted` states of `chunks`; vectors that are whole go into `result`."""
+        rows = states.to("cpu", torch.float32).numpy()
+        for chunk in chunks:
+            pool = self._pools[chunk.request_id]
+            count = pool.num_wanted(chunk)
+            pool.add(rows[:count])
+            rows = rows[count:]
+            if pool.is_ended_by(chunk):
+                vector = pool.total / np.float32(pool.count)
+                if np.isfinite(vector).all():
+                    result.embeddings[chunk.request_id] = vector.astype("<f4").tobytes()
+                else:
+                    result.errors[chunk.request_id] = "the model's hidden states are not finite"
+
+
+class PoolingStep:
+    """A step of which some chunks pool, and the rest of it. Implements `PendingStep`."""
+
+    def __init__(
+        self, plan: StepPlan, pools: Pools, chunks: list[Chunk], states: Tensor, rest: PendingStep
+    ) -> None:
+        self._plan = plan
+        self._pools = pools
+        self._chunks = chunks
+        self._states = states
+        self._rest = rest
+
+    def result(self) -> StepResult:
+        count = len(self._plan.chunks)
+        result = StepResult([[] for _ in range(count)], [None] * count, [None] * count)
+        self._pools.take(self._chunks, self._states, result)
+        rest = self._rest.result()
+        result.forward_seconds, result.sample_seconds = rest.forward_seconds, rest.sample_seconds
+        result.errors |= rest.errors
+        pooled = {chunk.request_id for chunk in self._chunks}
+        places = (i for i, c in enumerate(self._plan.chunks) if c.request_id not in pooled)
+        for index, place in enumerate(places):
+            result.token_ids[place] = rest.token_ids[index]
+            result.logprobs[place] = rest.logprobs[index]
+            result.prompt_logprobs[place] = rest.prompt_logprobs[index]
+        return result
