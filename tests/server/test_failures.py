@@ -109,12 +109,13 @@ def test_a_client_that_hangs_up_in_the_middle_of_a_stream_aborts_its_request(
 @pytest.mark.timeout(60)
 def test_two_hundred_clients_that_hang_up_leave_no_block_in_use() -> None:
     async def hang_up(client: httpx.AsyncClient, index: int) -> None:
+        """Half of them once they see the first token, half without having seen anything."""
         body = {**LONG, "prompt": f"Chapter {index}", "stream": index % 2 == 0}
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.5):
+            async with asyncio.timeout(None if body["stream"] else 0.5):
                 async with client.stream("POST", TEXT, json=body) as response:
-                    await response.aread()
-                raise AssertionError("500 tokens for each of 200 clients within half a second")
+                    await anext(response.aiter_raw())
+                assert body["stream"], "500 tokens for each of 200 clients within half a second"
 
     async def crowd(url: str) -> None:
         limits = httpx.Limits(max_connections=None)

@@ -16,24 +16,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
-from weakref import WeakValueDictionary
 
 from pellucid.config import EngineConfig
 from pellucid.engine.client import EngineClient, ProcessClient
-from pellucid.errors import BadRequest, EngineDead
-from pellucid.frontend.admission import Admission
+from pellucid.errors import EngineDead
 from pellucid.frontend.embedding import NOTHING_SAMPLED, vector_of
 from pellucid.frontend.events import EventHub
 from pellucid.frontend.generation import Generation
 from pellucid.frontend.inputs import InputProcessor, PreparedRequest, RequestOptions
-from pellucid.frontend.orphans import Orphans
-from pellucid.frontend.output_processor import OutputProcessor
+from pellucid.frontend.open_requests import OpenRequests
 from pellucid.frontend.outputs import Delta
-from pellucid.frontend.stats import RequestReport, StatsListener
+from pellucid.frontend.stats import StatsListener
 from pellucid.frontend.text import ModelText, load_text
 from pellucid.load.hub import resolve
 from pellucid.messages import Abort, AddRequest, Command, EngineInfo, StepOutput
@@ -78,12 +74,9 @@ class AsyncLLM:
         self._pump: asyncio.Task[None] | None = None
         self._death: EngineDead | None = EngineDead("the engine was not started")
         self._retries = retries
-        self._orphans = Orphans(self._expire)
         self.closed = False  # for good
-        self._generations: WeakValueDictionary[str, Generation] = WeakValueDictionary()
         self._told_vocabulary = False  # what tokens spell, which grammars need
         self._num_preparing = 0  # answers admitted whose prompt is being tokenised
-        self._admission = Admission(config.scheduler)
 
     # ---- life
 
@@ -109,7 +102,9 @@ class AsyncLLM:
         timeout = self.config.scheduler.request_timeout
         # These outlive the engine: the next one has the same model and limits.
         self._inputs = InputProcessor(self.tokenizer, info, timeout)
-        self._outputs = OutputProcessor(self.tokenizer)
+        self._requests = OpenRequests(
+            self.tokenizer, self.config.scheduler, self._retries, self.listeners, self._tell_aborted
+        )
         self._attach(info)
 
     async def restart(self, client: EngineClient) -> None:
@@ -127,11 +122,9 @@ class AsyncLLM:
             await client.close()
             raise
         self._attach(info)
-        for generation in self._orphans.take():
+        for generation, sequences in self._requests.take_orphans():
             try:
-                sequences = generation.request.sequences
-                # Those that are missing have lost their readers.
-                self._hand_over([s for s in sequences if s.request_id in self._outputs])
+                self._hand_over(sequences)
             except EngineDead as error:
                 self._die(error)
                 generation.fail(error)
@@ -141,8 +134,9 @@ class AsyncLLM:
         self.closed = True
         death = death or EngineDead("the engine was closed")
         self._die(death)
-        for generation in self._orphans.take():
-            generation.fail(death)
+        if self._info is not None:
+            for generation, _ in self._requests.take_orphans():
+                generation.fail(death)
         await self._detach()
 
     async def __aenter__(self) -> AsyncLLM:
@@ -190,7 +184,7 @@ class AsyncLLM:
     @property
     def num_unfinished(self) -> int:
         """Answers that run, wait, or are being tokenised."""
-        return len(self._outputs) + self._num_preparing if self._info else 0
+        return len(self._requests) + self._num_preparing if self._info else 0
 
     # ---- text
 
@@ -239,7 +233,7 @@ class AsyncLLM:
             EngineDead: there is no engine to take it.
         """
         self._check_alive()
-        self._admission.check(params.n, self.num_unfinished)  # before any work is spent on it
+        self._requests.check_room(params.n, self._num_preparing)  # before any work is spent on it
         self._num_preparing += params.n
         try:
             request = await self._inputs.prepare(prompt, params, **options)
@@ -260,21 +254,8 @@ class AsyncLLM:
     def open(self, request: PreparedRequest) -> Generation:
         """Hand a prepared request to the engine. Raises BadRequest, Overloaded, EngineDead."""
         self._check_alive()
-        self._admission.check(len(request.sequences), self.num_unfinished)
-        if self.config.scheduler.max_waiting_tokens is not None:
-            waiting = self._outputs.num_waiting_tokens
-            self._admission.check_tokens(len(request.prompt_token_ids), waiting)
-        if any(sequence.request_id in self._outputs for sequence in request.sequences):
-            raise BadRequest(
-                f"request_id {request.request_id} is in use",
-                param="request_id",
-                code="invalid_value",
-            )
-        generation = Generation(request, self._abort)
-        generation.retries_left = self._retries
-        self._generations[request.request_id] = generation
-        for index, sequence in enumerate(request.sequences):
-            self._outputs.add(sequence, request.prompt_token_ids, index, generation.put)
+        self._requests.check_room(len(request.sequences), self._num_preparing)
+        generation = self._requests.add(request)
         try:
             self._hand_over(request.sequences)
         except EngineDead as error:
@@ -323,25 +304,14 @@ class AsyncLLM:
 
         Returns whether there was anything to end.
         """
-        generation = self._generations.get(request_id)
-        return generation is not None and self._abort(generation)
+        generation = self._requests.find(request_id) if self._info else None
+        return generation is not None and self._requests.abort(generation)
 
     # ---- inside
 
     def _check_alive(self) -> None:
         if self._death is not None:
             raise type(self._death)(self._death.message, retry_after=self.retry_after)
-
-    def _abort(self, generation: Generation) -> bool:
-        now = time.monotonic()
-        ids = [sequence.request_id for sequence in generation.request.sequences]
-        ended = {i: report for i in ids if (report := self._outputs.finish(i, "abort", now))}
-        if not ended:
-            return False
-        self._send_quietly(Abort(request_ids=list(ended)))
-        for report in ended.values():
-            self._account(report)
-        return True
 
     def _hand_over(self, sequences: Sequence[AddRequest]) -> None:
         """Raises EngineDead."""
@@ -351,6 +321,9 @@ class AsyncLLM:
             self._told_vocabulary = True
         for sequence in sequences:
             self._client.send(sequence)
+
+    def _tell_aborted(self, request_ids: list[str]) -> None:
+        self._send_quietly(Abort(request_ids=request_ids))
 
     def _send_quietly(self, command: Command) -> None:
         if self._death is None:
@@ -370,26 +343,9 @@ class AsyncLLM:
             self._die(EngineDead(f"the front end failed: {type(error).__name__}"))
 
     def _take(self, output: StepOutput) -> None:
-        step = self._outputs.process(output)
-        if step.stopped:
-            self._send_quietly(Abort(request_ids=step.stopped))
+        self._requests.take(output)
         if output.events:
             self.events.publish(output.events)
-        self._tell(lambda listener: listener.on_step(step.report))
-        for report in step.finished:
-            self._account(report)
-
-    def _account(self, report: RequestReport) -> None:
-        if report.times.finished is not None:
-            self._admission.observe(report.times.finished - report.times.arrival)
-        self._tell(lambda listener: listener.on_finish(report))
-
-    def _tell(self, call: Callable[[StatsListener], None]) -> None:
-        for listener in self.listeners:
-            try:
-                call(listener)
-            except Exception:  # statistics must never end a stream
-                logger.exception("a statistics listener failed")
 
     def _die(self, death: EngineDead) -> None:
         """Refuse what comes from now on; end every open iterator that cannot wait for `restart`."""
@@ -397,29 +353,9 @@ class AsyncLLM:
             self._death = death
             if not self.closed:
                 death.retry_after = self.retry_after
-            for generation in list(self._generations.values()):
-                if self._may_wait(generation):
-                    self._orphans.add(generation)
-                else:
-                    generation.fail(death)
+            if self._info is not None:
+                self._requests.engine_died(death, for_good=self.closed)
             self.died.set()
-
-    def _may_wait(self, generation: Generation) -> bool:
-        """Whether another engine may take a request whose engine has just died."""
-        generation.retries_left -= 1
-        ids = (sequence.request_id for sequence in generation.request.sequences)
-        return (
-            generation.retries_left >= 0
-            and not self.closed
-            and all(self._outputs.is_untouched(i) for i in ids)
-        )
-
-    def _expire(self, generation: Generation) -> None:
-        """The deadline of a request passed while there was no engine to notice it."""
-        now = time.monotonic()
-        for sequence in generation.request.sequences:
-            if report := self._outputs.finish(sequence.request_id, "timeout", now):
-                self._account(report)
 
     def _attach(self, info: EngineInfo) -> None:
         """An engine is there: take requests, and read what it makes of them."""
