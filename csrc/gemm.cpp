@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
 #include <vector>
 
 #include "cpu_features.h"
@@ -37,30 +36,7 @@ const KernelTable& kernels() {
 size_t PackedWeight::bytes() const { return static_cast<size_t>(strip_count(n) * strip_layout(k, format).bytes); }
 
 void quantize(const float* x, int64_t begin, int64_t count, const QuantRows& out, int64_t row) {
-    const auto quantize_blocks = kernels().quantize_blocks;
-    QuantBlock* const blocks = out.blocks(row);
-    float* const values = out.outlier_values(row);
-    const Outliers& outliers = *out.outliers;
-    int64_t done = begin;
-    const auto quantize_up_to = [&](int64_t end) {
-        quantize_blocks(x + done - begin, (end - done) / kActivationGroup, blocks + done / kActivationGroup);
-        done = end;
-    };
-    for (int64_t i = 0; i < outliers.count;) {
-        const int64_t first = outliers.columns[i] / kActivationGroup * kActivationGroup;
-        if (first < begin || first >= begin + count) {
-            ++i;
-            continue;
-        }
-        quantize_up_to(first);
-        float rest[kActivationGroup];
-        std::copy_n(x + first - begin, kActivationGroup, rest);
-        for (; i < outliers.count && outliers.columns[i] < first + kActivationGroup; ++i)
-            values[i] = std::exchange(rest[outliers.columns[i] - first], 0.0f);
-        quantize_blocks(rest, 1, blocks + first / kActivationGroup);
-        done = first + kActivationGroup;
-    }
-    quantize_up_to(begin + count);
+    kernels().quantize_blocks(x, begin, count, *out.outliers, out.blocks(row), out.outlier_values(row));
 }
 
 void gemm(const PackedWeight& w, const QuantRows& x, int64_t rows, float* y, int64_t y_stride, const float* bias,

@@ -62,7 +62,9 @@ struct RowTiles {
 };
 
 struct KernelTable {
-    void (*quantize_blocks)(const float* x, int64_t count, QuantBlock* out);
+    // `quantize` of kernels.h; `blocks` and `values` are those of the row.
+    void (*quantize_blocks)(const float* x, int64_t begin, int64_t count, const Outliers& outliers, QuantBlock* blocks,
+                            float* values);
     void (*gemm_quant)(const QuantGemm&);
     void (*gemm_float)(const FloatGemm&);
 };

@@ -10,10 +10,11 @@ namespace {
 // Below this 127 / absmax overflows. Such a group is zero for every purpose.
 constexpr float kSmallestAbsmax = 1e-36f;
 
-inline void quantize_block(const float* x, QuantBlock& out) {
+// Columns whose bit in `kept` is not set count as 0.
+inline void quantize_block(const float* x, uint32_t kept, QuantBlock& out) {
     constexpr int kVectors = kActivationGroup / kLanes;
     Float values[kVectors];
-    for (int i = 0; i < kVectors; ++i) values[i] = load(x + i * kLanes);
+    for (int i = 0; i < kVectors; ++i) values[i] = where(kept >> i * kLanes, load(x + i * kLanes));
 
     Float largest = abs(values[0]);
     for (int i = 1; i < kVectors; ++i) largest = max(largest, abs(values[i]));
@@ -33,8 +34,19 @@ inline void quantize_block(const float* x, QuantBlock& out) {
     out.scaled_sum = out.scale * static_cast<float>(out.sum16[0] + out.sum16[1]);
 }
 
-void quantize_blocks_impl(const float* x, int64_t count, QuantBlock* out) {
-    for (int64_t i = 0; i < count; ++i) quantize_block(x + i * kActivationGroup, out[i]);
+void quantize_blocks_impl(const float* x, int64_t begin, int64_t count, const Outliers& outliers, QuantBlock* blocks,
+                          float* values) {
+    int64_t next = 0;
+    while (next < outliers.count && outliers.columns[next] < begin) ++next;
+    for (int64_t first = begin; first < begin + count; first += kActivationGroup, x += kActivationGroup) {
+        uint32_t kept = ~0u;
+        for (; next < outliers.count && outliers.columns[next] < first + kActivationGroup; ++next) {
+            const int64_t place = outliers.columns[next] - first;
+            values[next] = x[place];
+            kept &= ~(1u << place);
+        }
+        quantize_block(x, kept, blocks[first / kActivationGroup]);
+    }
 }
 
 }  // namespace

@@ -87,6 +87,12 @@ inline Int dot8bit(Int sum, Int w, Int x) {
 }
 #endif
 
+// v in lanes whose bit is set, 0 in the others.
+inline Float where(uint32_t bits, Float v) {
+    const __m256i own = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), own);
+    return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, own)));
+}
 inline Int round_to_int(Float v) { return _mm256_cvtps_epi32(v); }
 inline void store_int8(int8_t* p, Int v) {
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));

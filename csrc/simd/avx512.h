@@ -63,6 +63,8 @@ inline Int low_bits(Int v) {
 inline Int dot4bit(Int sum, Int w, Int x) { return _mm512_dpbusd_epi32(sum, w, x); }
 inline Int dot8bit(Int sum, Int w, Int x) { return _mm512_dpbusd_epi32(sum, w, x); }
 
+// v in lanes whose bit is set, 0 in the others.
+inline Float where(uint32_t bits, Float v) { return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), v); }
 inline Int round_to_int(Float v) { return _mm512_cvtps_epi32(v); }
 inline void store_int8(int8_t* p, Int v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v)); }
 inline Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }

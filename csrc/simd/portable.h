@@ -136,6 +136,11 @@ inline Int dot8bit(Int sum, Int w, Int x) {
 }
 inline Int dot4bit(Int sum, Int w, Int x) { return dot8bit(sum, w, x); }
 
+// v in lanes whose bit is set, 0 in the others.
+inline Float where(uint32_t bits, Float v) {
+    for (int i = 0; i < kLanes; ++i) v[i] = bits >> i & 1 ? v[i] : 0.0f;
+    return v;
+}
 inline Int round_to_int(Float v) {
     Int r;
     for (int i = 0; i < kLanes; ++i) r[i] = static_cast<int32_t>(std::nearbyint(v[i]));
