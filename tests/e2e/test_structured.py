@@ -71,7 +71,7 @@ def site(smollm2_path: Path) -> Iterator[Live]:
 def test_the_examples_of_the_docs_run(site: Live, page: str) -> None:
     (example,) = re.findall("```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     code = example.replace("http://127.0.0.1:8000", site.url)
-    code = code.replace("smollm2-135m-instruct", site.llm.model_name)
+    code = code.replace("smollm2-135m", site.llm.model_name)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -117,7 +117,7 @@ class FakeEngines(Engines):
         kind = Supervisor if self._clients else Nobody
         return kind(
             llm,
-            self._life.engine_restarts,
+            self._life.engine_restarts if self._clients else 0,
             make_client=self._clients,
             warm=False,
             on_restart=on_restart,

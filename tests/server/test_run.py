@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import subprocess
@@ -102,6 +103,24 @@ def test_a_model_that_cannot_be_loaded_is_an_error_and_frees_the_port() -> None:
     assert len(errors) == 1
     assert ready == []
     bind("127.0.0.1", port).close()
+
+
+def test_answers_leave_without_waiting_for_acknowledgements() -> None:
+    async def delays() -> int:
+        accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def on_client(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            accepted.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with bind("127.0.0.1", 0) as listener:
+            async with await asyncio.start_server(on_client, sock=listener):
+                _, writer = await asyncio.open_connection(*listener.getsockname())
+                writer.close()
+                return await accepted
+
+    assert asyncio.run(delays())
 
 
 def test_urls_name_the_real_port() -> None:

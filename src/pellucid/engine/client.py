@@ -197,8 +197,9 @@ class ProcessClient:
         stdin = self._process.stdin
         if stdin is None:
             raise EngineDead("the engine has no stdin")
-        stdin.write(msgspec.json.encode(self._config) + b"\n")
-        with contextlib.suppress(ConnectionError):  # it died already; _receive will tell
+        # If it has died already, _receive will tell; uvloop's pipe raises RuntimeError then.
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            stdin.write(msgspec.json.encode(self._config) + b"\n")
             await stdin.drain()
 
     async def _receive(self) -> EngineInfo | StepOutput:

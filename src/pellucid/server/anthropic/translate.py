@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 import msgspec
 
-from pellucid.errors import BadRequest
 from pellucid.server.anthropic.protocol import (
     AnyChoice,
     AssistantBlock,
@@ -30,6 +28,7 @@ from pellucid.server.anthropic.protocol import (
     Turn,
     UserTurn,
 )
+from pellucid.server.own_names import compiled
 from pellucid.server.params import invalid
 from pellucid.server.protocol import (
     ChatRequest,
@@ -45,16 +44,14 @@ from pellucid.server.protocol import (
 )
 from pellucid.server.service import Service
 
-# What errors about a chat request name, and what a request of this API calls it.
-_NAMES = tuple(
-    (re.compile(ours), theirs)
-    for ours, theirs in (
-        (r"tools\[(\d+)\]\.function\.parameters", r"tools[\1].input_schema"),
-        (r"tools\[(\d+)\]\.function\.name", r"tools[\1].name"),
-        (r"response_format\.json_schema\.schema", "output_config.format.schema"),
-        (r"stop", "stop_sequences"),
-        (r"continue_final_message", "messages"),
-    )
+NAMES = compiled(
+    {
+        r"\b(tools\[\d+\])\.function\.parameters\b": r"\1.input_schema",
+        r"\b(tools\[\d+\])\.function\.name\b": r"\1.name",
+        r"\bresponse_format\.json_schema\.schema\b": "output_config.format.schema",
+        r"^stop\b": "stop_sequences",
+        r"\bcontinue_final_message\b": "messages",
+    }
 )
 
 
@@ -82,15 +79,6 @@ def chat_request(service: Service, body: TokenCountRequest) -> ChatRequest:
         chat.user = None if body.metadata is None else body.metadata.user_id
     service.check(chat)
     return chat
-
-
-def in_their_names(error: BadRequest) -> BadRequest:
-    """`error` about a chat request, with the name that the field has in this API."""
-    for ours, theirs in _NAMES:
-        if match := ours.fullmatch(error.param or ""):
-            error.param = match.expand(theirs)
-            error.message = error.message.replace(match[0], error.param, 1)
-    return error
 
 
 # ---- messages

@@ -18,10 +18,10 @@ from pellucid.server.ollama.translate import (
     chat_request,
     generate_request,
     keep_alive_seconds,
-    own_names,
     raw_request,
     window,
 )
+from pellucid.server.own_names import own_names
 from pellucid.server.params import completion_params, invalid
 from pellucid.server.service import Service
 

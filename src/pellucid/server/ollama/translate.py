@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
-from pellucid.errors import BadRequest
 from pellucid.server import protocol
 from pellucid.server.ollama.protocol import (
     Answered,
@@ -20,6 +17,7 @@ from pellucid.server.ollama.protocol import (
     OllamaOptions,
     OllamaToolCall,
 )
+from pellucid.server.own_names import compiled
 from pellucid.server.params import invalid
 from pellucid.server.service import Service
 
@@ -41,27 +39,14 @@ _OPTIONS = {
 }
 _PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
-# What errors about a translated request shall call its fields.
-CHAT_NAMES = {
-    **{ours: f"options.{theirs}" for theirs, ours in _OPTIONS.items()},
-    "max_tokens": "options.num_predict",
-    "response_format": "format",
-    "response_format.json_schema.schema": "format",
-}
-GENERATE_NAMES = {**CHAT_NAMES, "logprobs": "top_logprobs"}
-
-
-@contextmanager
-def own_names(names: Mapping[str, str]) -> Iterator[None]:
-    """A BadRequest that is raised inside names the field as the client knows it."""
-    try:
-        yield
-    except BadRequest as error:
-        ours = error.param or ""
-        if theirs := names.get(ours):
-            error.message = error.message.replace(ours, theirs, 1)
-            error.param = theirs
-        raise
+CHAT_NAMES = compiled(
+    {
+        **{rf"^{ours}\b": f"options.{theirs}" for theirs, ours in _OPTIONS.items()},
+        r"\bmax_tokens\b": "options.num_predict",
+        r"\bresponse_format(\.json_schema\.schema)?\b": "format",
+    }
+)
+GENERATE_NAMES = (*CHAT_NAMES, *compiled({r"^logprobs\b": "top_logprobs"}))
 
 
 def chat_request(service: Service, body: OllamaChat) -> protocol.ChatRequest:

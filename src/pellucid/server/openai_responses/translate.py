@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from pellucid.errors import BadRequest
@@ -28,34 +25,21 @@ from pellucid.server.openai_responses.protocol import (
     SchemaJson,
     TextOptions,
 )
+from pellucid.server.own_names import compiled, own_names
 from pellucid.server.params import invalid
 from pellucid.server.service import Service
 
 _THINK = "enable_thinking"
 _ENGINE_FIELDS = chat.EngineFields.__struct_fields__
 
-# Errors are raised on the way of a chat request; their fields, by the names of this API.
-_MESSAGES = re.compile(r"(?<!these )\bmessages\b(\[\d+\])?")
-_OWN_NAMES = (
-    (re.compile(r"\bmax_(completion_)?tokens\b"), "max_output_tokens"),
-    (re.compile(r"\bresponse_format(\.json_schema)?\b"), "text.format"),
-    (re.compile(r"(\btools\[\d+\])\.function\b"), r"\1"),
+NAMES = compiled(
+    {
+        r"\bmax_(completion_)?tokens\b": "max_output_tokens",
+        r"\bresponse_format(\.json_schema)?\b": "text.format",
+        r"(\btools\[\d+\])\.function\b": r"\1",
+        r"(^|(?<=, ))messages\b(\[\d+\])?": "input",
+    }
 )
-
-
-@contextmanager
-def own_names() -> Iterator[None]:
-    """Let a BadRequest name the fields that the client has written."""
-    try:
-        yield
-    except BadRequest as error:
-        names = list(_OWN_NAMES)
-        if error.param is not None and error.param.startswith("messages"):
-            names.append((_MESSAGES, "input"))  # a common word, which other errors may use
-        for pattern, name in names:
-            error.message = pattern.sub(name, error.message)
-            error.param = error.param and pattern.sub(name, error.param)
-        raise
 
 
 def chat_request(service: Service, body: ResponsesRequest) -> chat.ChatRequest:
@@ -71,7 +55,7 @@ def chat_request(service: Service, body: ResponsesRequest) -> chat.ChatRequest:
     request.logprobs = logprobs
     request.top_logprobs = body.top_logprobs
     request.metadata = body.metadata
-    with own_names():
+    with own_names(NAMES):
         service.check(request)
     return request
 
@@ -79,7 +63,7 @@ def chat_request(service: Service, body: ResponsesRequest) -> chat.ChatRequest:
 def counted_request(service: Service, body: InputTokensRequest) -> chat.ChatRequest:
     """The same for what is only counted."""
     request = _conversation(service, body)
-    with own_names():
+    with own_names(NAMES):
         service.check(request)
     return request
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from pellucid.errors import BadRequest
 from pellucid.server.anthropic.answer import Answer, MessageStream
 from pellucid.server.anthropic.errors import messages_error
 from pellucid.server.anthropic.protocol import MessagesRequest, TokenCountRequest
 from pellucid.server.anthropic.responses import AnswerMessage, MessagesError, TokenCount
-from pellucid.server.anthropic.translate import chat_request, in_their_names
+from pellucid.server.anthropic.translate import NAMES, chat_request
 from pellucid.server.chat_job import open_chat, prompt_ids
 from pellucid.server.errors import ERROR_SHAPES
 from pellucid.server.models import receive
 from pellucid.server.openapi import describe
+from pellucid.server.own_names import own_names
 from pellucid.server.reply import json_response, whole
 
 router = APIRouter()
@@ -33,14 +33,12 @@ ERROR_SHAPES["/v1/messages"] = messages_error
 async def messages(request: Request) -> Response:
     """Answer a conversation."""
     service, body = await receive(request, MessagesRequest)
-    try:
+    with own_names(NAMES):
         asked = chat_request(service, body)
         prompt = await prompt_ids(service, asked)
         room = max(service.max_model_len - len(prompt), 1)
         asked.max_tokens = min(max(body.max_tokens, 1), room)
         chat = await open_chat(request, service, asked, kind="msg_", prompt=prompt)
-    except BadRequest as error:
-        raise in_their_names(error) from None
     chat.job.scores_only = body.max_tokens == 0
     answer = Answer(chat, body)
     if body.stream:
@@ -54,8 +52,6 @@ async def messages(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     """How many tokens the prompt of a conversation has."""
     service, body = await receive(request, TokenCountRequest)
-    try:
+    with own_names(NAMES):
         prompt = await prompt_ids(service, chat_request(service, body))
-    except BadRequest as error:
-        raise in_their_names(error) from None
     return json_response(TokenCount(len(prompt)))

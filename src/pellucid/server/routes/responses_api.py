@@ -12,8 +12,9 @@ from pellucid.server.openai_responses.answer import Answer
 from pellucid.server.openai_responses.objects import EVENTS, InputTokens, ResponseObject
 from pellucid.server.openai_responses.protocol import InputTokensRequest, ResponsesRequest
 from pellucid.server.openai_responses.stream import ResponseStream
-from pellucid.server.openai_responses.translate import chat_request, counted_request, own_names
+from pellucid.server.openai_responses.translate import NAMES, chat_request, counted_request
 from pellucid.server.openapi import describe
+from pellucid.server.own_names import own_names
 from pellucid.server.reply import json_response, whole
 
 router = APIRouter()
@@ -28,7 +29,7 @@ async def responses(request: Request) -> Response:
     """Answer a conversation in items: thoughts, text and calls."""
     service, body = await receive(request, ResponsesRequest)
     asked = chat_request(service, body)
-    with own_names():
+    with own_names(NAMES):
         chat = await open_chat(request, service, asked, kind="resp")
     if body.stream:
         return ResponseStream(body, chat)
@@ -40,7 +41,7 @@ async def input_tokens(request: Request) -> Response:
     """Count the tokens of a prompt that is not answered."""
     service, body = await receive(request, InputTokensRequest)
     asked = counted_request(service, body)
-    with own_names():
+    with own_names(NAMES):
         prompt = await prompt_ids(service, asked)
     return json_response(InputTokens(len(prompt)))
 
