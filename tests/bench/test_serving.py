@@ -33,10 +33,12 @@ def test_times_are_the_servers() -> None:
     assert report.tpot_ms is not None
     assert report.e2e_ms is not None
     assert report.itl_ms.count == 6 * 5
-    assert 80 <= report.ttft_ms.p50 < 200
-    assert 19 <= report.itl_ms.mean < 60
-    assert 19 <= report.tpot_ms.p50 < 60
-    assert 180 <= report.e2e_ms.p50 < 500
+    # How late a loaded machine is adds to these, and to the parts as much as to the whole.
+    assert report.ttft_ms.p50 >= 79
+    assert report.e2e_ms.p50 >= 179
+    parts = report.ttft_ms.mean + 5 * report.itl_ms.mean
+    assert report.e2e_ms.mean == pytest.approx(parts, rel=0.02)
+    assert report.tpot_ms.mean == pytest.approx(report.itl_ms.mean, rel=0.02)
     assert report.ttft_ms.p50 <= report.ttft_ms.p95 <= report.ttft_ms.p99 <= report.ttft_ms.max
     assert report.output_tokens == 36
     assert report.prompt_tokens == 42
