@@ -43,7 +43,8 @@ def test_the_first_blocks_of_every_layer_are_in_memory() -> None:
     }
     if found == {0}:
         pytest.skip("this kernel has no MADV_POPULATE_WRITE")
-    assert found <= {6 * MIB // PAGESIZE - 1, 6 * MIB // PAGESIZE}
+    pages = 6 * MIB // PAGESIZE  # the system may take a few back, or move them just now
+    assert all(0.99 * pages < count <= pages for count in found), found
     assert not any(layer.k.any() or layer.v.any() for layer in pool)
 
 
