@@ -133,6 +133,20 @@ def test_clients_become_lanes_and_blocks_are_those_of_metrics(
         assert cached == slow.call(lambda: slow.llm._client._core.scheduler.kv.num_named)
 
 
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_a_phone_shows_one_half_at_a_time(chromium: Browser, slow: Live, scheme: str) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": scheme}
+    with opened(chromium, slow.url, reduced_motion="reduce", **phone) as page:
+        for shown, hidden in (("xray", "chat"), ("chat", "xray")):
+            page.focus(f"#tab-{shown}")
+            page.keyboard.press("Enter")
+            expect(page.locator(f"#{shown}")).to_be_visible()
+            expect(page.locator(f"#{hidden}")).to_be_hidden()
+            assert page.evaluate("document.documentElement.scrollWidth") == 390
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 19, 25)"
+        assert dark == (scheme == "dark")
+
+
 class Scripted(FakeRunner):
     """Says `HOSTILE`, whatever it is asked."""
 

@@ -110,14 +110,15 @@ def test_a_slow_reader_is_told_what_it_missed(monkeypatch: pytest.MonkeyPatch) -
     assert [ended.reason for ended in window.ended] == ["length"]
 
 
-def test_requests_of_a_dead_engine_end() -> None:
-    first, second = helpers.core(), helpers.core()
+def test_another_engine_begins_with_nothing_of_a_dead_one() -> None:
     sink, reader = Xray(), Reader()
-    for engine in (first, second):
-        engine.add(add("a" if engine is first else "b", 20, max_tokens=50))
-        engine.add(add("c" if engine is first else "d", 20, max_tokens=50))
+    for names in ("abc", "d"):
+        engine = helpers.core()
+        for name in names:
+            engine.add(add(name, 40, max_tokens=50))
         EventHub(engine.handle).subscribe(sink, detail=True)
         for _ in range(3):
             sink(engine.step().events)
         reader.read(sink.take())
         reader.check(engine)
+    assert reader.ended == {1: "abort", 2: "abort"}

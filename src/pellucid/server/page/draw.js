@@ -84,7 +84,7 @@ function laneItem(number) {
   const item = element("li", {}, element("span", {}, `#${number}`), element("span"));
   item.append(element("canvas"), element("span", { className: "facts" }));
   item.dataset.number = number;
-  item.firstChild.style.color = colour(number);
+  item.firstChild.style.borderColor = colour(number);
   return item;
 }
 
