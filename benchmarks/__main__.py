@@ -23,7 +23,8 @@ NAMES = (
     "structured_output",
     "picture",
 )
-TRIALS = ("api_fuzz", "soak")  # they do not measure but pass or fail, and run if named
+# They do not measure, and run only if named: the first two pass or fail, the last one photographs.
+TRIALS = ("api_fuzz", "soak", "page_pictures")
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
         if name not in NAMES + TRIALS:
             sys.exit(f"unknown benchmark {name!r}; there are {', '.join(NAMES + TRIALS)}")
     if options and not (len(named) == 1 and named[0] in TRIALS):
-        sys.exit(f"{options[0]}: only {' and '.join(TRIALS)}, named alone, have options")
+        sys.exit(f"{options[0]}: only {', '.join(TRIALS)}, named alone, have options")
     for name in named or NAMES:
         print(f"-- {name}")
         import_module(f"benchmarks.{name}").main(*options)

@@ -21,8 +21,12 @@ from pellucid.messages import Observe
 from pellucid.observe.recording import Recording
 from pellucid.observe.timeline import StepRing
 from pellucid.observe.trace import Trace
+from pellucid.observe.xray import Xray
+from pellucid.server.sse import event
+from pellucid.server.xray import Message
 
 BATCH = 32
+STEPS_IN_WINDOW = 8  # of 100 ms
 ROUNDS = 7
 CASES = {
     "nobody": Observe(num_listeners=0),
@@ -30,6 +34,20 @@ CASES = {
     "record": Observe(num_listeners=2, detail=True),
     "record_tokens": Observe(num_listeners=2, detail=True, tokens=True),
 }
+
+
+class OpenPage:
+    """What a page's reader costs: the state of every step, and every window as JSON."""
+
+    def __init__(self) -> None:
+        self._xray = Xray()
+        self._steps = 0
+
+    def __call__(self, frame: bytes) -> None:
+        self._xray(frame)
+        self._steps += 1
+        if self._steps % STEPS_IN_WINDOW == 0:
+            event(Message(time.monotonic(), window=self._xray.take()))
 
 
 def engine_side(engine: EngineCore) -> dict[str, Any]:
@@ -71,6 +89,7 @@ def front_end_side(engine: EngineCore, frames: list[bytes], step_us: float) -> d
             "timelines": StepRing(),
             "record": Recording(str(Path(folder) / "run.rec"), engine.info),
             "trace": Trace(str(Path(folder) / "run.json"), "model"),
+            "page": OpenPage(),
         }
         results = {}
         for name, sink in sinks.items():

@@ -256,6 +256,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _about("How much the server logs.")
     ] = "info"
+    page: Annotated[
+        bool, _about("Show browsers a page at / to chat and watch the engine; see docs/page.md.")
+    ] = True
     hosting: HostingSettings = HostingSettings()
     observe: ObserveSettings = ObserveSettings()
 

@@ -29,13 +29,14 @@ def serve(engines: list[EngineConfig], server: ServerConfig, gateway: GatewayCon
 
     def on_ready(url: str) -> None:
         status.stop()
-        _greet(url, models, needs_key=bool(gateway.access.api_key or gateway.access.api_key_file))
+        needs_key = bool(gateway.access.api_key or gateway.access.api_key_file)
+        _greet(url, models, needs_key=needs_key, has_page=server.page)
 
     with status:
         run_server(engines[0], server, on_ready, gateway, others=engines[1:])
 
 
-def _greet(url: str, models: list[str], *, needs_key: bool) -> None:
+def _greet(url: str, models: list[str], *, needs_key: bool, has_page: bool) -> None:
     """Where it listens, and a first request to paste."""
     import json
     import shlex
@@ -44,11 +45,12 @@ def _greet(url: str, models: list[str], *, needs_key: bool) -> None:
 
     model, *others = models
     also = f"Loaded when asked for: {', '.join(others)}\n" if others else ""
+    page = f"Chat with it and watch it work: {url}/\n" if has_page else ""
     question = [{"role": "user", "content": "Why is the sky blue?"}]
     body = json.dumps({"model": model, "stream": True, "messages": question})
     key = '  -H "Authorization: Bearer $API_KEY" \\\n' if needs_key else ""
     notes().print(
-        f"{model} is ready at {url}/v1\n{also}\n"
+        f"{model} is ready at {url}/v1\n{page}{also}\n"
         f"curl -N {url}/v1/chat/completions \\\n"
         "  -H 'Content-Type: application/json' \\\n"
         f"{key}"

@@ -14,6 +14,7 @@ from pellucid.server.gateway.cors import allow_origins
 from pellucid.server.gateway.gate import Gate
 from pellucid.server.models import Leases, Models
 from pellucid.server.observation import Observer
+from pellucid.server.page import Page
 from pellucid.server.routes import (
     anthropic,
     chat,
@@ -28,7 +29,9 @@ from pellucid.server.routes import (
     responses_api,
     system,
     tokens,
+    xray,
 )
+from pellucid.server.xray import Xrays
 
 ROUTES = (
     chat,
@@ -61,10 +64,15 @@ def build_app(served: Models) -> FastAPI:
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_middleware(Leases)  # later ones lie around earlier ones
     app.add_middleware(Gate, gateway=served.gateway)
+    if served.config.page:
+        app.add_middleware(Page)  # before the gate: a browser has no key to bring
     app.add_middleware(Envelope)
     app.add_middleware(Observer, observation=served.observation)  # around all but CORS
     allow_origins(app, served.gateway.config.access.cors_origin)
     for routes in ROUTES:
         app.include_router(routes.router)
+    if served.config.page:
+        app.state.xrays = Xrays(served)
+        app.include_router(xray.router)
     openapi.install(app)
     return app

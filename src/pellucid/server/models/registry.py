@@ -107,6 +107,10 @@ class Models:
         """Raises ModelNotFound."""
         return self._find(name).status()
 
+    def loaded_service(self, name: str | None) -> Service | None:
+        """The model of that name if it is loaded; it may go at any time. Raises ModelNotFound."""
+        return self._find(name).service
+
     @property
     def is_ready(self) -> bool:
         """The default model answers, or would be loaded again for whoever asks."""

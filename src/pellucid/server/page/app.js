@@ -1,0 +1,47 @@
+// The page's start: the key, the models, and which half a narrow screen shows.
+
+import { call, getKey, setKey } from "./api.js";
+import { startChat } from "./chat.js";
+import { follow, startXray } from "./xray.js";
+
+const $ = (id) => document.getElementById(id);
+
+function notice(text) {
+  $("notice").textContent = text;
+  $("notice").hidden = !text;
+}
+
+async function connect() {
+  try {
+    const { data } = await (await call("v1/models")).json();
+    const chosen = $("model").value;
+    $("model").replaceChildren(...data.map(({ id }) => new Option(id, id, false, id === chosen)));
+    notice("");
+  } catch (error) {
+    $("model").replaceChildren();
+    notice(error.message);
+    if (error.status === 401) $("key").focus();
+    return;
+  }
+  follow();
+}
+
+function tab(name) {
+  document.body.dataset.tab = name;
+  for (const other of ["chat", "xray"]) {
+    $(`tab-${other}`).setAttribute("aria-pressed", other === name);
+  }
+}
+
+$("key").value = getKey();
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setKey($("key").value.trim());
+  connect();
+});
+$("model").addEventListener("change", follow);
+$("tab-chat").addEventListener("click", () => tab("chat"));
+$("tab-xray").addEventListener("click", () => tab("xray"));
+startChat();
+startXray();
+connect();
