@@ -201,3 +201,65 @@ def test_schedulers_say_who_waits() -> None:
     assert text.startswith("fifo has the lowest mean latency, 4.0 s (8.0 s priority)")
     assert "wait least under priority, 1.00 s, and most under fifo" in text
     assert "9 s, a short request under priority" in text
+
+
+# ---- prefix-cache
+
+
+def test_prefix_cache() -> None:
+    experiment = module("prefix_cache")
+    settings = experiment.Settings(system=64, users=3, question=16, answer=4, turns=3, repeats=2)
+    findings = experiment.run(settings, LAB)
+    check(findings)
+    rows = {row[0]: row for row in findings.tables[0].rows}
+    assert rows["system prompt, off"][1] == rows["chat, off"][1] == 0
+    # Of 3 prompts of 80 tokens, two find the 64 that they share, which are whole blocks.
+    assert rows["system prompt, on"][1] == pytest.approx(100 * 2 * 64 / (3 * 80))
+    chats = findings.raw["chat, on"]
+    assert [one["prompt"] for one in chats[0]] == [16, 36, 56]
+    assert [[one["cached"] for one in run] for run in chats] == [[0, 16, 32]] * 2
+    assert findings.conclusion[1] == "With the cache on and off, answers are the same tokens."
+
+
+def test_prefix_cache_says_which_is_sooner() -> None:
+    conclude = module("prefix_cache")._conclusion
+    rows = [
+        [f"{w}, {c}", 0.0, 9.0, ms]
+        for w in ("system prompt", "chat")
+        for c, ms in (("off", 4.0), ("on", 8.0))
+    ]
+    first, second = conclude(rows, False)
+    assert first.count("2.0 times later, after 8.0 instead of 4.0 ms") == 2
+    assert second.endswith("not the same tokens.")
+
+
+# ---- quantization
+
+
+def test_quantization() -> None:
+    experiment = module("quantization")
+    settings = experiment.Settings(text=64, window=32, input_len=16, output_len=4, repeats=1)
+    findings = experiment.run(settings, LAB)
+    check(findings)
+    columns, rows = findings.tables[0].columns, findings.tables[0].rows
+    error = {row[0]: row[columns.index("mean log prob error")] for row in rows}
+    assert error["float32"] == 0
+    assert 0 < error["int8"] < error["int4"]
+    memory = {row[0]: row[columns.index("weights MB")] for row in rows}
+    if findings.raw["float32"]["kernels"] == "native":  # the reference keeps all of them dense
+        assert memory["int4"] < memory["int8"] < memory["bfloat16"] < memory["float32"]
+    assert len(findings.raw["int8"]["logprobs"]) == 2 * 31
+
+
+def test_quantization_says_what_is_fastest_and_farthest() -> None:
+    conclude = module("quantization")._conclusion
+    rows = [
+        ["float32", 10.0, 0, 0, 0, 100.0, 5.0, 0.0, 0.0],
+        ["int8", 5.0, 0, 0, 0, 25.0, 5.1, 0.3, 1.0],
+        ["int4", 4.0, 0, 0, 0, 15.0, 5.2, 0.1, 1.0],
+    ]
+    first, second = conclude(rows)
+    assert first.startswith("float32 decodes fastest, 1.0 times")
+    assert "int4 is smallest" in first
+    assert "0.100 off on average with int4" in second
+    assert "0.300 with int8" in second
