@@ -263,3 +263,27 @@ def test_quantization_says_what_is_fastest_and_farthest() -> None:
     assert "int4 is smallest" in first
     assert "0.100 off on average with int4" in second
     assert "0.300 with int8" in second
+
+
+# ---- prefill-decode
+
+
+def test_prefill_decode() -> None:
+    experiment = module("prefill_decode")
+    settings = experiment.Settings(lengths=[8, 32], chunks=[8, 16], streams=2, repeats=2)
+    findings = experiment.run(settings, LAB)
+    check(findings)
+    steps = [row[-1] for row in findings.tables[1].rows]
+    # Two tokens of each step are the streams': 32 take 6 steps of 6 tokens, or 3 of 14.
+    assert steps == [6, 3]
+    assert {len(one["alone"]) for one in findings.raw["stalls"]["8"]} == {experiment.SETTLED}
+
+
+def test_prefill_decode_says_which_chunks_disturb() -> None:
+    conclude = module("prefill_decode")._conclusion
+    lengths = [["8", 8.0, 8.0, 8.0, 1.0, 4.0], ["32", 16.0, 16.0, 16.0, 0.5, 5.0]]
+    chunks = [["16", 1.0, 30.0, 30.0, 30.0, 99.0, 6.0], ["64", 1.0, 10.0, 10.0, 10.0, 200.0, 3.0]]
+    first, second = conclude(lengths, chunks)
+    assert "10 times as much" in first
+    assert "is 10 ms with 64 tokens per step and 30 ms with 16" in second
+    assert "soonest with 16, after 99 ms instead of 200 ms with 64" in second

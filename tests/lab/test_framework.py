@@ -202,7 +202,11 @@ def test_without_its_packages_the_lab_names_the_extra(monkeypatch: pytest.Monkey
         draw.check_extra()
 
 
-def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PELLUCID_MODEL", "PELLUCID_CACHE_DIR", "PELLUCID_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     pellucid = runner(capsys)
     listed = pellucid("lab", "list")
     assert listed.code == 0
@@ -214,6 +218,9 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     wrong = pellucid("lab", "run", "nothing")
     assert wrong.code == 2
     assert "no experiment is called 'nothing'" in wrong.err
+    absent = pellucid("lab", "run", "threads", "--offline", "--cache-dir", str(tmp_path / "none"))
+    assert absent.code == 1
+    assert "smollm2-135m" in absent.err
     empty = pellucid("lab", "report", str(tmp_path / "nowhere"))
     assert empty.code == 2
     assert "no results in" in empty.err

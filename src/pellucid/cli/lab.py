@@ -12,7 +12,6 @@ from pellucid.config import ModelSettings
 
 if TYPE_CHECKING:
     from pellucid.lab.result import Result
-    from pellucid.lab.subject import Subject
 
 T = TypeVar("T")
 
@@ -55,16 +54,30 @@ def run(
             help="The model to measure; 'random' is a tiny one that needs no download.",
         ),
     ] = DEFAULT_MODEL,
+    cache_dir: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PELLUCID_CACHE_DIR",
+            help="Folder for downloaded models; ~/.cache/pellucid by default.",
+        ),
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", envvar="PELLUCID_OFFLINE", help="Never touch the network.")
+    ] = False,
 ) -> None:
     """Run experiments; each writes JSON, PNG and HTML, and the folder's report is made anew."""
     from pellucid.cli.console import results
+    from pellucid.cli.download import fetch
     from pellucid.lab.draw import check_extra
     from pellucid.lab.experiment import Lab, choose, run_experiment
     from pellucid.lab.report import write_report, write_result
+    from pellucid.lab.subject import RANDOM, Subject
 
     chosen = choose(names or [], every=every)
     check_extra()
-    lab = Lab(_subject(model, needed=any(one.needs_model for one in chosen)), _track)
+    needed = model != RANDOM and any(one.needs_model for one in chosen)
+    settings = ModelSettings(model=model, cache_dir=cache_dir, offline=offline)
+    lab = Lab(Subject(settings, fetch(settings) if needed else None), _track)
     for experiment in chosen:
         result = run_experiment(experiment, lab, quick=quick)
         write_result(result, out)
@@ -84,15 +97,6 @@ def report(
 
     check_extra()
     typer.echo(write_report(folder))
-
-
-def _subject(model: str, *, needed: bool) -> Subject:
-    from pellucid.cli.download import fetch
-    from pellucid.lab.subject import RANDOM, Subject
-
-    settings = ModelSettings(model=model)
-    absent = model == RANDOM or not needed
-    return Subject(settings, None if absent else fetch(settings))
 
 
 def _track(items: Sequence[T], label: str) -> Iterable[T]:

@@ -110,8 +110,8 @@ def _findings(raw: dict[str, Any]) -> Findings:
         raw=raw,
         notes=[
             f"Kernels: {', '.join(kernels)}. float32 means the file's weights as floats: what the"
-            " file itself lost when it was made cannot be seen here. Where it is quantised, int8 and"
-            " int4 round what is already rounded."
+            " file itself lost when it was made cannot be seen here. Where it is quantised, int8"
+            " and int4 round what is already rounded."
         ],
         conclusion=_conclusion(rows),
     )

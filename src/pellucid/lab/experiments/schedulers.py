@@ -232,7 +232,7 @@ EXPERIMENT = Experiment(
         " user) through the engine's own scheduler and a runner without a model, in virtual time;"
         " the same recordings for every policy, several seeds."
     ),
-    quick=Settings(requests=150, seeds=3),
+    quick=Settings(requests=300, seeds=5),
     full=Settings(requests=1000, seeds=10),
     run=run,
     needs_model=False,
