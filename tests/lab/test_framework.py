@@ -21,7 +21,7 @@ from pellucid.lab import draw, experiments
 from pellucid.lab.experiment import Experiment, Lab, choose, find_experiments, run_experiment
 from pellucid.lab.fit import power_law, slope, spread
 from pellucid.lab.report import markdown, read_results, shown, write_report, write_result
-from pellucid.lab.result import Figure, Findings, Law, Result, Series, Span, Table
+from pellucid.lab.result import Figure, Findings, Law, Series, Span, Table
 from pellucid.lab.subject import Subject
 from tests.cli.helpers import runner
 
@@ -38,7 +38,7 @@ def findings(settings: Settings, lab: Lab) -> Findings:
     low, high = [0.5, 1.0, 2.0], [1.5, 3.0, 4.0]
     curves = [
         Series(name="curve", x=x, y=[1.0, 2.0, 3.0], low=low, high=high),
-        Series(name="dots", x=x, y=[2.0, 2.0, 2.0], style="points"),
+        Series(name="other", x=x, y=[2.0, 2.0, 2.0], style="dashed"),
     ]
     bars = [Series(name="a", x=[0.0, 1.0], y=[1.0, 2.0], low=[1, 1], high=[2, 3], style="bars")]
     spans = [Span("one", 0.0, 1.0, "busy"), Span("two", 0.5, 2.0, "idle")]
@@ -224,8 +224,3 @@ def test_the_command_line(
     empty = pellucid("lab", "report", str(tmp_path / "nowhere"))
     assert empty.code == 2
     assert "no results in" in empty.err
-
-
-def test_a_result_is_decoded_by_type() -> None:
-    result = run_experiment(SAMPLE, LAB, quick=True)
-    assert msgspec.json.decode(msgspec.json.encode(result), type=Result) == result

@@ -9,6 +9,7 @@ from pellucid.errors import ConfigError
 from pellucid.lab.result import Figure, Series
 
 BUNDLE = "plotly.min.js"  # beside the pages that use it
+FEW = 20  # points of a curve below which each is marked
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#222222")
 
 
@@ -60,8 +61,8 @@ def _series_png(axes: Any, series: Series, colour: str, bars: list[Series]) -> N
         places = [x + shift for x in series.x]
         axes.bar(places, series.y, width, label=series.name, color=colour, yerr=error, capsize=3)
         return
-    form = {"line": "-", "dashed": "--", "points": ""}[series.style]
-    mark = "o" if series.style == "points" or len(series.x) < 20 else ""
+    form = "--" if series.style == "dashed" else "-"
+    mark = "o" if len(series.x) < FEW else ""
     axes.plot(series.x, series.y, form, marker=mark, ms=4, label=series.name, color=colour)
     if series.low:
         axes.fill_between(series.x, series.low, series.high, alpha=0.2, color=colour, lw=0)
@@ -135,13 +136,13 @@ def _series_html(go: Any, plot: Any, figure: Figure, series: Series, colour: str
     if series.style == "bars":
         plot.add_bar(x=x, y=series.y, name=series.name, marker_color=colour, error_y=error)
         return
-    few = series.style == "points" or len(series.x) < 20
+    few = len(series.x) < FEW
     plot.add_trace(
         go.Scatter(
             x=x,
             y=series.y,
             name=series.name,
-            mode="markers" if series.style == "points" else "lines+markers" if few else "lines",
+            mode="lines+markers" if few else "lines",
             line={"color": colour, "dash": "dash" if series.style == "dashed" else "solid"},
             error_y=error if few else None,
         )

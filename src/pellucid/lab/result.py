@@ -17,7 +17,7 @@ class Series(msgspec.Struct, kw_only=True, omit_defaults=True):
     y: list[float]
     low: list[float] = []
     high: list[float] = []
-    style: Literal["line", "dashed", "points", "bars"] = "line"
+    style: Literal["line", "dashed", "bars"] = "line"
 
 
 class Span(msgspec.Struct):

@@ -208,6 +208,6 @@ EXPERIMENT = Experiment(
         " engine. Rounds take turns, after a warm-up; medians over rounds."
     ),
     quick=Settings(prompt=4, tokens=64, repeats=1),
-    full=Settings(prompt=4, tokens=512, repeats=3),
+    full=Settings(prompt=4, tokens=256, repeats=3),
     run=run,
 )
