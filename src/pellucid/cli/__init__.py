@@ -1,4 +1,4 @@
-"""The command line: `pellucid serve | chat | generate | pull | models | bench | doctor`."""
+"""The command line: `pellucid serve | chat | generate | pull | models | bench | lab | doctor`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pellucid import __version__
-from pellucid.cli import bench, chat, doctor, generate, models, serve
+from pellucid.cli import bench, chat, doctor, generate, lab, models, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +30,7 @@ app.command()(generate.generate)
 app.command()(models.pull)
 app.command()(models.models)
 app.add_typer(bench.app, name="bench")
+app.add_typer(lab.app, name="lab")
 app.command()(doctor.doctor)
 
 

@@ -1,0 +1,158 @@
+"""Figures as PNG files by matplotlib and as interactive HTML by plotly: the extra `lab`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import ConfigError
+from pellucid.lab.result import Figure, Series
+
+BUNDLE = "plotly.min.js"  # beside the pages that use it
+FEW = 20  # points of a curve below which each is marked
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#222222")
+
+
+def check_extra() -> None:
+    """Raise ConfigError naming the extra if what draws is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+        import plotly  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"the lab needs {error.name}: pip install 'pellucid[lab]'") from None
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Draw without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    lanes = _lanes(figure)
+    height = max(4.5, 0.16 * len(lanes))
+    canvas = Canvas(figsize=(8, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.add_subplot()
+    axes.set(title=figure.title, xlabel=figure.x_label, ylabel=figure.y_label)
+    axes.grid(visible=True, alpha=0.3)
+    if figure.spans:
+        _spans_png(axes, figure, lanes)
+    bars = [series for series in figure.series if series.style == "bars"]
+    for index, series in enumerate(figure.series):
+        _series_png(axes, series, COLOURS[index % len(COLOURS)], bars)
+    if figure.ticks:
+        axes.set_xticks(range(len(figure.ticks)), figure.ticks)
+    if figure.log_x:
+        axes.set_xscale("log")
+    if figure.log_y:
+        axes.set_yscale("log")
+    if figure.series or figure.spans:
+        axes.legend(fontsize="small")
+    canvas.savefig(path)
+
+
+def _series_png(axes: Any, series: Series, colour: str, bars: list[Series]) -> None:
+    if series.style == "bars":
+        width = 0.8 / len(bars)
+        shift = (bars.index(series) - (len(bars) - 1) / 2) * width
+        error = None
+        if series.low:
+            below = [y - low for y, low in zip(series.y, series.low, strict=True)]
+            error = [below, [high - y for y, high in zip(series.y, series.high, strict=True)]]
+        places = [x + shift for x in series.x]
+        axes.bar(places, series.y, width, label=series.name, color=colour, yerr=error, capsize=3)
+        return
+    form = "--" if series.style == "dashed" else "-"
+    mark = "o" if len(series.x) < FEW else ""
+    axes.plot(series.x, series.y, form, marker=mark, ms=4, label=series.name, color=colour)
+    if series.low:
+        axes.fill_between(series.x, series.low, series.high, alpha=0.2, color=colour, lw=0)
+
+
+def _lanes(figure: Figure) -> dict[str, int]:
+    """Rows of a time line from the top, in order of appearance."""
+    return {lane: -i for i, lane in enumerate(dict.fromkeys(span.lane for span in figure.spans))}
+
+
+def _kinds(figure: Figure) -> dict[str, str]:
+    kinds = dict.fromkeys(span.kind for span in figure.spans)
+    return {kind: COLOURS[i % len(COLOURS)] for i, kind in enumerate(kinds)}
+
+
+def _spans_png(axes: Any, figure: Figure, lanes: dict[str, int]) -> None:
+    for kind, colour in _kinds(figure).items():
+        spans = [span for span in figure.spans if span.kind == kind]
+        axes.barh(
+            [lanes[span.lane] for span in spans],
+            [span.end - span.begin for span in spans],
+            left=[span.begin for span in spans],
+            color=colour,
+            label=kind,
+        )
+    axes.set_yticks(list(lanes.values()), list(lanes), fontsize=5)
+
+
+def html_part(figure: Figure) -> str:
+    """A `<div>` for a page that loads BUNDLE."""
+    import plotly.graph_objects as go
+
+    plot = go.Figure()
+    for index, series in enumerate(figure.series):
+        _series_html(go, plot, figure, series, COLOURS[index % len(COLOURS)])
+    lanes = _lanes(figure)
+    for kind, colour in _kinds(figure).items():
+        spans = [span for span in figure.spans if span.kind == kind]
+        plot.add_bar(
+            y=[span.lane for span in spans],
+            x=[span.end - span.begin for span in spans],
+            base=[span.begin for span in spans],
+            orientation="h",
+            name=kind,
+            marker_color=colour,
+        )
+    plot.update_layout(
+        title=figure.title,
+        xaxis={"title": {"text": figure.x_label}, "type": "log" if figure.log_x else None},
+        yaxis={"title": {"text": figure.y_label}, "type": "log" if figure.log_y else None},
+        barmode="overlay" if figure.spans else "group",
+        height=max(480, 14 * len(lanes)),
+    )
+    if figure.spans:
+        plot.update_yaxes(type="category", autorange="reversed")
+    part: str = plot.to_html(full_html=False, include_plotlyjs=False)
+    return part
+
+
+def _series_html(go: Any, plot: Any, figure: Figure, series: Series, colour: str) -> None:
+    x = [figure.ticks[int(place)] for place in series.x] if figure.ticks else series.x
+    error = None
+    if series.low:
+        error = {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - y for y, high in zip(series.y, series.high, strict=True)],
+            "arrayminus": [y - low for y, low in zip(series.y, series.low, strict=True)],
+            "thickness": 1,
+        }
+    if series.style == "bars":
+        plot.add_bar(x=x, y=series.y, name=series.name, marker_color=colour, error_y=error)
+        return
+    few = len(series.x) < FEW
+    plot.add_trace(
+        go.Scatter(
+            x=x,
+            y=series.y,
+            name=series.name,
+            mode="lines+markers" if few else "lines",
+            line={"color": colour, "dash": "dash" if series.style == "dashed" else "solid"},
+            error_y=error if few else None,
+        )
+    )
+
+
+def write_bundle(folder: Path) -> None:
+    """plotly's script, once per folder: pages work without a network."""
+    from plotly.offline import get_plotlyjs
+
+    path = folder / BUNDLE
+    if not path.exists():
+        path.write_text(get_plotlyjs(), encoding="utf-8")

@@ -1,0 +1,107 @@
+"""What an experiment is, and how it is found and run."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import msgspec
+
+from pellucid.bench.machine import describe_machine, describe_versions
+from pellucid.bench.summary import command_line
+from pellucid.errors import ConfigError
+from pellucid.lab import experiments
+from pellucid.lab.result import Findings, Result
+
+if TYPE_CHECKING:
+    from pellucid.lab.subject import Subject
+
+T = TypeVar("T")
+
+
+class Track(Protocol):
+    """Goes through `items`, drawing how far it is."""
+
+    def __call__(self, items: Sequence[T], label: str) -> Iterable[T]: ...
+
+
+def untracked(items: Sequence[T], label: str) -> Iterable[T]:
+    """A `Track` that draws nothing."""
+    return items
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What an experiment is given to work with."""
+
+    subject: Subject
+    track: Track = untracked
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A module of `lab/experiments` defines one as `EXPERIMENT`.
+
+    `quick` and `full` are frozen structs of the same type, for runs under a minute on two cores and
+    for figures to rely on. `run` takes one of them.
+    """
+
+    name: str
+    question: str
+    hypothesis: str
+    method: str
+    quick: msgspec.Struct
+    full: msgspec.Struct
+    run: Callable[[Any, Lab], Findings]
+    needs_model: bool = True
+
+    def settings(self, *, quick: bool) -> msgspec.Struct:
+        return self.quick if quick else self.full
+
+
+def find_experiments() -> dict[str, Experiment]:
+    """All experiments by name. Only the folder's listing says which there are."""
+    modules = sorted(module.name for module in iter_modules(experiments.__path__))
+    found = (import_module(f"{experiments.__name__}.{name}").EXPERIMENT for name in modules)
+    return {experiment.name: experiment for experiment in found}
+
+
+def choose(names: Sequence[str], *, every: bool) -> list[Experiment]:
+    """The experiments that are asked for. Raises ConfigError if there is no such."""
+    known = find_experiments()
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f": there are {', '.join(known)}"
+            raise ConfigError(f"no experiment is called {name!r}{hint}")
+    if not names and not every:
+        raise ConfigError("name an experiment, or give --all; `pellucid lab list` shows them")
+    return list(known.values()) if every else [known[name] for name in dict.fromkeys(names)]
+
+
+def run_experiment(experiment: Experiment, lab: Lab, *, quick: bool) -> Result:
+    """Run it here and now. Raises what loading a model raises, and ConfigError."""
+    settings = experiment.settings(quick=quick)
+    begin = time.perf_counter()
+    findings = experiment.run(settings, lab)
+    return Result(
+        name=experiment.name,
+        question=experiment.question,
+        hypothesis=experiment.hypothesis,
+        method=experiment.method,
+        size="quick" if quick else "full",
+        settings=msgspec.to_builtins(settings),
+        model=lab.subject.name if experiment.needs_model else "none",
+        command=command_line(),
+        machine=describe_machine(),
+        versions=describe_versions(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.perf_counter() - begin,
+        findings=findings,
+    )

@@ -1,0 +1,1 @@
+"""One module per experiment, with its `EXPERIMENT`; found by listing this folder."""

@@ -1,0 +1,289 @@
+"""Each experiment on a tiny model at its smallest: its numbers are true, its words follow them."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from pellucid.config import ModelSettings
+from pellucid.errors import ConfigError
+from pellucid.lab import caches, hugging_face
+from pellucid.lab.experiment import Lab
+from pellucid.lab.result import Findings
+from pellucid.lab.subject import RANDOM_MODEL, Subject
+
+LAB = Lab(Subject(ModelSettings(model="random"), None))
+
+
+def module(name: str) -> ModuleType:
+    """An experiment's module; its tests are skipped where it was removed."""
+    return pytest.importorskip(f"pellucid.lab.experiments.{name}", exc_type=ModuleNotFoundError)
+
+
+def check(findings: Findings) -> None:
+    """What holds of all findings."""
+    assert msgspec.json.decode(msgspec.json.encode(findings), type=Findings) == findings
+    assert 2 <= len(findings.conclusion) <= 2
+    for table in findings.tables:
+        assert table.rows
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+    for figure in findings.figures:
+        for series in figure.series:
+            assert len(series.x) == len(series.y) > 0
+            assert np.isfinite(series.y).all()
+
+
+# ---- kv-cache
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return caches.load(RANDOM_MODEL, LAB.subject.open_weights(), 64)
+
+
+@pytest.mark.parametrize("cache", caches.CACHES)
+def test_every_cache_writes_the_text_of_transformers(model: Any, cache: str) -> None:
+    prompt = LAB.subject.prompt(19, seed=1)
+    other = hugging_face.load(RANDOM_MODEL, LAB.subject.open_weights())
+    expected = other.generate(
+        torch.tensor([prompt]), max_new_tokens=24, min_new_tokens=24, do_sample=False
+    )
+    made = caches.generate(model, cache, prompt, 24)
+    assert made.token_ids == expected[0, len(prompt) :].tolist()
+    recomputed = [len(prompt) + i for i in range(24)]
+    assert made.positions == (recomputed if cache == "none" else [19] + [1] * 23)
+
+
+def test_kv_cache() -> None:
+    experiment = module("kv_cache")
+    settings = experiment.Settings(prompt=4, tokens=40, repeats=2)
+    findings = experiment.run(settings, LAB)
+    check(findings)
+    table = findings.tables[0]
+    rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    methods = {*caches.CACHES, "transformers, off", "transformers, on", "pellucid's engine"}
+    assert rows.keys() == methods
+    same = {row["same text as without"] for name, row in rows.items() if "engine" not in name}
+    assert same == {"yes"}
+    laws = {law.name: law.exponent for law in findings.laws}
+    assert laws["none: positions computed"] > 1.6
+    assert laws["paged: positions computed"] < 1.05
+    assert [len(runs) for runs in findings.raw.values()] == [2] * 7
+
+
+def test_kv_cache_says_that_texts_differ() -> None:
+    experiment = module("kv_cache")
+    one = caches.Generation([1, 2, 3], [0.1] * 3, [1] * 3)
+    other = caches.Generation([1, 5, 3], [0.1] * 3, [1] * 3)
+    assert experiment._agreement([one, one], [1, 2, 3]) == "yes"
+    assert experiment._agreement([one, other], [1, 2, 3]) == "no, from token 1"
+    row = ["x", 10.0, 10.0, 10.0, 1.0, 2.0, 1.0, 1.0, 1.0, 9.0]
+    rows = [["none", *row[1:], "yes"], ["paged", *row[1:], "no, from token 1"]]
+    assert "not every float32 method" in experiment._conclusion(rows, 50)[1]
+
+
+def test_kv_cache_refuses_a_model_with_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = module("kv_cache")
+    subject = Subject(ModelSettings(model="random"), None)
+    changed = {name: getattr(RANDOM_MODEL, name) for name in RANDOM_MODEL.__dataclass_fields__}
+    subject.__dict__["config"] = type(RANDOM_MODEL)(**{**changed, "sliding_window": 8})
+    with pytest.raises(ConfigError, match="windows"):
+        experiment.run(experiment.Settings(prompt=4, tokens=10, repeats=1), Lab(subject))
+
+
+# ---- threads
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pellucid.kernels.machine_limits.SECONDS", 0.01)
+    experiment = module("threads")
+    settings = experiment.Settings(input_len=16, output_len=4, prompts=1, repeats=2, max_threads=2)
+    findings = experiment.run(settings, LAB)
+    check(findings)
+    assert [row[0] for row in findings.tables[0].rows] == [
+        *("prefill, 1", "prefill, 2", "decode, 1", "decode, 2")
+    ]
+    assert len(findings.raw["1"]["decode"]) == 2
+
+
+def test_a_roofline_is_the_lower_of_two_bounds() -> None:
+    experiment = module("threads")
+    one = {
+        "arithmetic": "int8",
+        "operations_per_token": 10.0,
+        "bytes_per_step": 90.0,
+        "kv_bytes_per_token": 10.0,
+        "limits": {"int8": 1000.0, "memory": 500.0},
+    }
+    assert experiment._bounds(one, 64) == {
+        "prefill": (100.0, "arithmetic"),
+        "decode": (5.0, "memory"),
+    }
+    assert experiment._bounds({**one, "limits": None}, 64) == {"prefill": None, "decode": None}
+
+
+def test_the_knee_is_where_more_threads_do_not_pay() -> None:
+    knee = module("threads").knee
+    assert knee([1, 2, 3, 4], [10.0, 19.0, 22.0, 23.0]) == 2
+    assert knee([1, 2, 3], [10.0, 19.0, 28.0]) is None
+    assert knee([1, 2], [10.0, 8.0]) == 1
+
+
+# ---- batching
+
+
+def test_batching() -> None:
+    experiment = module("batching")
+    settings = experiment.Settings(
+        requests=6, batch=3, prompt=(4, 12), mean_answer=6, max_answer=16, repeats=1
+    )
+    findings = experiment.run(settings, LAB)
+    check(findings)
+    assert [row[0] for row in findings.tables[0].rows] == ["sequential", "static", "continuous"]
+    runs, jobs = findings.raw["runs"], findings.raw["jobs"]
+    wanted = sum(map(sum, jobs))
+    assert runs["sequential"][0]["computed"] == runs["continuous"][0]["computed"] == wanted
+    padded = sum(
+        3 * (max(p for p, _ in wave) + max(a for _, a in wave)) for wave in (jobs[:3], jobs[3:])
+    )
+    assert runs["static"][0]["computed"] == padded
+    assert len(set(runs["static"][0]["ends"])) == 2  # a batch ends together
+
+
+def test_batching_says_which_is_best() -> None:
+    conclude = module("batching")._conclusion
+    rows = [["sequential", 10.0, 0, 0, 1.0, 1.0, 0.0], ["static", 20.0, 0, 0, 3.0, 1.0, 40.0]]
+    text = " ".join(conclude([*rows, ["continuous", 5.0, 0, 0, 2.0, 1.0, 0.0]], 8))
+    assert "brings 0.50 times" in text
+    assert "0.25 times" in text
+    assert text.endswith("the lowest is that of sequential.")
+
+
+# ---- schedulers
+
+
+def test_schedulers() -> None:
+    experiment = module("schedulers")
+    settings = experiment.Settings(requests=60, seeds=2)
+    findings = experiment.run(settings, LAB)
+    check(findings)
+    assert findings == experiment.run(settings, LAB)  # virtual time is exact
+    assert {len(fates) for runs in findings.raw.values() for fates in runs} == {
+        len(experiment.record(settings, seed)) for seed in range(2)
+    }
+
+
+def test_fifo_serves_in_order_and_priority_does_not() -> None:
+    experiment = module("schedulers")
+    settings = experiment.Settings(requests=3, seeds=1, seats=1)
+    arrivals = [
+        experiment.Arrival("bulk", "a", 0.0, 64, 8),
+        experiment.Arrival("bulk", "a", 0.001, 64, 8),
+        experiment.Arrival("short", "b", 0.002, 64, 8),
+    ]
+    # The first prompt and 8 steps of one token, the prompt's own included.
+    whole = (8 * settings.step_ms + (64 + 7) * settings.token_ms) / 1e3
+    for policy, places in (("fifo", [0, 1, 2]), ("priority", [0, 2, 1])):
+        fates = experiment.simulate(settings, arrivals, policy)
+        for fate, arrival, place in zip(fates, arrivals, places, strict=True):
+            assert fate["queue"] == pytest.approx(place * whole - arrival.time)
+
+
+def test_schedulers_say_who_waits() -> None:
+    conclude = module("schedulers")._conclusion
+    rows = [["fifo: short", 5.0, 0, 0, 6.0, 7.0], ["priority: short", 1.0, 0, 0, 2.0, 9.0]]
+    text = " ".join(conclude(rows, {"fifo": 4.0, "priority": 8.0}))
+    assert text.startswith("fifo has the lowest mean latency, 4.0 s (8.0 s priority)")
+    assert "wait least under priority, 1.00 s, and most under fifo" in text
+    assert "9 s, a short request under priority" in text
+
+
+# ---- prefix-cache
+
+
+def test_prefix_cache() -> None:
+    experiment = module("prefix_cache")
+    settings = experiment.Settings(system=64, users=3, question=16, answer=4, turns=3, repeats=2)
+    findings = experiment.run(settings, LAB)
+    check(findings)
+    rows = {row[0]: row for row in findings.tables[0].rows}
+    assert rows["system prompt, off"][1] == rows["chat, off"][1] == 0
+    # Of 3 prompts of 80 tokens, two find the 64 that they share, which are whole blocks.
+    assert rows["system prompt, on"][1] == pytest.approx(100 * 2 * 64 / (3 * 80))
+    chats = findings.raw["chat, on"]
+    assert [one["prompt"] for one in chats[0]] == [16, 36, 56]
+    assert [[one["cached"] for one in run] for run in chats] == [[0, 16, 32]] * 2
+    assert findings.conclusion[1] == "With the cache on and off, answers are the same tokens."
+
+
+def test_prefix_cache_says_which_is_sooner() -> None:
+    conclude = module("prefix_cache")._conclusion
+    rows = [
+        [f"{w}, {c}", 0.0, 9.0, ms]
+        for w in ("system prompt", "chat")
+        for c, ms in (("off", 4.0), ("on", 8.0))
+    ]
+    first, second = conclude(rows, False)
+    assert first.count("2.0 times later, after 8.0 instead of 4.0 ms") == 2
+    assert second.endswith("not the same tokens.")
+
+
+# ---- quantization
+
+
+def test_quantization() -> None:
+    experiment = module("quantization")
+    settings = experiment.Settings(text=64, window=32, input_len=16, output_len=4, repeats=1)
+    findings = experiment.run(settings, LAB)
+    check(findings)
+    columns, rows = findings.tables[0].columns, findings.tables[0].rows
+    error = {row[0]: row[columns.index("mean log prob error")] for row in rows}
+    assert error["float32"] == 0
+    assert 0 < error["int8"] < error["int4"]
+    memory = {row[0]: row[columns.index("weights MB")] for row in rows}
+    if findings.raw["float32"]["kernels"] == "native":  # the reference keeps all of them dense
+        assert memory["int4"] < memory["int8"] < memory["bfloat16"] < memory["float32"]
+    assert len(findings.raw["int8"]["logprobs"]) == 2 * 31
+
+
+def test_quantization_says_what_is_fastest_and_farthest() -> None:
+    conclude = module("quantization")._conclusion
+    rows = [
+        ["float32", 10.0, 0, 0, 0, 100.0, 5.0, 0.0, 0.0],
+        ["int8", 5.0, 0, 0, 0, 25.0, 5.1, 0.3, 1.0],
+        ["int4", 4.0, 0, 0, 0, 15.0, 5.2, 0.1, 1.0],
+    ]
+    first, second = conclude(rows)
+    assert first.startswith("float32 decodes fastest, 1.0 times")
+    assert "int4 is smallest" in first
+    assert "0.100 off on average with int4" in second
+    assert "0.300 with int8" in second
+
+
+# ---- prefill-decode
+
+
+def test_prefill_decode() -> None:
+    experiment = module("prefill_decode")
+    settings = experiment.Settings(lengths=[8, 32], chunks=[8, 16], streams=2, repeats=2)
+    findings = experiment.run(settings, LAB)
+    check(findings)
+    steps = [row[-1] for row in findings.tables[1].rows]
+    # Two tokens of each step are the streams': 32 take 6 steps of 6 tokens, or 3 of 14.
+    assert steps == [6, 3]
+    assert {len(one["alone"]) for one in findings.raw["stalls"]["8"]} == {experiment.SETTLED}
+
+
+def test_prefill_decode_says_which_chunks_disturb() -> None:
+    conclude = module("prefill_decode")._conclusion
+    lengths = [["8", 8.0, 8.0, 8.0, 1.0, 4.0], ["32", 16.0, 16.0, 16.0, 0.5, 5.0]]
+    chunks = [["16", 1.0, 30.0, 30.0, 30.0, 99.0, 6.0], ["64", 1.0, 10.0, 10.0, 10.0, 200.0, 3.0]]
+    first, second = conclude(lengths, chunks)
+    assert "10 times as much" in first
+    assert "is 10 ms with 64 tokens per step and 30 ms with 16" in second
+    assert "soonest with 16, after 99 ms instead of 200 ms with 64" in second
