@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from pellucid.kernels.interface import AttentionInputs, KVLayer
+from pellucid.kernels.interface import AttentionInputs, KVLayer, Matrix, Weight
 from pellucid.kernels.reference import ReferenceOps
-from pellucid.kernels.triton import activation, attention_plan, norm, rope
+from pellucid.kernels.triton import activation, attention_plan, norm, product, rope
 from pellucid.kernels.triton.thresholds import Thresholds
+from pellucid.kernels.triton.weights import StackedWeight, pack
 
 
 class TritonOps(ReferenceOps):
@@ -22,6 +24,43 @@ class TritonOps(ReferenceOps):
 
     def __init__(self, thresholds: Thresholds | None = None) -> None:
         self.thresholds = Thresholds.from_environment() if thresholds is None else thresholds
+        self.weight_bytes = 0
+
+    def pack(self, parts: Sequence[Matrix], dtype: torch.dtype, device: torch.device) -> Weight:
+        """Quantised parts keep their integers; a stack of dense ones is one dense tensor."""
+        weight = pack(parts, dtype, device)
+        if weight is None:
+            dense = super().pack(parts, dtype, device)
+            self.weight_bytes += dense.nbytes
+            return dense
+        self.weight_bytes += weight.nbytes
+        return weight
+
+    def embedding(self, token_ids: Tensor, table: Weight, scale: float = 1.0) -> Tensor:
+        if not isinstance(table, StackedWeight):
+            return super().embedding(token_ids, table, scale)
+        rows = table.rows(token_ids)
+        return rows if scale == 1.0 else rows * scale
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        if not isinstance(weight, StackedWeight):
+            return super().linear(x, weight, bias)
+        out = torch.empty((len(x), weight.n), dtype=x.dtype, device=x.device)
+        begin = 0
+        for piece in weight.pieces:
+            part = slice(begin, begin + len(piece))
+            piece_bias = None if bias is None else bias[part]
+            if isinstance(piece, Tensor):
+                out[:, part] = super().linear(x, piece, piece_bias)
+            else:
+                product.integer_product(x, piece, piece_bias, out[:, part])
+            begin += len(piece)
+        return out
+
+    def logits(self, x: Tensor, weight: Weight) -> Tensor:
+        if not isinstance(weight, StackedWeight):
+            return super().logits(x, weight)
+        return self.linear(x.float(), weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if x.shape[-1] < self.thresholds.rms_norm:

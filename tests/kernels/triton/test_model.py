@@ -26,21 +26,18 @@ def answers(runner: TorchRunner, names: str, chunk: int = 100) -> Answers:
     return {name: (job.tokens, job.logprobs) for name, job in jobs.items()}
 
 
+def make_runner(folder: Path, **settings: str) -> TorchRunner:
+    same = {"dtype": "float32", "device": "cpu", "threads": 1, "num_kv_blocks": 8}
+    return TorchRunner(EngineConfig.of(model=str(folder), **same, **settings))
+
+
 @pytest.mark.parametrize(("arch", "layers"), [("qwen3", 1), ("gemma2", 2)])
 def test_greedy_tokens_are_those_of_the_reference(
     ops: ReferenceOps, tmp_path: Path, arch: str, layers: int
 ) -> None:
     """And their bits are the same alone, batched and chunked."""
     make_hf(arch, tmp_path, num_hidden_layers=layers)
-    runners = {
-        kernels: TorchRunner(
-            EngineConfig.of(
-                model=str(tmp_path), kernels=kernels, dtype="float32", device="cpu", threads=1,
-                num_kv_blocks=8,
-            )
-        )
-        for kernels in ("triton", "reference")
-    }  # fmt: skip
+    runners = {name: make_runner(tmp_path, kernels=name) for name in ("triton", "reference")}
     assert runners["triton"].info().kernels == "triton"
     together = answers(runners["triton"], "abc")
     expected = answers(runners["reference"], "abc")
@@ -49,3 +46,15 @@ def test_greedy_tokens_are_those_of_the_reference(
     }
     assert answers(runners["triton"], "b") == {"b": together["b"]}
     assert answers(runners["triton"], "ab", chunk=5) == {name: together[name] for name in "ab"}
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantised_models_give_the_tokens_of_the_reference(
+    ops: ReferenceOps, tmp_path: Path, quantization: str
+) -> None:
+    make_hf("qwen2", tmp_path, num_hidden_layers=1)
+    found = {}
+    for kernels in ("triton", "reference"):
+        runner = make_runner(tmp_path, kernels=kernels, quantization=quantization)
+        found[kernels] = {name: tokens for name, (tokens, _) in answers(runner, "abc").items()}
+    assert found["triton"] == found["reference"]
