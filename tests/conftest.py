@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import tests.triton_interpreter  # noqa: F401 - before anything else imports Triton
+
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

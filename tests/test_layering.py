@@ -159,3 +159,19 @@ def test_tensor_side_needs_no_front_end_packages() -> None:
     statement = "import pellucid.models.registry, pellucid.load.weights, pellucid.load.model_config"
     front = {"fastapi", "typer", "rich", "uvicorn", "jinja2", "huggingface_hub", "gguf"}
     assert loaded_by(statement, front | {"transformers"}) == set()
+
+
+def test_triton_is_loaded_by_its_own_kernels_only() -> None:
+    statement = "import pellucid.kernels.dispatch, pellucid.runner.torch_runner\n"
+    statement += "import pellucid.kernels.triton, pellucid.engine.process"
+    assert loaded_by(statement, {"triton"}) == set()
+
+
+def test_the_engine_needs_torch_and_four_small_packages_only() -> None:
+    """So that it runs from source on a bare PyTorch machine: no extension, no server's packages."""
+    absent = {"fastapi", "gguf", "huggingface_hub", "jinja2", "llguidance", "prometheus_client"}
+    absent |= {"psutil", "yaml", "rich", "typer", "uvicorn", "transformers", "triton"}
+    absent |= {"pellucid._native"}
+    statement = f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
+    statement += "import pellucid.runner.torch_runner, pellucid.engine.core, pellucid.load.weights"
+    loaded_by(statement, set())

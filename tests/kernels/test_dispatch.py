@@ -23,9 +23,17 @@ def test_reference_is_always_there() -> None:
     assert select_ops("auto", META).name == "reference"
 
 
-def test_kernels_to_come_are_refused() -> None:
-    with pytest.raises(KernelsUnavailable, match=r"triton.*not part of this version"):
+def test_triton_is_for_gpus() -> None:
+    with pytest.raises(KernelsUnavailable, match=r"'triton' cannot run here: .* not for cpu"):
         select_ops("triton", CPU)
+    with pytest.raises(KernelsUnavailable, match="CUDA_VISIBLE_DEVICES"):
+        select_ops("triton", torch.device("cuda:1"))
+
+
+def test_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(KernelsUnavailable, match=r"pellucid\[gpu\]"):
+        select_ops("triton", torch.device("cuda"))
 
 
 def test_native_kernels_are_for_cpus() -> None:
@@ -77,7 +85,7 @@ def test_describe_names_every_choice() -> None:
     assert lines.keys() == {"reference", "native", "triton"}
     assert lines["reference"].available
     assert not lines["triton"].available
-    assert "not part of this version" in lines["triton"].reason
+    assert "not for cpu" in lines["triton"].reason
 
 
 def test_instruction_sets_come_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Which backend runs the ops.
 
 A backend is a class derived from `ReferenceOps`, listed here with a function that says why it
-cannot run, if it cannot. `auto` takes the first of the list that can.
+cannot run, if it cannot. `auto` takes the first of the list that can; as the reference always can,
+what stands behind it runs only where it is asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from pellucid.kernels import native
+from pellucid.kernels import native, triton
 from pellucid.kernels.reference import ReferenceOps
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,12 @@ class KernelInfo:
     reason: str
 
 
+def _triton_ops() -> ReferenceOps:
+    from pellucid.kernels.triton_ops import TritonOps  # imports Triton
+
+    return TritonOps()
+
+
 BACKENDS: tuple[Backend, ...] = (
     Backend(
         "native",
@@ -59,8 +66,9 @@ BACKENDS: tuple[Backend, ...] = (
         native.about,
     ),
     Backend("reference", ReferenceOps),
+    # Last, as long as no GPU has run them.
+    Backend("triton", _triton_ops, triton.obstacle, triton.head_dim_obstacle, triton.about),
 )
-NOT_YET = {"triton": "Triton kernels for GPUs"}
 
 
 def select_ops(kernels: str, device: torch.device, head_dim: int | None = None) -> ReferenceOps:
@@ -80,15 +88,18 @@ def select_ops(kernels: str, device: torch.device, head_dim: int | None = None) 
                 if obstacle is not None and kernels == "auto":
                     logger.warning("%s kernels cannot run this model: %s", backend.name, obstacle)
             if obstacle is None:
-                return backend.make()
+                return _made(backend)
             if kernels != "auto":
                 raise KernelsUnavailable(f"kernels {kernels!r} cannot run here: {obstacle}")
-    if kernels in NOT_YET:
-        raise KernelsUnavailable(
-            f"kernels {kernels!r} ({NOT_YET[kernels]}) are not part of this version"
-        )
-    known = ", ".join(["auto", *(backend.name for backend in BACKENDS), *NOT_YET])
+    known = ", ".join(["auto", *(backend.name for backend in BACKENDS)])
     raise KernelsUnavailable(f"unknown kernels {kernels!r}; there are {known}")
+
+
+def _made(backend: Backend) -> ReferenceOps:
+    try:
+        return backend.make()
+    except ValueError as error:  # a setting of the backend's own
+        raise KernelsUnavailable(f"kernels {backend.name!r} cannot run here: {error}") from None
 
 
 def describe(device: torch.device | None = None) -> list[KernelInfo]:
@@ -99,10 +110,6 @@ def describe(device: torch.device | None = None) -> list[KernelInfo]:
         obstacle = backend.obstacle(where)
         reason = backend.about() if obstacle is None else obstacle
         lines.append(KernelInfo(backend.name, obstacle is None, reason))
-    lines += [
-        KernelInfo(name, False, f"{what} are not part of this version")
-        for name, what in NOT_YET.items()
-    ]
     return lines
 
 

@@ -48,11 +48,18 @@ class IntegerMatrix:
     def dense(self) -> NDArray[np.float32]:
         """The values themselves, [n, k]."""
         n, k = self.q.shape
-        scales = _multiplied(self.scales, self.super_scales)[..., None]
-        w = (self.q.reshape(n, -1, self.group).astype(np.float32) - self.zero) * scales
-        if self.minima is not None:
-            w += _multiplied(self.minima, self.super_minima)[..., None]
+        scales, minima = self.float_scales()
+        w = (self.q.reshape(n, -1, self.group).astype(np.float32) - self.zero) * scales[..., None]
+        if minima is not None:
+            w += minima[..., None]
         return w.reshape(n, k)
+
+    def float_scales(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Scales and minima as they are to be applied, float32 [n, k / group]."""
+        minima = self.minima
+        if minima is not None:
+            minima = _multiplied(minima, self.super_minima)
+        return _multiplied(self.scales, self.super_scales), minima
 
 
 def _multiplied(fine: NDArray[Any], coarse: NDArray[np.float32] | None) -> NDArray[np.float32]:

@@ -1,0 +1,296 @@
+"""Causal attention over the paged KV pool: decoding, chunks of prompts, and any mixture.
+
+For a query at position p, over the keys and values at positions j that it sees:
+
+    score_j = cap * tanh(scale q k_j / cap)         max(0, p - window + 1) <= j <= p
+    out     = sum_j e^(score_j - m) v_j / sum_j e^(score_j - m),            m = max_j score_j
+
+The step's tokens are cut into tiles of consecutive tokens of one sequence; the rows of a tile are
+its tokens' query heads that share one key/value head (GQA), so that each key is read once for all
+of them. Tiles begin at multiples of their height, whatever part of one the step has: a token has
+the same place in its tile always. A context is cut into partitions of 256 positions:
+
+                positions   0 ........ 255 | 256 ...... 511 | 512 ...
+      tile of queries        partition 0   |  partition 1   |
+
+Each partition has its own (m, sum, weighted values), found 64 positions at a time by online softmax
+(Milakov and Gimelshein 2018); partitions are merged in order. Where there are few tiles, each
+partition is a program of its own and a second kernel merges (split KV, "flash decoding", Dao et al.
+2023). Where a tile is part of a long chunk, one program walks through all of its partitions. Both
+do the same operations in the same order, so that neither the split nor how a prompt was cut shows.
+
+A score that is masked is -1e30. A row that sees nothing of a block gets a meaningless sum there,
+which the first real score multiplies by e^-1e30 = 0: it does not matter that a neighbour in the
+tile needed the block. A slot that no row of the tile sees is never read.
+
+Memory traffic: a tile reads its queries, and the keys and values from its first visible position to
+its last, once. With b bytes per component that is 2 D b per position and key/value head, all that
+matters when decoding: 4 operations per query head and component against b bytes. Split KV also
+writes and reads (D + 2) float32 per row and partition, 1/64 of that for 4 heads in bfloat16.
+"""
+
+import triton
+import triton.language as tl
+
+PARTITION = tl.constexpr(256)
+BLOCK = tl.constexpr(64)  # positions at a time; divides PARTITION
+MASKED = tl.constexpr(-1e30)
+TILE_FIELDS = tl.constexpr(4)
+
+
+@triton.jit
+def merged(m, total, out, part_m, part_total, part_out):
+    """Two softmax sums as one. The roundings are spelled out: both kernels must have the same."""
+    top = tl.maximum(m, part_m)
+    share, part_share = tl.exp(m - top), tl.exp(part_m - top)
+    total = tl.fma(total, share, part_total * part_share)
+    out = tl.fma(out, tl.broadcast_to(share[:, None], out.shape), part_out * part_share[:, None])
+    return top, total, out
+
+
+@triton.jit
+def load_heads(
+    pool, scales, place, seen, column, head_dim, DTYPE: tl.constexpr, INT8: tl.constexpr
+):
+    """Heads of the pool at `place` [BLOCK] -> [BLOCK, BLOCK_DIM] in DTYPE."""
+    mask = seen[:, None] & (column < head_dim)[None, :]
+    rows = tl.load(pool + place[:, None] * head_dim + column[None, :], mask=mask, other=0)
+    if INT8:
+        scale = tl.load(scales + place, mask=seen, other=0.0)
+        rows = rows.to(tl.float32) * scale[:, None]
+    return rows.to(DTYPE)
+
+
+@triton.jit
+def attend_partition(
+    queries,  # [ROWS, BLOCK_DIM]
+    row_position,  # [ROWS]
+    partition,
+    lowest,  # the first position that a row of the tile sees
+    last,  # the last
+    table,  # the sequence's row of the block table
+    k_pool,
+    v_pool,
+    k_scales,
+    v_scales,
+    kv_head,
+    num_kv_heads,
+    head_dim,
+    block_size,
+    scale,
+    softcap,
+    window,
+    ROWS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    DTYPE: tl.constexpr,
+    INT8: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    """Largest score, sum of weights and weighted sum of values of each row, over one partition."""
+    column = tl.arange(0, BLOCK_DIM)
+    m = tl.full([ROWS], MASKED, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    out = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+    # What lies outside of these bounds is masked for every row, and would change nothing.
+    begin = tl.maximum(partition * PARTITION, lowest // BLOCK * BLOCK)
+    end = tl.minimum(partition * PARTITION + PARTITION, last + 1)
+    for start in range(begin, end, BLOCK):
+        position = start + tl.arange(0, BLOCK)
+        seen = (position >= lowest) & (position <= last)
+        block = tl.load(table + position // block_size, mask=seen, other=0).to(tl.int64)
+        place = (block * block_size + position % block_size) * num_kv_heads + kv_head
+        keys = load_heads(k_pool, k_scales, place, seen, column, head_dim, DTYPE, INT8)
+        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+        if SOFTCAP:
+            scores = softcap * (1 - 2 / (tl.exp(2 * (scores / softcap)) + 1))  # tanh
+        distance = row_position[:, None] - position[None, :]
+        visible = distance >= 0
+        if WINDOW:
+            visible &= distance < window
+        scores = tl.where(visible, scores, MASKED)
+
+        top = tl.maximum(m, tl.max(scores, axis=1))
+        weights = tl.exp(scores - top[:, None])
+        kept = tl.exp(m - top)
+        values = load_heads(v_pool, v_scales, place, seen, column, head_dim, DTYPE, INT8)
+        total = total * kept + tl.sum(weights, axis=1)
+        out = out * kept[:, None]
+        out = tl.dot(weights.to(DTYPE), values, acc=out, input_precision="ieee")
+        m = top
+    return m, total, out
+
+
+@triton.jit
+def tile_of(tiles, index):
+    """(sequence, first row of the step, first position, number of tokens)."""
+    tile = tiles + index * TILE_FIELDS
+    return tl.load(tile), tl.load(tile + 1), tl.load(tile + 2), tl.load(tile + 3)
+
+
+@triton.jit
+def rows_of_tile(row, first_row, first_position, kv_head, num_kv_heads, shared, ROWS: tl.constexpr):
+    """Of each row: its token, counted from the tile's first, and its place in [T * H, D]."""
+    token = row // shared - first_position % (ROWS // shared)
+    head = kv_head * shared + row % shared
+    return token, (first_row + token).to(tl.int64) * (num_kv_heads * shared) + head
+
+
+@triton.jit
+def first_seen(first_position, window, WINDOW: tl.constexpr):
+    lowest = first_position * 0
+    if WINDOW:
+        lowest = tl.maximum(first_position - window + 1, 0)
+    return lowest
+
+
+@triton.jit
+def attention_kernel(
+    q,  # [T, H, D] dense
+    out,  # [T, H, D] dense; written without SPLIT
+    part_m,  # [tiles, parts, G, ROWS] float32; written with SPLIT, as are the next two
+    part_total,  # likewise
+    part_out,  # [tiles, parts, G, ROWS, BLOCK_DIM] float32
+    k_pool,  # [slots, G, D]
+    v_pool,
+    k_scales,  # [slots, G] float32; not read without INT8
+    v_scales,
+    tiles,  # [tiles, TILE_FIELDS] int32
+    block_tables,  # [S, width] int32
+    width,
+    parts,  # the most partitions that a tile has
+    num_kv_heads,
+    shared,  # query heads per key/value head
+    head_dim,
+    block_size,
+    scale,
+    softcap,  # not read without SOFTCAP
+    window,  # not read without WINDOW
+    ROWS: tl.constexpr,  # of a tile: tokens * shared, padded
+    BLOCK_DIM: tl.constexpr,  # head_dim, rounded up to a power of two
+    DTYPE: tl.constexpr,  # of products
+    INT8: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Grid (tiles, G, parts with SPLIT, else 1)."""
+    index, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    sequence, first_row, first_position, tokens = tile_of(tiles, index)
+    last = first_position + tokens - 1
+    lowest = first_seen(first_position, window, WINDOW)
+    first_partition, last_partition = lowest // PARTITION, last // PARTITION
+
+    row, column = tl.arange(0, ROWS), tl.arange(0, BLOCK_DIM)
+    token, place = rows_of_tile(row, first_row, first_position, kv_head, num_kv_heads, shared, ROWS)
+    mask = ((token >= 0) & (token < tokens))[:, None] & (column < head_dim)[None, :]
+    queries = tl.load(q + place[:, None] * head_dim + column[None, :], mask=mask, other=0.0)
+    queries = queries.to(DTYPE)
+    position = first_position + tl.minimum(tl.maximum(token, 0), tokens - 1)
+    table = block_tables + sequence.to(tl.int64) * width
+
+    if SPLIT:
+        partition = first_partition + part
+        if partition <= last_partition:
+            m, total, values = attend_partition(
+                queries,
+                position,
+                partition,
+                lowest,
+                last,
+                table,
+                k_pool,
+                v_pool,
+                k_scales,
+                v_scales,
+                kv_head,
+                num_kv_heads,
+                head_dim,
+                block_size,
+                scale,
+                softcap,
+                window,
+                ROWS,
+                BLOCK_DIM,
+                DTYPE,
+                INT8,
+                WINDOW,
+                SOFTCAP,
+            )
+            item = (index.to(tl.int64) * parts + part) * num_kv_heads + kv_head
+            tl.store(part_m + item * ROWS + row, m)
+            tl.store(part_total + item * ROWS + row, total)
+            line = (item * ROWS + row) * BLOCK_DIM
+            tl.store(part_out + line[:, None] + column[None, :], values)
+    else:
+        m = tl.full([ROWS], MASKED, tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        values = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+        for partition in range(first_partition, last_partition + 1):
+            more_m, more_total, more_values = attend_partition(
+                queries,
+                position,
+                partition,
+                lowest,
+                last,
+                table,
+                k_pool,
+                v_pool,
+                k_scales,
+                v_scales,
+                kv_head,
+                num_kv_heads,
+                head_dim,
+                block_size,
+                scale,
+                softcap,
+                window,
+                ROWS,
+                BLOCK_DIM,
+                DTYPE,
+                INT8,
+                WINDOW,
+                SOFTCAP,
+            )
+            m, total, values = merged(m, total, values, more_m, more_total, more_values)
+        result = (values / total[:, None]).to(out.dtype.element_ty)
+        tl.store(out + place[:, None] * head_dim + column[None, :], result, mask=mask)
+
+
+@triton.jit
+def merge_kernel(
+    out,  # as in attention_kernel, up to head_dim
+    part_m,
+    part_total,
+    part_out,
+    tiles,
+    parts,
+    num_kv_heads,
+    shared,
+    head_dim,
+    window,
+    ROWS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+):
+    """Grid (tiles, G)."""
+    index, kv_head = tl.program_id(0), tl.program_id(1)
+    _, first_row, first_position, tokens = tile_of(tiles, index)
+    last = first_position + tokens - 1
+    lowest = first_seen(first_position, window, WINDOW)
+    row, column = tl.arange(0, ROWS), tl.arange(0, BLOCK_DIM)
+    m = tl.full([ROWS], MASKED, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    values = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+    for part in range(last // PARTITION - lowest // PARTITION + 1):
+        item = (index.to(tl.int64) * parts + part) * num_kv_heads + kv_head
+        line = (item * ROWS + row) * BLOCK_DIM
+        more_m = tl.load(part_m + item * ROWS + row)
+        more_total = tl.load(part_total + item * ROWS + row)
+        more_values = tl.load(part_out + line[:, None] + column[None, :])
+        m, total, values = merged(m, total, values, more_m, more_total, more_values)
+
+    token, place = rows_of_tile(row, first_row, first_position, kv_head, num_kv_heads, shared, ROWS)
+    mask = ((token >= 0) & (token < tokens))[:, None] & (column < head_dim)[None, :]
+    result = (values / total[:, None]).to(out.dtype.element_ty)
+    tl.store(out + place[:, None] * head_dim + column[None, :], result, mask=mask)

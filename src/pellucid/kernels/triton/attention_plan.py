@@ -1,0 +1,155 @@
+"""How a step's attention is cut into tiles, once for all layers, and the launch of its kernels.
+
+A tile has 16 rows, the fewest that a tensor core multiplies, for decoding and for chunks alike. A
+taller one would read the keys of a long chunk less often; but another height may be multiplied by
+other instructions, and a token would then depend on whether it was decoded or recomputed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from pellucid.kernels.interface import AttentionInputs, KVLayer
+from pellucid.kernels.triton.attention import PARTITION, attention_kernel, merge_kernel
+from pellucid.kernels.triton.dtypes import product_dtype
+
+TILE_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Tiles that are computed the same way.
+
+    `table` [tiles, 4] int32 holds of each its sequence, its first row of the step, the position of
+    that row, and its number of tokens. `parts` is the most partitions that one of them meets, for
+    each sliding window.
+    """
+
+    table: Tensor
+    parts: dict[int | None, int]
+    split: bool  # each partition is a program of its own
+
+    @property
+    def count(self) -> int:
+        return len(self.table)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that the layers of a step share."""
+
+    groups: list[Tiles]
+    rows: int  # of a tile, padding included
+
+
+Tile = tuple[int, int, int, int]
+
+
+def plan(
+    inputs: AttentionInputs, num_heads: int, num_kv_heads: int, windows: Sequence[int | None]
+) -> Plan:
+    """See `ReferenceOps.plan_attention`. Contexts that one tile of the step meets are split."""
+    shared = num_heads // num_kv_heads
+    rows = max(TILE_ROWS, triton.next_power_of_2(shared))
+    height = rows // shared  # tokens
+    single: list[Tile] = []
+    several: list[Tile] = []
+    row = 0
+    lengths = zip(inputs.query_lens_list, inputs.seq_lens_list, strict=True)
+    for sequence, (count, context) in enumerate(lengths):
+        tiles = []
+        position = context - count
+        while position < context:
+            taken = min(height - position % height, context - position)
+            tiles.append((sequence, row, position, taken))
+            position, row = position + taken, row + taken
+        (single if len(tiles) == 1 else several).extend(tiles)
+    device = inputs.positions.device
+    groups = [
+        Tiles(
+            torch.tensor(tiles, dtype=torch.int32).to(device, non_blocking=True),
+            {window: _most_partitions(tiles, window) for window in set(windows)},
+            split,
+        )
+        for tiles, split in ((single, True), (several, False))
+        if tiles
+    ]
+    return Plan(groups, rows)
+
+
+def _most_partitions(tiles: list[Tile], window: int | None) -> int:
+    counts = []
+    for _, _, position, tokens in tiles:
+        lowest = 0 if window is None else max(0, position - window + 1)
+        counts.append((position + tokens - 1) // PARTITION.value - lowest // PARTITION.value + 1)
+    return max(counts)
+
+
+def attend(
+    q: Tensor,
+    kv: KVLayer,
+    inputs: AttentionInputs,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """See `ReferenceOps.paged_attention`.
+
+    Raises:
+        ValueError: `inputs.plan` is not what `plan` returned.
+    """
+    if not isinstance(inputs.plan, Plan):
+        raise ValueError("paged_attention needs what plan_attention returned in inputs.plan")
+    q = q.contiguous()
+    out = torch.empty_like(q)
+    for tiles in inputs.plan.groups:
+        _attend_tiles(q, out, kv, inputs, tiles, inputs.plan.rows, scale, window, softcap)
+    return out
+
+
+def _attend_tiles(
+    q: Tensor,
+    out: Tensor,
+    kv: KVLayer,
+    inputs: AttentionInputs,
+    tiles: Tiles,
+    rows: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> None:
+    _, num_heads, head_dim = q.shape
+    block_size, num_kv_heads = kv.k.shape[1:3]
+    shared = num_heads // num_kv_heads
+    block_dim = max(16, triton.next_power_of_2(head_dim))
+    # With one partition there is nothing to merge, and both ways are the same.
+    parts = tiles.parts[window] if tiles.split else 1
+    split = parts > 1
+    items = tiles.count * parts * num_kv_heads * rows if split else 0
+    part_m, part_total = torch.empty((2, items), dtype=torch.float32, device=q.device)
+    part_out = torch.empty((items, block_dim), dtype=torch.float32, device=q.device)
+    width = 0 if window is None else window
+    attention_kernel[(tiles.count, num_kv_heads, parts)](
+        *(q, out, part_m, part_total, part_out),
+        *(kv.k, kv.v, kv.k_scale, kv.v_scale, tiles.table),
+        *(inputs.block_tables, inputs.block_tables.shape[1], parts),
+        *(num_kv_heads, shared, head_dim, block_size, scale, softcap or 0.0, width),
+        ROWS=rows,
+        BLOCK_DIM=block_dim,
+        DTYPE=product_dtype(q.dtype),
+        INT8=kv.k_scale is not None,
+        WINDOW=window is not None,
+        SOFTCAP=softcap is not None,
+        SPLIT=split,
+    )
+    if split:
+        merge_kernel[(tiles.count, num_kv_heads)](
+            *(out, part_m, part_total, part_out, tiles.table),
+            *(parts, num_kv_heads, shared, head_dim, width),
+            ROWS=rows,
+            BLOCK_DIM=block_dim,
+            WINDOW=window is not None,
+        )

@@ -1,0 +1,131 @@
+"""Products with quantised weights: integers in memory, floats in registers (W8A16, W4A16).
+
+    out[t, i] = sum_c x[t, c] w[i, c] + bias[i]         w = scale * (q - zero) + minimum
+
+with a scale, and a minimum in some formats, for each 16 or 32 columns of a row of w. One program
+computes 16 rows of x times 32 rows of w, 64 columns at a time, in order: what a row gives does not
+depend on how many others there are. With fewer than 16 rows the rest of the tile is padding, which
+costs nothing that counts, as the weights have to come from memory all the same:
+
+    read    n k (bits / 8 + bytes of a scale and a minimum / group), once per 16 rows of x
+
+which is 0.56 bytes per weight for 4 bits with float16 scales, against 2 of a bfloat16. Activations
+are not rounded; a weight is rounded to the dtype of x, sums are float32.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pellucid.kernels.triton.dtypes import product_dtype
+from pellucid.kernels.triton.weights import BLOCK_K, IntegerWeight
+
+ROWS = 16  # of x
+OUTPUTS = 32  # rows of the weight
+HALF_BLOCK = tl.constexpr(BLOCK_K // 2)
+
+
+@triton.jit
+def with_half_block(
+    total,  # [ROWS, OUTPUTS]
+    x,  # [ROWS, 1] pointers to rows
+    q,  # [OUTPUTS, HALF_BLOCK] integers
+    scales,  # [OUTPUTS, 1] pointers to rows
+    minima,
+    column,  # [HALF_BLOCK]
+    x_seen,
+    q_seen,
+    k,
+    zero,
+    GROUP: tl.constexpr,
+    DTYPE: tl.constexpr,
+    MINIMA: tl.constexpr,
+):
+    """`total` plus the product over 32 columns."""
+    group = (column // GROUP)[None, :]
+    w = (q.to(tl.float32) - zero) * tl.load(scales + group, mask=q_seen, other=0.0).to(tl.float32)
+    if MINIMA:
+        w += tl.load(minima + group, mask=q_seen, other=0.0).to(tl.float32)
+    a = tl.load(x + column[None, :], mask=x_seen & (column < k)[None, :], other=0.0)
+    return tl.dot(a.to(DTYPE), tl.trans(w.to(DTYPE)), acc=total, input_precision="ieee")
+
+
+@triton.jit
+def integer_product_kernel(
+    x,  # [rows, k], rows dense
+    q,  # [n, padded k], or with 4 bits [n, padded k / 2], uint8
+    scales,  # [n, groups]
+    minima,  # [n, groups]; not read without MINIMA
+    bias,  # [n]; not read without BIAS
+    out,  # [rows, n], rows dense
+    x_stride,
+    q_stride,
+    groups,
+    out_stride,
+    rows,
+    n,
+    k,
+    zero,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DTYPE: tl.constexpr,  # of products
+    MINIMA: tl.constexpr,
+    BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+):
+    """Grid (n / OUTPUTS, rows / ROWS)."""
+    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    lane = tl.arange(0, HALF_BLOCK)
+    x_seen, q_seen = (row < rows)[:, None], (output < n)[:, None]
+    wide_output = output.to(tl.int64)[:, None]
+    x_row = x + row.to(tl.int64)[:, None] * x_stride
+    q_row = q + wide_output * q_stride
+    scale_row = scales + wide_output * groups
+    minimum_row = scale_row
+    if MINIMA:
+        minimum_row = minima + wide_output * groups
+
+    total = tl.zeros([ROWS, OUTPUTS], tl.float32)
+    for start in range(0, k, 2 * HALF_BLOCK):
+        low = start + lane
+        high = low + HALF_BLOCK
+        if BITS == 4:
+            both = tl.load(q_row + (start // 2 + lane)[None, :], mask=q_seen, other=0)
+            first, second = both & 15, both >> 4
+        else:
+            first = tl.load(q_row + low[None, :], mask=q_seen, other=0)
+            second = tl.load(q_row + high[None, :], mask=q_seen, other=0)
+        total = with_half_block(
+            total, x_row, first, scale_row, minimum_row, low, x_seen, q_seen, k, zero,
+            GROUP, DTYPE, MINIMA,
+        )  # fmt: skip
+        total = with_half_block(
+            total, x_row, second, scale_row, minimum_row, high, x_seen, q_seen, k, zero,
+            GROUP, DTYPE, MINIMA,
+        )  # fmt: skip
+    if BIAS:
+        total += tl.load(bias + output, mask=output < n, other=0.0).to(tl.float32)[None, :]
+    place = out + row.to(tl.int64)[:, None] * out_stride + output[None, :]
+    tl.store(place, total.to(out.dtype.element_ty), mask=x_seen & (output < n)[None, :])
+
+
+def integer_product(x: Tensor, weight: IntegerWeight, bias: Tensor | None, out: Tensor) -> None:
+    """Fill `out` [rows, n], columns of a wider tensor perhaps, from `x` [rows, k]."""
+    rows, n = out.shape
+    if out.numel() == 0:
+        return
+    x = x if x.stride(1) == 1 else x.contiguous()
+    integer_product_kernel[(triton.cdiv(n, OUTPUTS), triton.cdiv(rows, ROWS))](
+        *(x, weight.q, weight.scales, weight.minima, bias, out),
+        *(x.stride(0), weight.q.stride(0), weight.scales.shape[1], out.stride(0)),
+        *(rows, n, weight.k, weight.zero),
+        BITS=weight.bits,
+        GROUP=weight.group,
+        DTYPE=product_dtype(x.dtype),
+        MINIMA=weight.minima is not None,
+        BIAS=bias is not None,
+        ROWS=ROWS,
+        OUTPUTS=OUTPUTS,
+    )

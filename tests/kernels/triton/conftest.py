@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pellucid.kernels.reference import ReferenceOps
+from tests.triton_interpreter import interpreting
+
+
+@pytest.fixture(scope="package")
+def ops() -> Iterator[ReferenceOps]:
+    """The ops of Triton, run by its interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed: pip install 'pellucid[gpu]'")
+    with interpreting():
+        from pellucid.kernels.triton_ops import TritonOps
+
+        yield TritonOps()
