@@ -74,7 +74,7 @@ class LlamaCppRunner:
         self._cells = Cells(
             self._context, max_rows, num_seqs, size, park=config.cache.prefix_caching
         )
-        executor = LlamaCppExecutor(self._context, self._cells, threads)
+        executor = LlamaCppExecutor(self._context, self._cells)
         self._info = EngineInfo(
             model=config.model.served_model_name or files.name,
             architecture=shape.architecture,
@@ -145,14 +145,15 @@ class _PendingStep:
 class LlamaCppExecutor:
     """Steps as batches of llama.cpp. Implements `Executor`."""
 
-    def __init__(self, context: LlamaContext, cells: Cells, threads: int) -> None:
+    def __init__(self, context: LlamaContext, cells: Cells) -> None:
         self._context = context
         self._seq_of_row = cells.seq_of_row
         self._native = native.obstacle(CPU) is None
         self.sampler: Sampler[Any] = TorchSampler()
         if self._native:
-            self.sampler = NativeSampler(native.thread_team(threads))
-            torch.set_num_threads(1)  # idle threads of torch would spin on llama.cpp's cores
+            # Alone: threads that wait for the next sampling would spin on llama.cpp's cores.
+            self.sampler = NativeSampler(native.thread_team(1))
+            torch.set_num_threads(1)
 
     def launch(self, step: StepRows, wanted: Ints) -> LlamaCppForward:
         # llama.cpp gives logits in the order of the batch, each of them once.
