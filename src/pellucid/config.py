@@ -135,8 +135,11 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """What executes a step."""
 
     runner: Annotated[
-        Literal["torch", "fake"],
-        _about("torch runs the model; fake answers without one (tests, front-end benchmarks)."),
+        Literal["torch", "llama-cpp", "fake"],
+        _about(
+            "torch: this engine's own kernels; llama-cpp: llama.cpp's; fake: no model at all "
+            "(tests, front-end benchmarks)."
+        ),
     ] = "torch"
     device: Annotated[str, _about("cpu, cuda, or auto.", pattern="^(auto|cpu|cuda(:[0-9]+)?)$")] = (
         "auto"

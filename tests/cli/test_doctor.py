@@ -14,6 +14,7 @@ import torch
 
 from pellucid.kernels import native
 from tests.cli.helpers import Pellucid
+from tests.runner.fake_llama import FakeLlama
 
 
 @pytest.fixture
@@ -45,6 +46,22 @@ def test_healthy_machine(pellucid: Pellucid, fake_model: Path, free_port: int) -
     assert found["model"]["path"] == str(fake_model)
     assert found["model"]["context"] == 2048
     assert found["address"] == {"host": "127.0.0.1", "port": free_port, "free": True}
+
+
+def test_llama_cpp_is_looked_for(
+    pellucid: Pellucid, fake_model: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (str(fake_model), "--port", str(free_port), "--runner", "llama-cpp")
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    code, found = examine(pellucid, *arguments)
+    assert code == 1
+    assert "pellucid[llamacpp]" in found["problems"][0]
+    monkeypatch.setitem(sys.modules, "llama_cpp", FakeLlama())
+    code, found = examine(pellucid, *arguments)
+    assert (code, found["compute"]["kernels"]) == (0, "llama-cpp-python 0")
+    # 2 layers, keys and values of 2 heads of 16, 2 bytes each.
+    assert found["memory"]["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 2
+    assert found["memory"]["kv_pool_tokens"] <= 32_768
 
 
 def test_memory_is_what_the_settings_ask_for(

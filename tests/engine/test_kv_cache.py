@@ -120,6 +120,15 @@ def test_forgotten_prefixes_are_computed_again() -> None:
     kv.check_integrity([a])
 
 
+def test_lost_blocks_are_forgotten_and_stay_with_their_holder() -> None:
+    kv = KVCacheManager(16, 4)
+    a = request("a", list(range(13)))
+    enter(kv, a)
+    kv.forget([a.block_table[1], a.block_table[3]])  # the last one never had a name
+    assert kv.find_prefix(request("b", list(range(13)))) == a.block_table[:1]
+    kv.check_integrity([a])
+
+
 def test_integrity_check_sees_a_block_with_two_writers() -> None:
     kv = KVCacheManager(16, 4)
     a, b = request("a", [1, 2]), request("b", [3, 4])

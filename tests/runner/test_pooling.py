@@ -86,7 +86,7 @@ def run(core: EngineCore, names: list[str]) -> Outcome:
                 outcome[delta.request_id] += delta.logprobs
         core.scheduler.check_integrity()
     core.runner.execute(StepPlan(step=0, dropped=names)).result()  # the next engine's rows
-    assert not core.runner._pools, "nothing of those that are gone is kept"
+    assert not core.runner._steps.pools, "nothing of those that are gone is kept"
     return outcome
 
 

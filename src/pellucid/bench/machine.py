@@ -58,7 +58,7 @@ def describe_machine() -> dict[str, Any]:
 def describe_versions() -> dict[str, str | None]:
     """Versions of Python, pellucid and the packages that decide speed; None: not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("pellucid", "torch", "triton", "numpy", "tokenizers"):
+    for package in ("pellucid", "torch", "triton", "numpy", "tokenizers", "llama-cpp-python"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -76,6 +76,8 @@ def _local_files(settings: ModelSettings) -> ModelFiles:
 
 
 def _compute(engine: EngineConfig, files: ModelFiles | None) -> dict[str, Any]:
+    if engine.runner.runner == "llama-cpp":
+        return _llama_cpp_compute(engine)
     from pellucid.kernels.dispatch import select_ops
     from pellucid.load.model_config import load_config
     from pellucid.runner.device import compute_threads, pick_device, pick_dtype
@@ -87,6 +89,20 @@ def _compute(engine: EngineConfig, files: ModelFiles | None) -> dict[str, Any]:
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "kernels": select_ops(engine.runner.kernels, device, head_dim).name,
+        "threads": engine.runner.threads or compute_threads(),
+    }
+
+
+def _llama_cpp_compute(engine: EngineConfig) -> dict[str, Any]:
+    from pellucid.runner.device import compute_threads
+    from pellucid.runner.llama_cpp.context import import_llama_cpp
+    from pellucid.runner.llama_cpp.runner import check_settings
+
+    check_settings(engine)
+    return {
+        "device": "cpu",
+        "dtype": "float32",
+        "kernels": f"llama-cpp-python {import_llama_cpp().__version__}",
         "threads": engine.runner.threads or compute_threads(),
     }
 
@@ -121,6 +137,8 @@ def _memory(engine: EngineConfig, files: ModelFiles, kernels: str) -> dict[str, 
     from pellucid.runner.memory import kv_block_bytes, kv_pool_blocks, model_len_limit
 
     config, cache = load_config(files), engine.cache
+    if engine.runner.runner == "llama-cpp":
+        return _llama_cpp_memory(engine, files, config)
     device = device_api.pick_device(engine.runner.device)
     dtype = device_api.pick_dtype(engine.model.dtype, device)
     kv_dtype = device_api.pick_kv_dtype(cache.kv_cache_dtype, dtype, kernels)
@@ -140,6 +158,22 @@ def _memory(engine: EngineConfig, files: ModelFiles, kernels: str) -> dict[str, 
         "kv_pool_mib": blocks * block_bytes // MIB,
         "kv_pool_tokens": blocks * cache.block_size,
         "kv_bytes_per_token": block_bytes // cache.block_size,
+    }
+
+
+def _llama_cpp_memory(
+    engine: EngineConfig, files: ModelFiles, config: ModelConfig
+) -> dict[str, Any]:
+    from pellucid.runner import device as device_api
+    from pellucid.runner.llama_cpp.runner import CPU, size_pool
+
+    pool, _ = size_pool(engine, config)
+    return {
+        "available_mib": device_api.available_memory(CPU) // MIB,
+        "weights_mib": _size_on_disk(files) // MIB,
+        "kv_pool_mib": pool.num_blocks * pool.block_bytes // MIB,
+        "kv_pool_tokens": pool.num_blocks * pool.block_size,
+        "kv_bytes_per_token": pool.block_bytes // pool.block_size,
     }
 
 

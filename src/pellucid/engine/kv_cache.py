@@ -124,6 +124,11 @@ class KVCacheManager:
         request.block_table.clear()
         request.num_named_blocks = 0
 
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Drop the names of blocks, if they have one: their content is gone."""
+        for block in blocks:
+            self._unname(block)
+
     def forget_prefixes(self) -> None:
         """Drop every name, so that nothing computed so far is found again."""
         if self.journal is not None:
@@ -176,14 +181,17 @@ class KVCacheManager:
 
     def _take_free(self) -> int:
         block, _ = self._free.popitem(last=False)
+        self._unname(block)
+        self._ref_counts[block] = 1
+        return block
+
+    def _unname(self, block: int) -> None:
         name = self._names[block]
         if name is not None:
             del self._by_name[name]
             self._names[block] = None
             if self.journal is not None:
                 self.journal.append(~block)
-        self._ref_counts[block] = 1
-        return block
 
     def _release(self, block: int) -> None:
         self._ref_counts[block] -= 1

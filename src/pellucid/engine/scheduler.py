@@ -262,6 +262,7 @@ class Scheduler:
         Returns one delta per request that got a token or ended.
         """
         deltas: list[TokenDelta] = []
+        self.kv.forget(result.lost_blocks)
         for index, chunk in enumerate(plan.chunks):
             request = self.requests[chunk.request_id]
             request.num_computed_tokens += chunk.num_tokens

@@ -78,6 +78,8 @@ class StepResult:
     errors: dict[str, str] = field(default_factory=dict)  # request id -> why it cannot go on
     # Request id -> float32 vector, of those that pool and whose prompt was computed to its end.
     embeddings: dict[str, bytes] = field(default_factory=dict)
+    # Blocks that a runner could not keep: they are no longer to be found by name.
+    lost_blocks: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,9 @@ class Batch:
         self.num_prompt_tokens[row] = new.num_prompt_tokens
         return row
 
+    def row_of(self, request_id: str) -> int:
+        return self._row_of[request_id]
+
     def append(self, rows: Ints, token_ids: Ints) -> None:
         """Append one token to each of the rows."""
         self.token_ids[rows, self.num_tokens[rows]] = token_ids

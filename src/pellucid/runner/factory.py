@@ -12,6 +12,10 @@ def create_runner(config: EngineConfig) -> Runner:
         from pellucid.runner.fake import FakeRunner
 
         return FakeRunner.from_config(config)
+    if config.runner.runner == "llama-cpp":
+        from pellucid.runner.llama_cpp.runner import LlamaCppRunner
+
+        return LlamaCppRunner(config)
     from pellucid.runner.torch_runner import TorchRunner
 
     return TorchRunner(config)

@@ -1,0 +1,1 @@
+"""llama.cpp as the runner: its model and kernels under this engine's scheduler and sampler."""
