@@ -50,9 +50,8 @@ struct Program::Execution final : Job {
     }
 
     Upcoming upcoming(uint32_t stage) override {
-        for (const size_t end = program.stages_.size(); ++stage < end;)
-            if (const Upcoming next = program.stages_[stage].instruction->reads(step); next.data) return next;
-        return {};
+        const Linear* next = program.stages_[stage].next_product;
+        return next ? next->upcoming(step) : Upcoming{};
     }
 
     Program& program;

@@ -127,7 +127,8 @@ private:
 
     struct Stage {
         const Instruction* instruction;
-        uint32_t index;
+        uint32_t index = 0;
+        const Linear* next_product = nullptr;  // the first one behind it
     };
     std::vector<Stage> stages_;
     int64_t max_rows_ = 0;

@@ -83,13 +83,6 @@ void score_block(const Meeting& m, int64_t row, int64_t key, Ahead& ahead) {
         }
 }
 
-template <int kRows, KVType kKeys, int kVectors = kBlockVectors>
-void score_up_to(int64_t vectors, const Meeting& m, int64_t row, int64_t key, Ahead& ahead) {
-    if constexpr (kVectors > 1)
-        if (vectors < kVectors) return score_up_to<kRows, kKeys, kVectors - 1>(vectors, m, row, key, ahead);
-    score_block<kRows, kVectors, kKeys>(m, row, key, ahead);
-}
-
 // kRows rows of weights times kVectors vectors of all values in `range`.
 template <int kRows, int kVectors, class Rows>
 void mix_block(const float* weights, const Rows& values, Range range, int64_t d, int64_t head_dim, Ahead& ahead,
@@ -111,7 +104,7 @@ void mix_block(const float* weights, const Rows& values, Range range, int64_t d,
 }
 
 template <int kRows, class Rows>
-void mix(const Meeting& m, const Rows& values, Range range, Ahead& ahead, float* out) {
+void mix_floats(const Meeting& m, const Rows& values, Range range, Ahead& ahead, float* out) {
     const int64_t head_dim = m.tile.head_dim;
     int64_t d = 0;
     for (; d + kBlockVectors * kLanes <= head_dim; d += kBlockVectors * kLanes)
@@ -135,72 +128,120 @@ float mask_scores(const Meeting& m, Range block, Range seen, float* scores) {
 }
 
 // Turns one row of scores into weights exp(score - largest), 0 outside of `seen`, in the vectors that `block` touches.
-// Sums run through the whole partition vector by vector; what is not touched would add 0.
-void soften(const Meeting& m, Range block, Range seen, float* scores, float* largest, float* denominator) {
-    *largest = mask_scores(m, block, seen, scores);
-    const Float offset = spread(seen.empty() ? 0.0f : *largest);
+// put(i, weights) keeps those at i and returns what of them counts. Sums run through the whole partition vector by
+// vector; what is not touched would add 0.
+template <class Put>
+void soften(const Meeting& m, Range block, Range seen, float* scores, int64_t row, Put put) {
+    const float largest = mask_scores(m, block, seen, scores);
+    const Float offset = spread(seen.empty() ? 0.0f : largest);
     Float sums[2] = {spread(0.0f), spread(0.0f)};
     for (int64_t i = block.begin / kLanes * kLanes; i < block.end; i += kLanes) {
-        const Float weight = exp(sub(load(scores + i), offset));
-        store(scores + i, m.value_scales ? mul(weight, load(m.value_scales + i)) : weight);
         Float& sum = sums[i / kLanes % 2];
-        sum = add(sum, weight);
+        sum = add(sum, put(i, exp(sub(load(scores + i), offset))));
     }
-    *denominator = sum_of_lanes(add(sums[0], sums[1]));
+    m.out.largest[row] = largest;
+    m.out.denominator[row] = sum_of_lanes(add(sums[0], sums[1]));
+}
+
+// The weights take the place of the scores, each times the scale of its value where there are any.
+void soften_in_place(const Meeting& m, Range block, Range seen, float* scores, int64_t row) {
+    soften(m, block, seen, scores, row, [&](int64_t i, Float weights) {
+        store(scores + i, m.value_scales ? mul(weights, load(m.value_scales + i)) : weights);
+        return weights;
+    });
+}
+
+// ---- what all arithmetics share: M says how rows are scored, softened and mixed, and how many at a time ----
+
+template <int kRows, class M, int kVectors = kBlockVectors>
+void score_up_to(int64_t vectors, const M& m, int64_t row, int64_t key, Ahead& ahead) {
+    if constexpr (kVectors > 1)
+        if (vectors < kVectors) return score_up_to<kRows, M, kVectors - 1>(vectors, m, row, key, ahead);
+    m.template score<kRows, kVectors>(row, key, ahead);
 }
 
 // Rows first .. first + kRows of the tile, from scores to the weighted sum.
-template <int kRows, KVType kKeys, class Rows>
-void attend_rows(const Meeting& m, int64_t first, const Rows& values, Ahead& ahead) {
-    const Range block = visible(m.tile, m.partition, m.token(first), m.token(first + kRows - 1));
+template <int kRows, class M>
+void attend_rows(const M& m, int64_t first, Ahead& ahead) {
+    const Meeting& base = m.base;
+    const auto seen = [&](int64_t from, int64_t to) {
+        return visible(base.tile, base.partition, base.token(from), base.token(to));
+    };
+    const Range block = seen(first, first + kRows - 1);
     if (block.empty()) {
-        for (int r = 0; r < kRows; ++r) m.out.largest[first + r] = -__builtin_inff();
+        for (int r = 0; r < kRows; ++r) base.out.largest[first + r] = -__builtin_inff();
         return;
     }
     constexpr int64_t kStep = kBlockVectors * kLanes;
     for (int64_t key = block.begin / kStep * kStep; key < block.end; key += kStep)
-        score_up_to<kRows, kKeys>((block.end - key + kLanes - 1) / kLanes, m, first, key, ahead);
-    for (int r = 0; r < kRows; ++r) {
-        const int64_t row = first + r;
-        const Range seen = visible(m.tile, m.partition, m.token(row), m.token(row));
-        soften(m, block, seen, m.scores + r * kPartition, m.out.largest + row, m.out.denominator + row);
-    }
-    mix<kRows>(m, values, block, ahead, m.out.out + first * m.tile.head_dim);
+        score_up_to<kRows>((block.end - key + kLanes - 1) / kLanes, m, first, key, ahead);
+    for (int r = 0; r < kRows; ++r) m.weigh(block, seen(first + r, first + r), r, first + r);
+    m.template mix<kRows>(block, ahead, base.out.out + first * base.tile.head_dim);
 }
 
-template <KVType kKeys, int kRows = kRowBlock, class Rows>
-void attend_row_block(int64_t rows, const Meeting& m, int64_t first, const Rows& values, Ahead& ahead) {
+template <class M, int kRows = M::kMostRows>
+void attend_row_block(int64_t rows, const M& m, int64_t first, Ahead& ahead) {
     if constexpr (kRows > 1)
-        if (rows < kRows) return attend_row_block<kKeys, kRows - 1>(rows, m, first, values, ahead);
-    attend_rows<kRows, kKeys>(m, first, values, ahead);
+        if (rows < kRows) return attend_row_block<M, kRows - 1>(rows, m, first, ahead);
+    attend_rows<kRows>(m, first, ahead);
 }
 
-template <KVType kKeys, class Rows>
-void attend_all_rows(const Meeting& m, const Rows& values, Ahead& ahead) {
-    const RowTiles blocks(m.tile.rows(), kRowBlock);
+template <class M>
+void attend_all_rows(const M& m, Ahead& ahead) {
+    const RowTiles blocks(m.base.tile.rows(), M::kMostRows);
     for (int64_t i = 0, row = 0; i < blocks.count; row += blocks.size(i++))
-        attend_row_block<kKeys>(blocks.size(i), m, row, values, ahead);
+        attend_row_block(blocks.size(i), m, row, ahead);
+}
+
+// ---- float32 ----
+
+template <KVType kKeys, class Values>
+struct FloatMeeting {
+    static constexpr int kMostRows = kRowBlock;
+    const Meeting& base;
+    const Values& values;
+
+    template <int kRows, int kVectors>
+    void score(int64_t row, int64_t key, Ahead& ahead) const {
+        score_block<kRows, kVectors, kKeys>(base, row, key, ahead);
+    }
+    void weigh(Range block, Range seen, int r, int64_t row) const {
+        soften_in_place(base, block, seen, base.scores + r * kPartition, row);
+    }
+    template <int kRows>
+    void mix(Range block, Ahead& ahead, float* out) const {
+        mix_floats<kRows>(base, values, block, ahead, out);
+    }
+};
+
+template <KVType kKeys, class Values>
+void attend_floats(const Meeting& m, const Values& values, Ahead& ahead) {
+    attend_all_rows(FloatMeeting<kKeys, Values>{m, values}, ahead);
+}
+
+// The scales of an int8 pool; `room` is for those of keys and of values.
+inline void take_scales(Meeting& m, Range range, float* room) {
+    m.key_scales = room;
+    m.value_scales = room + kPartition;
+    find_scales(m.tile, m.partition, range, m.tile.k_scale, room);
+    find_scales(m.tile, m.partition, range, m.tile.v_scale, room + kPartition);
 }
 
 // `room` is for two more partitions of keys or values as floats.
 template <KVType kType>
-void attend_in(Meeting& m, Ahead& ahead, float* room) {
+void attend_in(Meeting& m, Ahead& ahead, float* q, float* room) {
     const AttentionTile& tile = m.tile;
+    pack_queries(tile, q);
     const Range range = all_visible(tile, m.partition);
     ValueRows rows;
     find_values(tile, m.partition, range, rows);
     float scales[kType == KVType::Int8 ? 2 * kPartition : 1];
-    if constexpr (kType == KVType::Int8) {
-        m.key_scales = scales;
-        m.value_scales = scales + kPartition;
-        find_scales(tile, m.partition, range, tile.k_scale, scales);
-        find_scales(tile, m.partition, range, tile.v_scale, scales + kPartition);
-    }
+    if constexpr (kType == KVType::Int8) take_scales(m, range, scales);
     const PoolRows<kType> values{rows};
     KeyVectors keys, wide;
     find_keys(tile, m.partition, range, room, keys);
     m.keys = &keys;
-    if (tile.rows() <= kFewRows) return attend_all_rows<kType>(m, values, ahead);
+    if (tile.rows() <= kFewRows) return attend_floats<kType>(m, values, ahead);
     float* dense = room + kPartition * tile.head_dim;
     if constexpr (kType != KVType::Float32) {
         widen_keys<kType>(keys, range, tile.head_dim, dense, wide);
@@ -208,7 +249,7 @@ void attend_in(Meeting& m, Ahead& ahead, float* room) {
         dense = room;
     }
     pack_values(values, range, tile.head_dim, dense);
-    attend_all_rows<KVType::Float32>(m, DenseRows{dense, tile.head_dim}, ahead);
+    attend_floats<KVType::Float32>(m, DenseRows{dense, tile.head_dim}, ahead);
 }
 
 }  // namespace
@@ -239,18 +280,19 @@ void attend_partition_impl(const AttentionTile& tile, int64_t partition, const N
               .value_scales = nullptr,
               .scores = scores,
               .out = out};
+    switch (tile.kv_type) {
 #if defined(PELLUCID_BFLOAT16_PAIRS)
-    if (tile.kv_type == KVType::BFloat16) return attend_pairs(m, ahead, reinterpret_cast<uint16_t*>(q), room);
+        case KVType::BFloat16: return attend_pairs(m, ahead, reinterpret_cast<uint16_t*>(q), room);
+#else
+        case KVType::BFloat16: return attend_in<KVType::BFloat16>(m, ahead, q, room);
 #endif
 #if defined(PELLUCID_INT8_DOTS)
-    if (tile.kv_type == KVType::Int8) return attend_int8(m, ahead, q, room);
+        case KVType::Int8: return attend_int8(m, ahead, q, room);
+#else
+        case KVType::Int8: return attend_in<KVType::Int8>(m, ahead, q, room);
 #endif
-    pack_queries(tile, q);
-    switch (tile.kv_type) {
-        case KVType::Float32: return attend_in<KVType::Float32>(m, ahead, room);
-        case KVType::BFloat16: return attend_in<KVType::BFloat16>(m, ahead, room);
-        case KVType::Float16: return attend_in<KVType::Float16>(m, ahead, room);
-        case KVType::Int8: return attend_in<KVType::Int8>(m, ahead, room);
+        case KVType::Float32: return attend_in<KVType::Float32>(m, ahead, q, room);
+        case KVType::Float16: return attend_in<KVType::Float16>(m, ahead, q, room);
     }
 }
 

@@ -12,7 +12,6 @@
 namespace pellucid {
 namespace {
 
-constexpr int kInt8Rows = 3;  // at a time: high and low have sums of their own
 constexpr int kInt8Chunk = 64;
 constexpr float kMost = 32639.0f, kMostUnsigned = 65535.0f;
 
@@ -34,11 +33,19 @@ struct Int8Queries {
 };
 
 struct Int8Meeting {
+    static constexpr int kMostRows = 3;  // high and low have sums of their own
     const Meeting& base;
     const Int8Queries& q;
     const ValueRows& values;
-    uint8_t* high;  // weights, [kInt8Rows, kPartition] each
+    uint8_t* high;  // weights, [kMostRows, kPartition] each
     uint8_t* low;
+    float* scale;  // of the weights, [kMostRows]
+
+    template <int kRows, int kVectors>
+    void score(int64_t row, int64_t key, Ahead& ahead) const;
+    void weigh(Range block, Range seen, int r, int64_t row) const;
+    template <int kRows>
+    void mix(Range block, Ahead& ahead, float* out) const;
 };
 
 void round_query(const float* q, float factor, int64_t n, const Int8Queries& out, int64_t row) {
@@ -59,25 +66,25 @@ void round_query(const float* q, float factor, int64_t n, const Int8Queries& out
 }
 
 template <int kRows, int kVectors>
-void score_int8(const Int8Meeting& m, int64_t row, int64_t key, Ahead& ahead) {
-    const int64_t head_dim = m.base.tile.head_dim, stride = m.base.keys->stride;
-    const int8_t* high = m.q.high + row * head_dim;
-    const int8_t* low = m.q.low + row * head_dim;
+void Int8Meeting::score(int64_t row, int64_t key, Ahead& ahead) const {
+    const int64_t head_dim = base.tile.head_dim, stride = base.keys->stride;
+    const int8_t* high_q = q.high + row * head_dim;
+    const int8_t* low_q = q.low + row * head_dim;
     const float* keys[kVectors];
-    for (int v = 0; v < kVectors; ++v) keys[v] = m.base.keys->vectors[key / kLanes + v];
+    for (int v = 0; v < kVectors; ++v) keys[v] = base.keys->vectors[key / kLanes + v];
     // Keys count as unsigned, 128 too large: the sums begin with what that adds.
     Int sum_high[kRows][kVectors], sum_low[kRows][kVectors];
     for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) {
-            sum_high[r][v] = spread(-128 * m.q.rows[row + r].sum_of_high);
-            sum_low[r][v] = spread(-128 * m.q.rows[row + r].sum_of_low);
+            sum_high[r][v] = spread(-128 * q.rows[row + r].sum_of_high);
+            sum_low[r][v] = spread(-128 * q.rows[row + r].sum_of_low);
         }
-    for (int64_t place = 0; place < head_dim / 4 * stride; place += stride, high += 4, low += 4) {
+    for (int64_t place = 0; place < head_dim / 4 * stride; place += stride, high_q += 4, low_q += 4) {
         ahead.fetch();
         Int k[kVectors];
         for (int v = 0; v < kVectors; ++v) k[v] = flip_signs(load_bytes(keys[v] + place));
         for (int r = 0; r < kRows; ++r) {
-            const Int four_high = spread4(high + r * head_dim), four_low = spread4(low + r * head_dim);
+            const Int four_high = spread4(high_q + r * head_dim), four_low = spread4(low_q + r * head_dim);
             for (int v = 0; v < kVectors; ++v) {
                 add_dot(sum_high[r][v], k[v], four_high);
                 add_dot(sum_low[r][v], k[v], four_low);
@@ -88,36 +95,28 @@ void score_int8(const Int8Meeting& m, int64_t row, int64_t key, Ahead& ahead) {
         for (int v = 0; v < kVectors; ++v) {
             const int64_t at = key + v * kLanes;
             const Float dot = fma(to_float(sum_high[r][v]), spread(256.0f), to_float(sum_low[r][v]));
-            const Float scale = mul(load(m.base.key_scales + at), spread(m.q.rows[row + r].scale));
-            store(m.base.scores + r * kPartition + at, mul(dot, scale));
+            const Float scale = mul(load(base.key_scales + at), spread(q.rows[row + r].scale));
+            store(base.scores + r * kPartition + at, mul(dot, scale));
         }
 }
 
-template <int kRows, int kVectors = kBlockVectors>
-void score_int8_up_to(int64_t vectors, const Int8Meeting& m, int64_t row, int64_t key, Ahead& ahead) {
-    if constexpr (kVectors > 1)
-        if (vectors < kVectors) return score_int8_up_to<kRows, kVectors - 1>(vectors, m, row, key, ahead);
-    score_int8<kRows, kVectors>(m, row, key, ahead);
-}
-
-// The weights of one row. Returns their scale.
-float soften_to_int8(const Meeting& m, Range block, Range seen, float* scores, uint8_t* high, uint8_t* low,
-                     float* largest, float* denominator) {
-    soften(m, block, seen, scores, largest, denominator);
-    const int64_t first = block.begin / kLanes * kLanes;
+void Int8Meeting::weigh(Range block, Range seen, int r, int64_t row) const {
+    float* const scores = base.scores + r * kPartition;
+    soften_in_place(base, block, seen, scores, row);
+    const int64_t first = block.begin / kLanes * kLanes, at = r * kPartition;
     Float top = spread(0.0f);
     for (int64_t i = first; i < block.end; i += kLanes) top = max(top, load(scores + i));
     const float most = max_of_lanes(top);
     const Float inverse = spread(most > 0.0f ? kMostUnsigned / most : 0.0f), limit = spread(kMostUnsigned);
     for (int64_t i = first; i < block.end; i += kLanes)
-        store_unsigned_high_and_low(high + i, low + i, round_to_int(min(limit, mul(load(scores + i), inverse))));
-    return most / kMostUnsigned;
+        store_unsigned_high_and_low(high + at + i, low + at + i,
+                                    round_to_int(min(limit, mul(load(scores + i), inverse))));
+    scale[r] = most / kMostUnsigned;
 }
 
 // kRows rows of weights times components [d, d + count) of all values in `range`; count is 16 to 64.
 template <int kRows>
-void mix_int8(const Int8Meeting& m, Range range, int64_t d, int64_t count, const float (&scale)[kInt8Rows], Ahead& ahead,
-              float* out) {
+void mix_int8(const Int8Meeting& m, Range range, int64_t d, int64_t count, Ahead& ahead, float* out) {
     Int sum_high[kRows][4], sum_low[kRows][4];
     for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < 4; ++v) sum_high[r][v] = sum_low[r][v] = spread(0);
@@ -140,7 +139,7 @@ void mix_int8(const Int8Meeting& m, Range range, int64_t d, int64_t count, const
     for (int r = 0; r < kRows; ++r) {
         Float sum[4];
         for (int v = 0; v < 4; ++v)
-            sum[v] = mul(fma(to_float(sum_high[r][v]), spread(256.0f), to_float(sum_low[r][v])), spread(scale[r]));
+            sum[v] = mul(fma(to_float(sum_high[r][v]), spread(256.0f), to_float(sum_low[r][v])), spread(m.scale[r]));
         in_order(sum);
         float* const to = out + r * m.base.tile.head_dim + d;
         for (int v = 0; v * kLanes < count; ++v) store(to + v * kLanes, sum[v]);
@@ -148,33 +147,10 @@ void mix_int8(const Int8Meeting& m, Range range, int64_t d, int64_t count, const
 }
 
 template <int kRows>
-void attend_int8_rows(const Int8Meeting& m, int64_t first, Ahead& ahead) {
-    const Meeting& base = m.base;
-    const Range block = visible(base.tile, base.partition, base.token(first), base.token(first + kRows - 1));
-    if (block.empty()) {
-        for (int r = 0; r < kRows; ++r) base.out.largest[first + r] = -__builtin_inff();
-        return;
-    }
-    constexpr int64_t kStep = kBlockVectors * kLanes;
-    for (int64_t key = block.begin / kStep * kStep; key < block.end; key += kStep)
-        score_int8_up_to<kRows>((block.end - key + kLanes - 1) / kLanes, m, first, key, ahead);
-    float scale[kInt8Rows];
-    for (int r = 0; r < kRows; ++r) {
-        const int64_t row = first + r, at = r * kPartition;
-        const Range seen = visible(base.tile, base.partition, base.token(row), base.token(row));
-        scale[r] = soften_to_int8(base, block, seen, base.scores + at, m.high + at, m.low + at,
-                                  base.out.largest + row, base.out.denominator + row);
-    }
+void Int8Meeting::mix(Range block, Ahead& ahead, float* out) const {
     const int64_t head_dim = base.tile.head_dim;
     for (int64_t d = 0; d < head_dim; d += kInt8Chunk)
-        mix_int8<kRows>(m, block, d, smaller(kInt8Chunk, head_dim - d), scale, ahead, base.out.out + first * head_dim);
-}
-
-template <int kRows = kInt8Rows>
-void attend_int8_block(int64_t rows, const Int8Meeting& m, int64_t first, Ahead& ahead) {
-    if constexpr (kRows > 1)
-        if (rows < kRows) return attend_int8_block<kRows - 1>(rows, m, first, ahead);
-    attend_int8_rows<kRows>(m, first, ahead);
+        mix_int8<kRows>(*this, block, d, smaller(kInt8Chunk, head_dim - d), ahead, out);
 }
 
 void attend_int8(Meeting& m, Ahead& ahead, float* q, float* room) {
@@ -184,10 +160,7 @@ void attend_int8(Meeting& m, Ahead& ahead, float* q, float* room) {
     find_values(tile, m.partition, range, values);
     values.surround(range, 4);
     float scales[2 * kPartition];
-    m.key_scales = scales;
-    m.value_scales = scales + kPartition;
-    find_scales(tile, m.partition, range, tile.k_scale, scales);
-    find_scales(tile, m.partition, range, tile.v_scale, scales + kPartition);
+    take_scales(m, range, scales);
     KeyVectors keys;
     find_keys(tile, m.partition, range, room, keys);
     m.keys = &keys;
@@ -195,11 +168,10 @@ void attend_int8(Meeting& m, Ahead& ahead, float* q, float* room) {
     for (int64_t r = 0; r < tile.rows(); ++r)
         round_query(tile.q + r / tile.heads * tile.q_stride + r % tile.heads * tile.head_dim, tile.scale, tile.head_dim,
                     queries, r);
-    uint8_t high[kInt8Rows * kPartition], low[kInt8Rows * kPartition];
-    const Int8Meeting meeting{m, queries, values, high, low};
-    const RowTiles blocks(tile.rows(), kInt8Rows);
-    for (int64_t i = 0, row = 0; i < blocks.count; row += blocks.size(i++))
-        attend_int8_block(blocks.size(i), meeting, row, ahead);
+    constexpr int64_t kWeights = Int8Meeting::kMostRows * kPartition;
+    uint8_t high[kWeights], low[kWeights];
+    float weight_scales[Int8Meeting::kMostRows];
+    attend_all_rows(Int8Meeting{m, queries, values, high, low, weight_scales}, ahead);
 }
 
 }  // namespace

@@ -14,10 +14,21 @@ namespace {
 constexpr int kChunk = 2 * kLanes;  // components of a value that are mixed together
 
 struct PairMeeting {
+    static constexpr int kMostRows = kRowBlock;
     const Meeting& base;
-    const uint16_t* q;   // [rows, head_dim], scaled
+    const uint16_t* q;  // [rows, head_dim], scaled
     const ValueRows& values;
-    uint16_t* weights;   // [kRowBlock, kPartition]
+    uint16_t* weights;  // [kMostRows, kPartition]
+
+    template <int kRows, int kVectors>
+    void score(int64_t row, int64_t key, Ahead& ahead) const;
+    void weigh(Range block, Range seen, int r, int64_t row) const {
+        uint16_t* const to = weights + r * kPartition;
+        soften(base, block, seen, base.scores + r * kPartition, row,
+               [&](int64_t i, Float exact) { return store_bfloat16(to + i, exact); });
+    }
+    template <int kRows>
+    void mix(Range block, Ahead& ahead, float* out) const;
 };
 
 void round_queries(const AttentionTile& tile, uint16_t* out) {
@@ -30,32 +41,25 @@ void round_queries(const AttentionTile& tile, uint16_t* out) {
 }
 
 template <int kRows, int kVectors>
-void score_pairs(const PairMeeting& m, int64_t row, int64_t key, Ahead& ahead) {
-    const int64_t head_dim = m.base.tile.head_dim, stride = m.base.keys->stride;
-    const uint16_t* q = m.q + row * head_dim;
+void PairMeeting::score(int64_t row, int64_t key, Ahead& ahead) const {
+    const int64_t head_dim = base.tile.head_dim, stride = base.keys->stride;
+    const uint16_t* from = q + row * head_dim;
     const float* keys[kVectors];
-    for (int v = 0; v < kVectors; ++v) keys[v] = m.base.keys->vectors[key / kLanes + v];
+    for (int v = 0; v < kVectors; ++v) keys[v] = base.keys->vectors[key / kLanes + v];
     Float sum[kRows][kVectors];
     for (auto& sums : sum)
         for (Float& s : sums) s = spread(0.0f);
-    for (int64_t place = 0; place < head_dim / 2 * stride; place += stride, q += 2) {
+    for (int64_t place = 0; place < head_dim / 2 * stride; place += stride, from += 2) {
         ahead.fetch();
         Int k[kVectors];
         for (int v = 0; v < kVectors; ++v) k[v] = load_bytes(keys[v] + place);
         for (int r = 0; r < kRows; ++r) {
-            const Int pair = spread_pair(q + r * head_dim);
+            const Int pair = spread_pair(from + r * head_dim);
             for (int v = 0; v < kVectors; ++v) sum[r][v] = dot_pairs(sum[r][v], k[v], pair);
         }
     }
     for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) store(m.base.scores + r * kPartition + key + v * kLanes, sum[r][v]);
-}
-
-template <int kRows, int kVectors = kBlockVectors>
-void score_pairs_up_to(int64_t vectors, const PairMeeting& m, int64_t row, int64_t key, Ahead& ahead) {
-    if constexpr (kVectors > 1)
-        if (vectors < kVectors) return score_pairs_up_to<kRows, kVectors - 1>(vectors, m, row, key, ahead);
-    score_pairs<kRows, kVectors>(m, row, key, ahead);
+        for (int v = 0; v < kVectors; ++v) store(base.scores + r * kPartition + key + v * kLanes, sum[r][v]);
 }
 
 // kRows rows of weights times components [d, d + kChunks * kChunk) of all values in `range`, or half of a chunk.
@@ -89,49 +93,12 @@ void mix_pairs(const PairMeeting& m, Range range, int64_t d, bool whole, Ahead& 
         }
 }
 
-// As `soften`, but the weights become bf16.
-void soften_to_pairs(const Meeting& m, Range block, Range seen, float* scores, uint16_t* weights, float* largest,
-                     float* denominator) {
-    const int64_t first = block.begin / kLanes * kLanes;
-    *largest = mask_scores(m, block, seen, scores);
-    const Float offset = spread(seen.empty() ? 0.0f : *largest);
-    Float sums[2] = {spread(0.0f), spread(0.0f)};
-    for (int64_t i = first; i < block.end; i += kLanes) {
-        Float& sum = sums[i / kLanes % 2];
-        sum = add(sum, store_bfloat16(weights + i, exp(sub(load(scores + i), offset))));
-    }
-    *denominator = sum_of_lanes(add(sums[0], sums[1]));
-}
-
 template <int kRows>
-void attend_pair_rows(const PairMeeting& m, int64_t first, Ahead& ahead) {
-    const Meeting& base = m.base;
-    const Range block = visible(base.tile, base.partition, base.token(first), base.token(first + kRows - 1));
-    if (block.empty()) {
-        for (int r = 0; r < kRows; ++r) base.out.largest[first + r] = -__builtin_inff();
-        return;
-    }
-    constexpr int64_t kStep = kBlockVectors * kLanes;
-    for (int64_t key = block.begin / kStep * kStep; key < block.end; key += kStep)
-        score_pairs_up_to<kRows>((block.end - key + kLanes - 1) / kLanes, m, first, key, ahead);
-    for (int r = 0; r < kRows; ++r) {
-        const int64_t row = first + r;
-        const Range seen = visible(base.tile, base.partition, base.token(row), base.token(row));
-        soften_to_pairs(base, block, seen, base.scores + r * kPartition, m.weights + r * kPartition,
-                        base.out.largest + row, base.out.denominator + row);
-    }
+void PairMeeting::mix(Range block, Ahead& ahead, float* out) const {
     const int64_t head_dim = base.tile.head_dim;
-    float* const out = base.out.out + first * head_dim;
     int64_t d = 0;
-    for (; d + 2 * kChunk <= head_dim; d += 2 * kChunk) mix_pairs<kRows, 2>(m, block, d, true, ahead, out);
-    for (; d < head_dim; d += kChunk) mix_pairs<kRows, 1>(m, block, d, d + kChunk <= head_dim, ahead, out);
-}
-
-template <int kRows = kRowBlock>
-void attend_pair_block(int64_t rows, const PairMeeting& m, int64_t first, Ahead& ahead) {
-    if constexpr (kRows > 1)
-        if (rows < kRows) return attend_pair_block<kRows - 1>(rows, m, first, ahead);
-    attend_pair_rows<kRows>(m, first, ahead);
+    for (; d + 2 * kChunk <= head_dim; d += 2 * kChunk) mix_pairs<kRows, 2>(*this, block, d, true, ahead, out);
+    for (; d < head_dim; d += kChunk) mix_pairs<kRows, 1>(*this, block, d, d + kChunk <= head_dim, ahead, out);
 }
 
 void attend_pairs(Meeting& m, Ahead& ahead, uint16_t* q, float* room) {
@@ -145,10 +112,7 @@ void attend_pairs(Meeting& m, Ahead& ahead, uint16_t* q, float* room) {
     m.keys = &keys;
     uint16_t weights[kRowBlock * kPartition];
     round_queries(tile, q);
-    const PairMeeting pairs{m, q, values, weights};
-    const RowTiles blocks(tile.rows(), kRowBlock);
-    for (int64_t i = 0, row = 0; i < blocks.count; row += blocks.size(i++))
-        attend_pair_block(blocks.size(i), pairs, row, ahead);
+    attend_all_rows(PairMeeting{m, q, values, weights}, ahead);
 }
 
 }  // namespace

@@ -37,6 +37,11 @@ void Program::finalize(const Columns& output, int64_t max_rows) {
         scratch_floats_ = std::max(scratch_floats_, instruction->scratch_floats());
         for (uint32_t i = 0; i < instruction->num_stages(); ++i) stages_.push_back({instruction.get(), i});
     }
+    const Linear* next = nullptr;
+    for (auto stage = stages_.rbegin(); stage != stages_.rend(); ++stage) {
+        stage->next_product = next;
+        if (const auto* product = dynamic_cast<const Linear*>(stage->instruction)) next = product;
+    }
     max_rows_ = max_rows;
     arena_ = allocate(arena_bytes_);
 }

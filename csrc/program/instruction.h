@@ -28,8 +28,6 @@ public:
     virtual uint32_t num_tasks(const Step& step, uint32_t stage) const = 0;
     virtual void run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const = 0;
     virtual int64_t scratch_floats() const { return 0; }
-    // What its threads read in order, if much and known beforehand.
-    virtual Upcoming reads(const Step&) const { return {}; }
 
     // Asks to leave `out`, which it writes, in quantised form in `buffer` as well. False if it cannot.
     virtual bool quantise(const Columns& /*out*/, int /*buffer*/) { return false; }
@@ -184,7 +182,7 @@ public:
     uint32_t num_tasks(const Step& step, uint32_t stage) const override;
     void run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const override;
     int64_t scratch_floats() const override;
-    Upcoming reads(const Step& step) const override;
+    Upcoming upcoming(const Step& step) const;  // its weight, as threads share it
     bool quantise(const Columns& columns, int buffer) override;
 
     Columns y, x;  // x is all of a quantised buffer if the weight is quantised

@@ -53,7 +53,7 @@ uint32_t Linear::num_tasks(const Step& step, uint32_t) const {
     return static_cast<uint32_t>(blocks.row_blocks * blocks.column_blocks);
 }
 
-Upcoming Linear::reads(const Step& step) const {
+Upcoming Linear::upcoming(const Step& step) const {
     if (rows(step) == 0) return {};
     const int64_t strips = kBlockColumns / kStripColumns, bytes = strip_layout(weight.k, weight.format).bytes;
     const bool gated = width() != weight.n;
