@@ -129,11 +129,23 @@ def tile_of(tiles, index):
 
 
 @triton.jit
-def rows_of_tile(row, first_row, first_position, kv_head, num_kv_heads, shared, ROWS: tl.constexpr):
-    """Of each row: its token, counted from the tile's first, and its place in [T * H, D]."""
+def rows_of_tile(
+    tile,  # as `tile_of` gives it
+    row,
+    column,
+    kv_head,
+    num_kv_heads,
+    shared,
+    head_dim,
+    ROWS: tl.constexpr,
+):
+    """Of each row its token, counted from the tile's first; its components' places; the mask."""
+    _, first_row, first_position, tokens = tile
     token = row // shared - first_position % (ROWS // shared)
     head = kv_head * shared + row % shared
-    return token, (first_row + token).to(tl.int64) * (num_kv_heads * shared) + head
+    place = (first_row + token).to(tl.int64) * (num_kv_heads * shared) + head
+    mask = ((token >= 0) & (token < tokens))[:, None] & (column < head_dim)[None, :]
+    return token, place[:, None] * head_dim + column[None, :], mask
 
 
 @triton.jit
@@ -176,85 +188,63 @@ def attention_kernel(
 ):
     """Grid (tiles, G, parts with SPLIT, else 1)."""
     index, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    sequence, first_row, first_position, tokens = tile_of(tiles, index)
+    tile = tile_of(tiles, index)
+    sequence, _, first_position, tokens = tile
     last = first_position + tokens - 1
     lowest = first_seen(first_position, window, WINDOW)
-    first_partition, last_partition = lowest // PARTITION, last // PARTITION
 
     row, column = tl.arange(0, ROWS), tl.arange(0, BLOCK_DIM)
-    token, place = rows_of_tile(row, first_row, first_position, kv_head, num_kv_heads, shared, ROWS)
-    mask = ((token >= 0) & (token < tokens))[:, None] & (column < head_dim)[None, :]
-    queries = tl.load(q + place[:, None] * head_dim + column[None, :], mask=mask, other=0.0)
-    queries = queries.to(DTYPE)
+    token, places, mask = rows_of_tile(
+        tile, row, column, kv_head, num_kv_heads, shared, head_dim, ROWS
+    )
+    queries = tl.load(q + places, mask=mask, other=0.0).to(DTYPE)
     position = first_position + tl.minimum(tl.maximum(token, 0), tokens - 1)
     table = block_tables + sequence.to(tl.int64) * width
 
+    begin, end = lowest // PARTITION, last // PARTITION + 1
+    if SPLIT:  # one of them, if the tile has so many
+        begin += part
+        end = tl.minimum(begin + 1, end)
+    m = tl.full([ROWS], MASKED, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    values = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+    for partition in range(begin, end):
+        more_m, more_total, more_values = attend_partition(
+            queries,
+            position,
+            partition,
+            lowest,
+            last,
+            table,
+            k_pool,
+            v_pool,
+            k_scales,
+            v_scales,
+            kv_head,
+            num_kv_heads,
+            head_dim,
+            block_size,
+            scale,
+            softcap,
+            window,
+            ROWS,
+            BLOCK_DIM,
+            DTYPE,
+            INT8,
+            WINDOW,
+            SOFTCAP,
+        )
+        m, total, values = merged(m, total, values, more_m, more_total, more_values)
     if SPLIT:
-        partition = first_partition + part
-        if partition <= last_partition:
-            m, total, values = attend_partition(
-                queries,
-                position,
-                partition,
-                lowest,
-                last,
-                table,
-                k_pool,
-                v_pool,
-                k_scales,
-                v_scales,
-                kv_head,
-                num_kv_heads,
-                head_dim,
-                block_size,
-                scale,
-                softcap,
-                window,
-                ROWS,
-                BLOCK_DIM,
-                DTYPE,
-                INT8,
-                WINDOW,
-                SOFTCAP,
-            )
-            item = (index.to(tl.int64) * parts + part) * num_kv_heads + kv_head
-            tl.store(part_m + item * ROWS + row, m)
-            tl.store(part_total + item * ROWS + row, total)
-            line = (item * ROWS + row) * BLOCK_DIM
-            tl.store(part_out + line[:, None] + column[None, :], values)
+        if begin < end:
+            line = (index.to(tl.int64) * parts + part) * num_kv_heads + kv_head
+            line = line * ROWS + row
+            tl.store(part_m + line, m)
+            tl.store(part_total + line, total)
+            tl.store(part_out + line[:, None] * BLOCK_DIM + column[None, :], values)
     else:
-        m = tl.full([ROWS], MASKED, tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        values = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
-        for partition in range(first_partition, last_partition + 1):
-            more_m, more_total, more_values = attend_partition(
-                queries,
-                position,
-                partition,
-                lowest,
-                last,
-                table,
-                k_pool,
-                v_pool,
-                k_scales,
-                v_scales,
-                kv_head,
-                num_kv_heads,
-                head_dim,
-                block_size,
-                scale,
-                softcap,
-                window,
-                ROWS,
-                BLOCK_DIM,
-                DTYPE,
-                INT8,
-                WINDOW,
-                SOFTCAP,
-            )
-            m, total, values = merged(m, total, values, more_m, more_total, more_values)
         result = (values / total[:, None]).to(out.dtype.element_ty)
-        tl.store(out + place[:, None] * head_dim + column[None, :], result, mask=mask)
+        tl.store(out + places, result, mask=mask)
 
 
 @triton.jit
@@ -275,7 +265,8 @@ def merge_kernel(
 ):
     """Grid (tiles, G)."""
     index, kv_head = tl.program_id(0), tl.program_id(1)
-    _, first_row, first_position, tokens = tile_of(tiles, index)
+    tile = tile_of(tiles, index)
+    _, _, first_position, tokens = tile
     last = first_position + tokens - 1
     lowest = first_seen(first_position, window, WINDOW)
     row, column = tl.arange(0, ROWS), tl.arange(0, BLOCK_DIM)
@@ -283,14 +274,13 @@ def merge_kernel(
     total = tl.zeros([ROWS], tl.float32)
     values = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
     for part in range(last // PARTITION - lowest // PARTITION + 1):
-        item = (index.to(tl.int64) * parts + part) * num_kv_heads + kv_head
-        line = (item * ROWS + row) * BLOCK_DIM
-        more_m = tl.load(part_m + item * ROWS + row)
-        more_total = tl.load(part_total + item * ROWS + row)
-        more_values = tl.load(part_out + line[:, None] + column[None, :])
+        line = (index.to(tl.int64) * parts + part) * num_kv_heads + kv_head
+        line = line * ROWS + row
+        more_m = tl.load(part_m + line)
+        more_total = tl.load(part_total + line)
+        more_values = tl.load(part_out + line[:, None] * BLOCK_DIM + column[None, :])
         m, total, values = merged(m, total, values, more_m, more_total, more_values)
 
-    token, place = rows_of_tile(row, first_row, first_position, kv_head, num_kv_heads, shared, ROWS)
-    mask = ((token >= 0) & (token < tokens))[:, None] & (column < head_dim)[None, :]
+    _, places, mask = rows_of_tile(tile, row, column, kv_head, num_kv_heads, shared, head_dim, ROWS)
     result = (values / total[:, None]).to(out.dtype.element_ty)
-    tl.store(out + place[:, None] * head_dim + column[None, :], result, mask=mask)
+    tl.store(out + places, result, mask=mask)
