@@ -16,13 +16,13 @@ from pellucid.errors import BadRequest
 from pellucid.frontend.embedding import NOTHING_SAMPLED, vector_of
 from pellucid.messages import Pooling
 from pellucid.server.job import Job
-from pellucid.server.protocol import Body, Int32, Int64, Name, Prompt, SamplingFields
+from pellucid.server.protocol import Int32, Prompt, RequestFields, SamplingFields
 from pellucid.server.service import Service
 
 EncodingFormat = Literal["float", "base64"]
 
 
-class EmbeddingRequest(Body, kw_only=True):
+class EmbeddingRequest(RequestFields, kw_only=True):
     """Body of POST /v1/embeddings."""
 
     input: Prompt
@@ -33,20 +33,12 @@ class EmbeddingRequest(Body, kw_only=True):
     dimensions: Annotated[
         Int32 | None, Meta(description="Only the model's own size of a vector.")
     ] = None
-    user: Name | None = None
     pooling: Annotated[Pooling | None, Meta(description="--pooling by default.")] = None
     normalize: Annotated[
         bool | None, Meta(description="False: vectors keep the length they have in the model.")
     ] = None
     truncate_prompt_tokens: Int32 | None = None
     add_special_tokens: bool | None = None
-    priority: Annotated[
-        Int64 | None, Meta(description="Smaller goes first; needs the priority policy.")
-    ] = None
-    request_id: Name | None = None
-    cache_salt: Name | None = None
-    timeout: float | None = None
-    cache: bool | None = None
 
     def engine_fields(self) -> SamplingFields:
         """What of it concerns every request to the engine."""

@@ -79,7 +79,27 @@ class JsonSchemaFormat(Body, tag="json_schema", tag_field="type", kw_only=True):
 ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 
 
-class EngineFields(Body):
+class RequestFields(Body):
+    """What may be said of any request that goes to the engine."""
+
+    priority: Annotated[
+        Int64 | None, Meta(description="Smaller goes first; needs the priority policy.")
+    ] = None
+    request_id: Name | None = None
+    cache_salt: Annotated[
+        Name | None, Meta(description="Only requests of equal salt share cached prefixes.")
+    ] = None
+    timeout: Annotated[
+        Annotated[float, _told(exclusiveMinimum=0)] | None,
+        Meta(description="Seconds after which the request ends with an error."),
+    ] = None
+    user: Name | None = None
+    cache: Annotated[
+        bool | None, Meta(description="false: neither look for nor keep a cached answer.")
+    ] = None
+
+
+class EngineFields(RequestFields):
     """What every generating route takes, whichever API it belongs to."""
 
     min_tokens: Annotated[Int32, _told(minimum=0)] | None = None
@@ -102,24 +122,9 @@ class EngineFields(Body):
     spaces_between_special_tokens: bool | None = None
     structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
-    priority: Annotated[
-        Int64 | None, Meta(description="Smaller goes first; needs the priority policy.")
-    ] = None
-    request_id: Name | None = None
-    cache_salt: Annotated[
-        Name | None, Meta(description="Only requests of equal salt share cached prefixes.")
-    ] = None
-    timeout: Annotated[
-        Annotated[float, _told(exclusiveMinimum=0)] | None,
-        Meta(description="Seconds after which the request ends with an error."),
-    ] = None
-    user: Name | None = None
     safety_identifier: Annotated[Name | None, Meta(description="OpenAI's newer user.")] = None
     prompt_cache_key: Annotated[
         Name | None, Meta(description="Accepted: equal prefixes are found without it.")
-    ] = None
-    cache: Annotated[
-        bool | None, Meta(description="false: neither look for nor keep a cached answer.")
     ] = None
 
 
