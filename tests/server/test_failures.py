@@ -8,7 +8,6 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -23,17 +22,6 @@ TEXT = "/v1/completions"
 CHAT = "/v1/chat/completions"
 LONG: dict[str, Any] = {"prompt": "Once", "max_tokens": 500, "ignore_eos": True}
 STREAMING = pytest.mark.parametrize("stream", [True, False])
-
-
-@pytest.fixture
-def script() -> ScriptedClient:
-    return ScriptedClient()
-
-
-@pytest.fixture
-def scripted(script: ScriptedClient) -> Iterator[Live]:
-    with live(client=script) as site:
-        yield site
 
 
 class Call:

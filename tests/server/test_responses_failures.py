@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,17 +16,6 @@ from tests.server.test_failures import Call
 
 PATH = "/v1/responses"
 ASK: dict[str, Any] = {"model": MODEL, "input": "How warm?"}
-
-
-@pytest.fixture
-def script() -> ScriptedClient:
-    return ScriptedClient()
-
-
-@pytest.fixture
-def scripted(script: ScriptedClient) -> Iterator[Live]:
-    with live(client=script) as site:
-        yield site
 
 
 def test_an_engine_that_dies_during_a_stream_fails_the_response(
