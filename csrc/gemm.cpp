@@ -40,7 +40,7 @@ void quantize(const float* x, int64_t begin, int64_t count, const QuantRows& out
 }
 
 void gemm(const PackedWeight& w, const QuantRows& x, int64_t rows, float* y, int64_t y_stride, const float* bias,
-          int64_t col_begin, int64_t col_end) {
+          int64_t col_begin, int64_t col_end, Meanwhile* meanwhile) {
     if (rows == 0 || col_begin >= col_end) return;
     QuantGemm call{};
     call.format = w.format;
@@ -58,6 +58,7 @@ void gemm(const PackedWeight& w, const QuantRows& x, int64_t rows, float* y, int
     call.y_stride = y_stride;
     call.bias = bias;
     call.scratch = thread_scratch<float>(quant_scratch_floats(w.k, w.format.group));
+    call.meanwhile = meanwhile;
     kernels().gemm_quant(call);
 }
 

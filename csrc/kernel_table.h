@@ -27,6 +27,7 @@ struct QuantGemm {
     int64_t y_stride;
     const float* bias;  // [n] or null
     float* scratch;     // see quant_scratch_floats
+    Meanwhile* meanwhile;  // or null
 };
 
 struct FloatGemm {

@@ -117,11 +117,21 @@ void quantize(const float* x, int64_t begin, int64_t count, const QuantRows& out
 
 // ---- products ---------------------------------------------------------------------------------------------
 
+// What a thread brings into its caches beside its work, a little at a time and on from where it was: blocks of two pools.
+// Block b of a pool is at pool + b * block_bytes.
+struct alignas(64) Meanwhile {
+    const std::byte* pools[2] = {};
+    int64_t block_bytes = 0;
+    const int32_t* blocks = nullptr;
+    int64_t num_blocks = 0;
+    int64_t block = 0, byte = 0;  // what is next: byte `byte` of blocks[block]
+};
+
 // y[i, c] for i in [0, rows) and c in [col_begin, col_end): col_begin is a multiple of 16, col_end too or n.
 // Multiples of 32 are a little faster. `y` is row 0, column 0 of the result, strides are in floats, `bias` is [n] or
-// null.
+// null. `meanwhile`, if it is not null, is for products of many rows, which compute for longer than they read.
 void gemm(const PackedWeight& w, const QuantRows& x, int64_t rows, float* y, int64_t y_stride, const float* bias,
-          int64_t col_begin, int64_t col_end);
+          int64_t col_begin, int64_t col_end, Meanwhile* meanwhile = nullptr);
 
 // The same for BFloat16 and Float32 weights.
 void gemm_float(const PackedWeight& w, const float* x, int64_t x_stride, int64_t rows, float* y, int64_t y_stride,

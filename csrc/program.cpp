@@ -46,7 +46,7 @@ struct Program::Execution final : Job {
     void run(uint32_t stage, uint32_t task, uint32_t thread) noexcept override {
         const Stage& s = program.stages_[stage];
         std::byte* scratch = program.scratch_.get() + thread * whole_lines(program.scratch_floats_ * 4);
-        s.instruction->run(step, s.index, task, reinterpret_cast<float*>(scratch));
+        s.instruction->run(step, s.index, task, {thread, reinterpret_cast<float*>(scratch)});
     }
 
     Upcoming upcoming(uint32_t stage) override {
@@ -76,6 +76,7 @@ void Program::execute(ThreadTeam& team, const StepInputs& inputs, float* out, En
     const std::lock_guard only_one(one_run_);
     for (AttentionPlan& plan : plans_) plan.cut(inputs, team.size());
     make_room(team.size());
+    meanwhile_.assign(team.size(), {});
     Step step;
     step.inputs = inputs;
     step.num_threads = team.size();
@@ -84,6 +85,7 @@ void Program::execute(ThreadTeam& team, const StepInputs& inputs, float* out, En
     step.output = out;
     step.plans = &plans_;
     step.partials = reinterpret_cast<float*>(partials_.get());
+    step.meanwhile = meanwhile_.data();
     step.energies = energies;
     opened_.resize(stages_.size() + 1);
     Execution execution(*this, step);

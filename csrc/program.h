@@ -137,6 +137,7 @@ private:
     Memory arena_;
     Memory scratch_;
     uint32_t scratch_threads_ = 0;
+    std::vector<Meanwhile> meanwhile_;  // of each thread
     Memory partials_;
     int64_t partials_size_ = 0;  // floats
     bool timed_ = false;

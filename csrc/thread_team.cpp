@@ -183,7 +183,7 @@ bool ThreadTeam::take_part(Opened opened, uint32_t thread) {
 }
 
 bool ThreadTeam::claim(Opened opened, uint32_t owner, bool from_end, uint32_t& task) {
-    const auto start = [&](uint32_t thread) { return static_cast<uint32_t>(uint64_t{opened.tasks} * thread / size_); };
+    const auto start = [&](uint32_t thread) { return first_of_share(opened.tasks, thread, size_); };
     const uint32_t first = start(owner);
     std::atomic<uint64_t>& state = shares_[owner].state;
     uint64_t word = state.load(std::memory_order_acquire);

@@ -56,6 +56,11 @@ public:
 
     uint32_t size() const { return static_cast<uint32_t>(workers_.size()) + 1; }
 
+    // The first task of a thread's share of a stage's `tasks`, among `threads`.
+    static uint32_t first_of_share(uint32_t tasks, uint32_t thread, uint32_t threads) {
+        return static_cast<uint32_t>(uint64_t{tasks} * thread / threads);
+    }
+
     // Returns when all stages are done. One job at a time: a second caller waits for the first.
     void run(Job& job);
 

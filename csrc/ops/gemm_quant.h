@@ -116,6 +116,7 @@ PELLUCID_INLINE void quant_tile(const QuantGemm& call, const Strips<kStrips>& st
     const int64_t blocks = call.k / kActivationGroup;
     for (int64_t block = 0; block < blocks; ++block, x.next()) {
         ahead.fetch();
+        if (call.meanwhile) fetch(*call.meanwhile);
         for (int g = 0; g < kGroups; ++g) {
             const int64_t group = block * kGroups + g;
             Dots<kRows, kStrips> dot;

@@ -72,6 +72,7 @@ void AttentionPlan::cut(const StepInputs& inputs, uint32_t num_threads) {
     // A task knows what it does next, and has it fetched meanwhile; so where there are many pieces it takes several.
     pieces_per_task = std::max<int64_t>(1, pieces.size() / (kWholeTasksPerThread * num_threads));
     deal(num_threads);
+    list_blocks(inputs, num_threads);
 }
 
 // Every thread gets its share of the long pieces, and begins with them: short ones even out the end.
@@ -85,6 +86,32 @@ void AttentionPlan::deal(uint32_t num_threads) {
     for (uint32_t thread = 0; thread < num_threads; ++thread)
         for (size_t i = thread; i < pieces.size(); i += num_threads) dealt.push_back(pieces[i]);
     pieces.swap(dealt);
+}
+
+int64_t AttentionPlan::num_tasks() const {
+    return divide_up(pieces.size(), pieces_per_task) * (shape.num_groups / groups_per_task);
+}
+
+// A sequence of several tiles uses what it reads so often that nobody waits for it.
+void AttentionPlan::list_blocks(const StepInputs& inputs, uint32_t num_threads) {
+    blocks.clear();
+    first_block.assign(1, 0);
+    const int64_t tasks_per_piece = shape.num_groups / groups_per_task, num_pieces = pieces.size();
+    int64_t index = 0;
+    for (uint32_t thread = 1; thread <= num_threads; ++thread) {
+        const int64_t tasks = ThreadTeam::first_of_share(static_cast<uint32_t>(num_tasks()), thread, num_threads);
+        const int64_t end = std::min(num_pieces, tasks / tasks_per_piece * pieces_per_task);
+        for (; inputs.rows >= kManyRows && index < end; ++index) {
+            const AttentionPiece& piece = pieces[index];
+            const QueryTile& tile = tiles[piece.tile];
+            const int64_t s = tile.sequence, size = shape.block_size;
+            if (inputs.query_start[s + 1] - inputs.query_start[s] != tile.num_tokens) continue;
+            const int64_t last = std::min<int64_t>((piece.last_partition + 1) * kPartition, inputs.seq_lens[s]) - 1;
+            const int32_t* const table = inputs.block_tables + s * inputs.table_width;
+            blocks.insert(blocks.end(), table + piece.first_partition * kPartition / size, table + last / size + 1);
+        }
+        first_block.push_back(static_cast<int64_t>(blocks.size()));
+    }
 }
 
 // ---- the instruction ----
@@ -103,9 +130,8 @@ bool Attention::quantise(const Columns& columns, int buffer) {
 
 uint32_t Attention::num_tasks(const Step& step, uint32_t stage) const {
     const AttentionPlan& all = (*step.plans)[plan];
-    const int64_t groups = pool.num_kv_heads, pieces = all.pieces.size(), tiles = all.cut_tiles.size();
-    return static_cast<uint32_t>(stage == 0 ? divide_up(pieces, all.pieces_per_task) * (groups / all.groups_per_task)
-                                            : tiles * groups);
+    const int64_t merges = static_cast<int64_t>(all.cut_tiles.size()) * pool.num_kv_heads;
+    return static_cast<uint32_t>(stage == 0 ? all.num_tasks() : merges);
 }
 
 int64_t Attention::scratch_floats() const {
@@ -113,16 +139,29 @@ int64_t Attention::scratch_floats() const {
     return 2 * softmax_floats(rows, pool.head_dim) + attention_scratch_floats(rows, pool.head_dim);
 }
 
-void Attention::run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const {
+void Attention::run(const Step& step, uint32_t stage, uint32_t task, const Worker& worker) const {
     const AttentionPlan& all = (*step.plans)[plan];
     const int64_t groups = stage == 0 ? all.groups_per_task : 1, tasks_per_tile = pool.num_kv_heads / groups;
     const int64_t index = task / tasks_per_tile, first = task % tasks_per_tile * groups;
-    if (stage == 1) return merge(step, all.tiles[all.cut_tiles[index]], first, scratch);
+    if (stage == 1) return merge(step, all.tiles[all.cut_tiles[index]], first, worker.scratch);
     const int64_t begin = index * all.pieces_per_task, pieces = all.pieces.size();
     const int64_t parts = (std::min(begin + all.pieces_per_task, pieces) - begin) * groups;
     const auto part = [&](int64_t i) { return Part{&all.pieces[begin + i / groups], first + i % groups}; };
     for (int64_t i = 0; i < parts; ++i)
-        attend(step, part(i), i + 1 < parts ? part(i + 1) : Part{}, i > 0, scratch);
+        attend(step, part(i), i + 1 < parts ? part(i + 1) : Part{}, i > 0, worker.scratch);
+}
+
+Meanwhile* Attention::meanwhile(const Step& step, uint32_t thread) const {
+    const AttentionPlan& all = (*step.plans)[plan];
+    if (all.blocks.empty()) return nullptr;
+    Meanwhile& m = step.meanwhile[thread];
+    if (m.pools[0] == pool.k) return &m;
+    const int64_t first = all.first_block[thread];
+    m = {.pools = {static_cast<const std::byte*>(pool.k), static_cast<const std::byte*>(pool.v)},
+         .block_bytes = pool.block_size * pool.slot_columns() * kv_bytes(pool.type),
+         .blocks = all.blocks.data() + first,
+         .num_blocks = all.first_block[thread + 1] - first};
+    return &m;
 }
 
 AttentionTile Attention::queries(const Step& step, const QueryTile& tile, int64_t group) const {

@@ -37,6 +37,11 @@ void Program::finalize(const Columns& output, int64_t max_rows) {
         scratch_floats_ = std::max(scratch_floats_, instruction->scratch_floats());
         for (uint32_t i = 0; i < instruction->num_stages(); ++i) stages_.push_back({instruction.get(), i});
     }
+    const Attention* attention = nullptr;
+    for (auto instruction = list_.rbegin(); instruction != list_.rend(); ++instruction) {
+        if (auto* product = dynamic_cast<Linear*>(instruction->get())) product->next_attention = attention;
+        if (const auto* found = dynamic_cast<const Attention*>(instruction->get())) attention = found;
+    }
     const Linear* next = nullptr;
     for (auto stage = stages_.rbegin(); stage != stages_.rend(); ++stage) {
         stage->next_product = next;

@@ -26,7 +26,7 @@ public:
 
     virtual uint32_t num_stages() const { return 1; }
     virtual uint32_t num_tasks(const Step& step, uint32_t stage) const = 0;
-    virtual void run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const = 0;
+    virtual void run(const Step& step, uint32_t stage, uint32_t task, const Worker& worker) const = 0;
     virtual int64_t scratch_floats() const { return 0; }
 
     // Asks to leave `out`, which it writes, in quantised form in `buffer` as well. False if it cannot.
@@ -41,7 +41,7 @@ public:
 class RowInstruction : public Instruction {
 public:
     uint32_t num_tasks(const Step& step, uint32_t stage) const final;
-    void run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const final;
+    void run(const Step& step, uint32_t stage, uint32_t task, const Worker& worker) const final;
 
 protected:
     virtual int64_t columns() const = 0;  // about how many elements a row has to be worked on
@@ -173,6 +173,8 @@ private:
 
 // ---- several rows at a time ----
 
+class Attention;
+
 // y = x * w^T + bias, with an activation on what comes out where there is one.
 class Linear final : public Instruction {
 public:
@@ -180,7 +182,7 @@ public:
     void visit_reads(const Visitor& visit) override { visit(x); }
     void visit_writes(const Visitor& visit) override;
     uint32_t num_tasks(const Step& step, uint32_t stage) const override;
-    void run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const override;
+    void run(const Step& step, uint32_t stage, uint32_t task, const Worker& worker) const override;
     int64_t scratch_floats() const override;
     Upcoming upcoming(const Step& step) const;  // its weight, as threads share it
     bool quantise(const Columns& columns, int buffer) override;
@@ -191,6 +193,7 @@ public:
     bool activates = false;
     Activation activation;
     Columns out;  // of the activation
+    const Attention* next_attention = nullptr;  // in the program
 
 private:
     // Rows and columns of one task. With a gate, columns of the activation's result.
@@ -204,8 +207,8 @@ private:
     int64_t width() const { return activates && activation.gated() ? weight.n / 2 : weight.n; }
     Grid grid(const Step& step) const;
     Block block(const Step& step, uint32_t task) const;
-    FloatView multiply(const Step& step, const Block& rows, int64_t begin, int64_t end, float* scratch) const;
-    void activate(const Step& step, const Block& block, float* scratch) const;
+    FloatView multiply(const Step& step, const Block& rows, int64_t begin, int64_t end, const Worker& worker) const;
+    void activate(const Step& step, const Block& block, const Worker& worker) const;
 
     Columns quantised_;
 };
@@ -218,9 +221,11 @@ public:
     bool needs_all_rows() const override { return true; }
     uint32_t num_stages() const override { return 2; }
     uint32_t num_tasks(const Step& step, uint32_t stage) const override;
-    void run(const Step& step, uint32_t stage, uint32_t task, float* scratch) const override;
+    void run(const Step& step, uint32_t stage, uint32_t task, const Worker& worker) const override;
     int64_t scratch_floats() const override;
     bool quantise(const Columns& columns, int buffer) override;
+    // The thread's, on its way through the keys and values of its share; null if there are none to be fetched.
+    Meanwhile* meanwhile(const Step& step, uint32_t thread) const;
 
     Columns out, q;
     KVPool pool;

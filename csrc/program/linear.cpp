@@ -65,27 +65,29 @@ Upcoming Linear::upcoming(const Step& step) const {
 
 int64_t Linear::scratch_floats() const { return activates ? 3 * kBlockRows * kActivatedColumns : 0; }
 
-void Linear::run(const Step& step, uint32_t, uint32_t task, float* scratch) const {
+void Linear::run(const Step& step, uint32_t, uint32_t task, const Worker& worker) const {
     const Block here = block(step, task);
     if (activates) {
-        activate(step, here, scratch);
+        activate(step, here, worker);
     } else {
-        multiply(step, here, here.column_begin, here.column_end, nullptr);
+        multiply(step, here, here.column_begin, here.column_end, worker);
     }
 }
 
-// Columns [begin, end) of the product, for the block's rows. They go where y is, or to `scratch` if nobody reads y.
+// Columns [begin, end) of the product, for the block's rows. They go where y is, or to scratch memory if nobody reads y.
 // Returns the view of row 0 of the block, column `begin`.
-FloatView Linear::multiply(const Step& step, const Block& rows, int64_t begin, int64_t end, float* scratch) const {
+FloatView Linear::multiply(const Step& step, const Block& rows, int64_t begin, int64_t end,
+                           const Worker& worker) const {
     const bool to_scratch = step.is_unread(y.buffer);
-    const FloatView all = to_scratch ? FloatView{scratch, kActivatedColumns} : step.floats(y);
-    float* const first = to_scratch ? scratch : all.row(rows.row_begin) + begin;
+    const FloatView all = to_scratch ? FloatView{worker.scratch, kActivatedColumns} : step.floats(y);
+    float* const first = to_scratch ? worker.scratch : all.row(rows.row_begin) + begin;
     // The kernels count columns from 0: they are given the address that column 0 would have.
     float* const column_0 = first - begin;
     const float* const b = bias ? bias.data : nullptr;
     if (weight.format.quantised()) {
         const QuantRows input = step.quantised(x.buffer).from(rows.row_begin);
-        gemm(weight, input, rows.rows(), column_0, all.stride, b, begin, end);
+        Meanwhile* const meanwhile = next_attention ? next_attention->meanwhile(step, worker.thread) : nullptr;
+        gemm(weight, input, rows.rows(), column_0, all.stride, b, begin, end, meanwhile);
     } else {
         const FloatView input = step.floats(x);
         gemm_float(weight, input.row(rows.row_begin), input.stride, rows.rows(), column_0, all.stride, b, begin, end);
@@ -93,16 +95,16 @@ FloatView Linear::multiply(const Step& step, const Block& rows, int64_t begin, i
     return {first, all.stride};
 }
 
-void Linear::activate(const Step& step, const Block& block, float* scratch) const {
+void Linear::activate(const Step& step, const Block& block, const Worker& worker) const {
     constexpr int64_t kRoom = kBlockRows * kActivatedColumns;
     for (int64_t begin = block.column_begin; begin < block.column_end; begin += kActivatedColumns) {
         const int64_t end = std::min(begin + kActivatedColumns, block.column_end), count = end - begin;
-        const FloatView product = multiply(step, block, begin, end, scratch);
+        const FloatView product = multiply(step, block, begin, end, worker);
         FloatView up = product;
-        if (activation.gated()) up = multiply(step, block, width() + begin, width() + end, scratch + kRoom);
+        if (activation.gated()) up = multiply(step, block, width() + begin, width() + end, {worker.thread, worker.scratch + kRoom});
         for (int64_t r = 0; r < block.rows(); ++r) {
             const int64_t row = block.row_begin + r;
-            float* to = scratch + 2 * kRoom;
+            float* to = worker.scratch + 2 * kRoom;
             if (!step.is_unread(out.buffer)) to = step.floats(out).row(row) + begin;
             activation.apply(product.row(r), up.row(r), to, count);
             if (quantised_) step.quantise(quantised_.buffer, row, to, begin, count);

@@ -244,8 +244,11 @@ void Program::paged_attention(const Columns& out, const Columns& q, const KVPool
     op->pool = pool;
     op->scale = scale;
     op->softcap = softcap.value_or(0.0f);
-    const AttentionShape shape{window.value_or(INT64_MAX), q.count / pool.slot_columns(), pool.num_kv_heads,
-                               pool.head_dim};
+    const AttentionShape shape{.window = window.value_or(INT64_MAX),
+                               .heads_per_group = q.count / pool.slot_columns(),
+                               .num_groups = pool.num_kv_heads,
+                               .head_dim = pool.head_dim,
+                               .block_size = pool.block_size};
     const auto found =
         std::find_if(plans_.begin(), plans_.end(), [&](const AttentionPlan& plan) { return plan.shape == shape; });
     op->plan = static_cast<int>(found - plans_.begin());

@@ -24,9 +24,9 @@ uint32_t RowInstruction::num_tasks(const Step& step, uint32_t) const {
     return static_cast<uint32_t>(std::min({n, useful, kTasksPerThread * step.num_threads}));
 }
 
-void RowInstruction::run(const Step& step, uint32_t, uint32_t task, float* scratch) const {
+void RowInstruction::run(const Step& step, uint32_t, uint32_t task, const Worker& worker) const {
     const int64_t n = rows(step), tasks = num_tasks(step, 0);
-    for (int64_t row = n * task / tasks; row < n * (task + 1) / tasks; ++row) run_row(step, row, scratch);
+    for (int64_t row = n * task / tasks; row < n * (task + 1) / tasks; ++row) run_row(step, row, worker.scratch);
 }
 
 void Embedding::run_row(const Step& step, int64_t row, float*) const {

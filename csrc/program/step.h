@@ -50,6 +50,7 @@ struct AttentionShape {
     int64_t heads_per_group = 1;
     int64_t num_groups = 1;  // key/value heads
     int64_t head_dim = 0;
+    int64_t block_size = 0;
 
     bool operator==(const AttentionShape&) const = default;
 };
@@ -63,12 +64,27 @@ struct AttentionPlan {
     int64_t pieces_per_task = 1;     // consecutive ones
     std::vector<int32_t> cut_tiles;  // whose partial softmaxes are merged in a second stage
     int64_t partial_floats = 0;
+    // The blocks of sequences with a single tile, in the order in which the shares of the threads come to them, for those
+    // who fetch them before; only in steps of many rows. Thread t's are those from first_block[t] to first_block[t + 1].
+    std::vector<int32_t> blocks;
+    std::vector<int64_t> first_block;
 
+    int64_t num_tasks() const;  // but for merging
     void cut(const StepInputs& inputs, uint32_t num_threads);
 
 private:
     void add_tiles(const StepInputs& inputs, int32_t sequence);
     void deal(uint32_t num_threads);
+    void list_blocks(const StepInputs& inputs, uint32_t num_threads);
+};
+
+// From so many rows on products compute for longer than they read, and memory has time for something else.
+constexpr int64_t kManyRows = 12;
+
+// What a thread has to itself.
+struct Worker {
+    uint32_t thread;
+    float* scratch;
 };
 
 // Room for the softmaxes of `rows` rows over one partition each, in whole cache lines.
@@ -92,6 +108,7 @@ struct Step {
     float* output = nullptr;
     const std::vector<AttentionPlan>* plans = nullptr;
     float* partials = nullptr;     // of the attention layer that runs
+    Meanwhile* meanwhile = nullptr;  // of each thread
     Energies* energies = nullptr;  // only while outliers are chosen, by one thread
 
     bool is_unread(int buffer) const { return (*buffers)[buffer].unread; }

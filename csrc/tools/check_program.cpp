@@ -1,6 +1,7 @@
 // A recorded model of two layers on a team of threads: every step in company must give the bits of a sequence alone,
 // token by token on one thread.
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -160,10 +161,37 @@ void check_type(const char* name, KVType type, const Weights& weights) {
     }
 }
 
+// What threads fetch ahead of attention is every block of every sequence that decodes, once, and nothing else.
+void check_listed_blocks() {
+    constexpr int32_t kSequences = 14, kWidth = 200, kSize = 8;  // partitions are whole blocks
+    std::vector<int32_t> tables, starts{0}, lengths, expected;
+    for (int32_t s = 0; s < kSequences; ++s) {
+        const int32_t length = 1 + 37 * s * s % 900, queries = s == 3 ? std::min(length, 300) : 1;
+        for (int32_t b = 0; b < kWidth; ++b) tables.push_back(s * kWidth + b);
+        if (queries == 1)
+            for (int32_t b = 0; b * kSize < length; ++b) expected.push_back(s * kWidth + b);
+        starts.push_back(starts.back() + queries);
+        lengths.push_back(length);
+    }
+    const StepInputs inputs{.rows = starts.back(), .num_sequences = kSequences, .table_width = kWidth,
+                            .block_tables = tables.data(), .query_start = starts.data(), .seq_lens = lengths.data()};
+    for (const uint32_t threads : {1u, 2u, 3u, 16u}) {
+        AttentionPlan plan;
+        plan.shape = {.heads_per_group = 3, .num_groups = kGroups, .head_dim = kHeadDim, .block_size = kSize};
+        plan.cut(inputs, threads);
+        std::vector<int32_t> found = plan.blocks;
+        std::sort(found.begin(), found.end());
+        expect(found == expected, "%u threads fetch %zu blocks, expected %zu", threads, found.size(), expected.size());
+        expect(plan.first_block.size() == threads + 1 && plan.first_block.back() == int64_t(found.size()),
+               "the blocks of %u threads are not all of them", threads);
+    }
+}
+
 }  // namespace
 
 void check_program() {
     const Weights weights;
+    check_listed_blocks();
     check_type("float32 model", KVType::Float32, weights);
     check_type("bfloat16 model", KVType::BFloat16, weights);
     check_type("float16 model", KVType::Float16, weights);

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 # Logits held at once: those of a whole prompt over a large vocabulary would take gigabytes.
 MAX_LOGITS_BYTES = 256 << 20
+# Memory for logits that is kept from step to step. To give some megabytes back to the system and
+# take them anew costs a step of thirty-two sequences a twentieth of its time.
+KEPT_LOGITS_BYTES = 64 << 20
 # What outliers are learned from: tokens spread over the vocabulary.
 SAMPLE_TOKENS = 64
 SAMPLE_STRIDE = 7919
@@ -38,7 +41,8 @@ class Forward(Protocol):
     def logits(self, begin: int, end: int) -> Any:
         """Float32 [end - begin, vocab] of the wanted rows begin .. end - 1.
 
-        A tensor or an array, as the executor's sampler takes it.
+        A tensor or an array, as the executor's sampler takes it. Its memory is the executor's, to
+        be used again by the next step.
         """
         ...
 
@@ -143,6 +147,7 @@ class NativeExecutor:
         self._max_model_len = max_model_len
         self._vocab_size = model.config.vocab_size
         self._hidden_size = model.config.hidden_size
+        self._kept = np.empty((0, self._vocab_size), np.float32)
         self._hidden: _native.Program | None = None
         self._program = ops.record(
             lambda token_ids, inputs: model.logits(model.forward(token_ids, inputs, kv)), max_rows
@@ -169,7 +174,8 @@ class NativeExecutor:
             slot_mapping=places,
             block_tables=np.arange(-(-length // block_size), dtype=np.int32)[None],
         )
-        _call(program.learn_outliers, step, places[: self.max_logits], columns)
+        rows = places[: self.max_logits]
+        _call(program.learn_outliers, step, rows, np.empty((len(rows), columns), np.float32))
 
     def launch(self, step: StepRows, wanted: Ints) -> NativeForward:
         return NativeForward(self, step, wanted)
@@ -180,14 +186,24 @@ class NativeExecutor:
         return max(1, MAX_LOGITS_BYTES // (4 * self._vocab_size))
 
     def run(self, step: StepRows, rows: Ints) -> NDArray[np.float32]:
-        """Compute the step and the logits of `rows`: [len(rows), vocab]."""
-        return _call(partial(self._program.run, self._team), step, rows, self._vocab_size)
+        """Compute the step and the logits of `rows`: [len(rows), vocab], until the next run."""
+        run = partial(self._program.run, self._team)
+        return _call(run, step, rows, self._room(len(rows)))
+
+    def _room(self, num_rows: int) -> NDArray[np.float32]:
+        if len(self._kept) < num_rows:
+            room = np.empty((num_rows, self._vocab_size), np.float32)
+            if room.nbytes > KEPT_LOGITS_BYTES:
+                return room
+            self._kept = room
+        return self._kept[:num_rows]
 
     def hidden(self, step: StepRows, wanted: Ints) -> Tensor:
         if self._hidden is None:
             self._hidden = self._record_hidden()
         run = partial(self._hidden.run, self._team)
-        return torch.from_numpy(_call(run, step, wanted, self._hidden_size))
+        out = np.empty((len(wanted), self._hidden_size), np.float32)
+        return torch.from_numpy(_call(run, step, wanted, out))
 
     def _record_hidden(self) -> _native.Program:
         model, kv = self._model, self._kv
@@ -206,10 +222,9 @@ class NativeExecutor:
 
 
 def _call(
-    function: Callable[..., None], step: StepRows, rows: Ints, columns: int
+    function: Callable[..., None], step: StepRows, rows: Ints, out: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Run a step; [len(rows), columns] of what the program ends with."""
-    out = np.empty((len(rows), columns), np.float32)
+    """Run a step; what the program ends with of `rows` is written to `out`, which is returned."""
     function(
         step.token_ids,
         step.positions,
