@@ -10,13 +10,13 @@ namespace {
 // Sums in a fixed order: each lane along the row, then over the lanes. In two chains, for an addition takes cycles.
 template <class F>
 inline float sum_over_row(int64_t n, F value_at) {
-    Float sums[2] = {spread(0.0f), spread(0.0f)};
-    int which = 0;
-    for_vectors(n, [&](int64_t i, int count) {
-        sums[which] = value_at(i, count, sums[which]);
-        which ^= 1;
-    });
-    return sum_of_lanes(add(sums[0], sums[1]));
+    Float even = spread(0.0f), odd = spread(0.0f);
+    const auto count = [&](int64_t i) { return n - i < kLanes ? static_cast<int>(n - i) : kLanes; };
+    for (int64_t i = 0; i < n; i += 2 * kLanes) {
+        even = value_at(i, count(i), even);
+        if (i + kLanes < n) odd = value_at(i + kLanes, count(i + kLanes), odd);
+    }
+    return sum_of_lanes(add(even, odd));
 }
 
 inline float inverse_root(float v) { return 1.0f / __builtin_sqrtf(v); }

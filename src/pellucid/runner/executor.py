@@ -41,8 +41,8 @@ class Forward(Protocol):
     def logits(self, begin: int, end: int) -> Any:
         """Float32 [end - begin, vocab] of the wanted rows begin .. end - 1.
 
-        A tensor or an array, as the executor's sampler takes it. Its memory is the executor's, to
-        be used again by the next step.
+        A tensor or an array, as the executor's sampler takes it. It may be overwritten
+        when more rows are asked for, and by the next step.
         """
         ...
 
