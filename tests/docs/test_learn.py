@@ -17,7 +17,7 @@ from tests.cli.helpers import runner
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "learn").glob("*.md"))
 # A line such as [`engine/core.py`](../../src/pellucid/engine/core.py), `EngineCore.step`:
-SOURCE = r"^\[`(?P<shown>[^`]+)`\]\((?P<path>[^)]+)\), `(?P<name>[^`]+)`:\n\n"
+SOURCE = r"^\[`(?P<shown>[^`]+)`\]\((?P<path>[^)]+)\), `(?P<name>[^`]+)`:\n"
 EXCERPT = re.compile(SOURCE + r"```\w+\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")

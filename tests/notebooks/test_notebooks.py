@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(model: Path) -> Iterator[dict[str, str]]:
-    """Of a kernel that keeps its files, and sockets in place of ports, in a folder of its own."""
+    """Of a kernel that keeps its files and sockets in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
         places = ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR", "MPLCONFIGDIR")
         yield {**os.environ, **dict.fromkeys(places, folder), "PELLUCID_MODEL": str(model)}
@@ -48,6 +49,8 @@ def outcome(name: str, environment: dict[str, str], *variables: str) -> list[Any
     manager = AsyncKernelManager(
         kernel_name="python3", transport="ipc", connection_file=f"{runtime}/kernel.json"
     )
+    assert manager.kernel_spec is not None
+    manager.kernel_spec.argv[0] = sys.executable  # whatever else is installed on this machine
     NotebookClient(notebook, km=manager, timeout=200).execute(env=environment)
     pictures = [
         output
