@@ -45,8 +45,7 @@ CHAT_TEMPLATE = (
 )
 
 
-@lru_cache
-def tiny_text() -> ModelText:
+def save_tokenizer(folder: Path) -> None:
     """A byte-level BPE of 600 tokens: three special ones, then bytes, then merges."""
     raw = RawTokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -58,16 +57,22 @@ def tiny_text() -> ModelText:
         show_progress=False,
     )
     raw.train_from_iterator([CORPUS * 3], trainer)
+    raw.save(str(folder / "tokenizer.json"))
+    settings = {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "add_bos_token": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@lru_cache
+def tiny_text() -> ModelText:
+    """The text half of a model with that tokenizer."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        raw.save(str(path / "tokenizer.json"))
-        settings = {
-            "bos_token": "<bos>",
-            "eos_token": "<eos>",
-            "add_bos_token": False,
-            "chat_template": CHAT_TEMPLATE,
-        }
-        (path / "tokenizer_config.json").write_text(json.dumps(settings))
+        save_tokenizer(path)
         (path / "config.json").write_text(json.dumps({"eos_token_id": EOS}))
         return load_text(ModelFiles("hf", path, "tiny"), ModelSettings())
 

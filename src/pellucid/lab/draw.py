@@ -24,6 +24,11 @@ def check_extra() -> None:
 
 def write_png(figure: Figure, path: Path) -> None:
     """Draw without a display."""
+    picture(figure).savefig(path)
+
+
+def picture(figure: Figure) -> Any:
+    """A `matplotlib.figure.Figure`, which belongs to no display; a notebook shows it as it is."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
@@ -47,7 +52,7 @@ def write_png(figure: Figure, path: Path) -> None:
         axes.set_yscale("log")
     if figure.series or figure.spans:
         axes.legend(fontsize="small")
-    canvas.savefig(path)
+    return canvas
 
 
 def _series_png(axes: Any, series: Series, colour: str, bars: list[Series]) -> None:

@@ -42,6 +42,18 @@ class Subject:
     settings: ModelSettings
     files: ModelFiles | None
 
+    @classmethod
+    def of(cls, model: str) -> Subject:
+        """The model of that name, downloaded first if need be; "random" is the tiny one.
+
+        Raises:
+            ModelError: there is no such model, or it cannot be had.
+        """
+        from pellucid.load.hub import resolve
+
+        settings = ModelSettings(model=model)
+        return cls(settings, None if model == RANDOM else resolve(settings))
+
     @property
     def name(self) -> str:
         return "tiny random weights" if self.files is None else self.files.name
