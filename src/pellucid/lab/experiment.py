@@ -85,9 +85,41 @@ def choose(names: Sequence[str], *, every: bool) -> list[Experiment]:
     return list(known.values()) if every else [known[name] for name in dict.fromkeys(names)]
 
 
-def run_experiment(experiment: Experiment, lab: Lab, *, quick: bool) -> Result:
-    """Run it here and now. Raises what loading a model raises, and ConfigError."""
-    settings = experiment.settings(quick=quick)
+def changed(experiment: Experiment, settings: msgspec.Struct, changes: Sequence[str]) -> Any:
+    """`settings` with each "name=value" of `changes`; a list's values are separated by commas.
+
+    Raises:
+        ConfigError: there is no such setting, or the value is not one of its type.
+    """
+    known = msgspec.to_builtins(settings)
+    values = dict(known)
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals or name not in known:
+            there = ", ".join(known)
+            raise ConfigError(f"--set {change}: {experiment.name} has the settings {there}")
+        values[name] = value.split(",") if isinstance(known[name], list | tuple) else value
+    try:
+        made = msgspec.convert(values, type(settings), strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"--set: {experiment.name}: {error}") from None
+    for name, value in msgspec.to_builtins(made).items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            # What is 0 by default, a seed for one, may be 0; of the rest there is at least some.
+            least = 0 if known[name] == 0 else 1e-9
+            if isinstance(number, int | float) and number < least and number is not False:
+                raise ConfigError(f"--set {name}={number}: must be more than 0")
+    return made
+
+
+def run_experiment(
+    experiment: Experiment, lab: Lab, *, quick: bool, changes: Sequence[str] = ()
+) -> Result:
+    """Run it here and now, with `changes` to its settings as `changed` takes them.
+
+    Raises what loading a model raises, and ConfigError.
+    """
+    settings = changed(experiment, experiment.settings(quick=quick), changes)
     begin = time.perf_counter()
     findings = experiment.run(settings, lab)
     return Result(
