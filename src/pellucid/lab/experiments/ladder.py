@@ -17,6 +17,7 @@ from pellucid.lab.fit import Spread, spread
 from pellucid.lab.result import Figure, Findings, Series, Table
 from pellucid.lab.rungs import FIRST, NATIVE, RUNGS, Job, Outcome, Size, open_servers
 
+EXPECTED = "5 KV cache"  # to be the highest step
 LEVEL = 0.05  # a ratio nearer to 1 than this is called level
 
 
@@ -277,14 +278,16 @@ def _conclusion(rows: list[list[Any]], climbs: dict[str, list[Climb]]) -> list[s
     )
     up += f" tokens per second, {last[1] / first[1]:.0f} times as many, and the median latency from"
     up += f" {first[4]:.1f} to {last[4]:.2f} s; the highest step is {best},"
-    up += f" {medians[best]:.1f} times the one below ({verdicts[best]})."
+    up += f" {medians[best]:.1f} times the one below ({verdicts[best]})"
+    if best != EXPECTED:
+        up += f", and not {EXPECTED} with its {medians[EXPECTED]:.1f}, as was expected"
     rest = "Every rung is above the one below"
     if not_above:
         rest = f"Not above the one below: {'; '.join(not_above)}"
     same = "; every rung that promises the same text wrote it"
     if parted:
         same = f"; of those that promise the same text these did not write it: {', '.join(parted)}"
-    return [up, rest + same + "."]
+    return [up + ".", rest + same + "."]
 
 
 EXPERIMENT = Experiment(
