@@ -17,12 +17,15 @@ from pellucid.bench.machine import describe_machine, describe_versions
 from pellucid.bench.summary import command_line
 from pellucid.errors import ConfigError
 from pellucid.lab import experiments
+from pellucid.lab.neighbours import Neighbours, caution
 from pellucid.lab.result import Findings, Result
 
 if TYPE_CHECKING:
     from pellucid.lab.subject import Subject
 
 T = TypeVar("T")
+
+DISTURBED = 0.1  # share of the machine's time in other processes from which a result says so
 
 
 class Track(Protocol):
@@ -120,8 +123,10 @@ def run_experiment(
     Raises what loading a model raises, and ConfigError.
     """
     settings = changed(experiment, experiment.settings(quick=quick), changes)
-    begin = time.perf_counter()
+    begin, neighbours = time.perf_counter(), Neighbours()
     findings = experiment.run(settings, lab)
+    if experiment.needs_model and (share := neighbours.share()) > DISTURBED:
+        findings.notes = [*findings.notes, caution(share)]
     return Result(
         name=experiment.name,
         question=experiment.question,
