@@ -256,6 +256,9 @@ def test_a_policy_of_ones_own_is_compared_with_ours() -> None:
     check(findings)
     assert list(findings.raw) == ["fifo", "priority", "shortest-first", "fair-share", own]
     assert own in {row[0] for row in findings.tables[1].rows}
+    rows = [["fifo: short", 5.0, 0, 0, 6.0, 7.0], [f"{own}: short", 1.0, 0, 0, 2.0, 9.0]]
+    text = " ".join(experiment._conclusion(rows, {"fifo": 4.0, own: 8.0}))
+    assert f"wait least under {own}, 1.00 s" in text
     arrivals = [experiment.Arrival("short", "a", at, 64, 8) for at in (0.0, 0.001, 0.002)]
     one_seat = experiment.Settings(requests=3, seeds=1, seats=1)
     queued = [fate["queue"] for fate in experiment.simulate(one_seat, arrivals, own)]

@@ -205,7 +205,7 @@ def _findings(settings: Settings, raw: dict[str, Any]) -> Findings:
 
 
 def _conclusion(rows: list[list[Any]], latency: dict[str, float]) -> list[str]:
-    shorts = {row[0].partition(":")[0]: row for row in rows if row[0].endswith(": short")}
+    shorts = {row[0].removesuffix(": short"): row for row in rows if row[0].endswith(": short")}
     best = min(latency, key=lambda policy: latency[policy])
     worst = max(rows, key=lambda row: row[5])
     first = f"{best} has the lowest mean latency, {latency[best]:.1f} s"
