@@ -69,6 +69,12 @@ SAMPLE = Experiment("sample", "Why?", "So.", "Thus.", Settings(1), Settings(2), 
 LAB = Lab(Subject(ModelSettings(), None))
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else the machine computes beside the tests."""
+    monkeypatch.setattr(Neighbours, "share", lambda self: 0.0)
+
+
 @given(
     exponent=st.floats(-3, 3),
     factor=st.floats(0.01, 100),
@@ -258,13 +264,15 @@ def with_settings(settings: msgspec.Struct) -> Experiment:
 
 def test_a_result_says_that_others_computed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Neighbours, "share", lambda self: 0.05)
-    assert run_experiment(SAMPLE, LAB, quick=True).findings.notes == ["a note"]
+    assert run_experiment(SAMPLE, LAB, quick=True).findings.conclusion == ["The size is 1."]
     monkeypatch.setattr(Neighbours, "share", lambda self: 0.45)
-    notes = run_experiment(SAMPLE, LAB, quick=True).findings.notes
-    assert notes[1].startswith("Other processes took 45%")
+    told = run_experiment(SAMPLE, LAB, quick=True).findings.conclusion
+    assert told[0].startswith("Not to be relied on: other processes took 45%")
+    assert told[1:] == ["The size is 1."]
 
 
 def test_the_time_of_others_is_what_is_left_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     neighbours = Neighbours()
     whole, busy, own = neighbours._begin
     monkeypatch.setattr(neighbours, "_seconds", lambda: (whole + 8, busy + 5, own + 3))

@@ -47,6 +47,10 @@ def write_png(figure: Figure, path: Path) -> None:
             axes.tick_params("x", rotation=25)
     if figure.log_x:
         axes.set_xscale("log")
+        places = sorted({x for series in figure.series for x in series.x})
+        if len(places) < FEW:  # their own numbers, not powers of ten
+            axes.set_xticks(places, [f"{x:g}" for x in places])
+            axes.tick_params("x", which="minor", bottom=False, labelbottom=False)
     if figure.log_y:
         axes.set_yscale("log")
         if bars:  # from a power of ten, or the least one would have no height

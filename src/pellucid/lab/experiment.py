@@ -126,7 +126,7 @@ def run_experiment(
     begin, neighbours = time.perf_counter(), Neighbours()
     findings = experiment.run(settings, lab)
     if experiment.needs_model and (share := neighbours.share()) > DISTURBED:
-        findings.notes = [*findings.notes, caution(share)]
+        findings.conclusion = [caution(share), *findings.conclusion]
     return Result(
         name=experiment.name,
         question=experiment.question,

@@ -30,7 +30,6 @@ class Neighbours:
 def caution(share: float) -> str:
     """What to tell of a result that was measured beside others."""
     return (
-        f"Other processes took {share:.0%} of the machine's time meanwhile. Measure again when it"
-        " is idle: neighbours slow some programs down more than others, those most whose threads"
-        " wait for each other."
+        f"Not to be relied on: other processes took {share:.0%} of the machine's time meanwhile,"
+        " which slows down most those programs whose threads wait for each other."
     )
