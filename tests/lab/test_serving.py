@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import msgspec
@@ -165,11 +166,14 @@ def test_a_rung_is_told_by_three_factors() -> None:
     climb = experiment._climb(slow, fast)
     assert climb.ratio == pytest.approx(5)
     assert climb.ratio == pytest.approx(climb.work * climb.speed * climb.busy)
-    up = experiment.verdict([climb])
+    up = experiment.verdict([climb], 0.0)
     assert up == "yes: 5.0x fewer positions, 2.0x less idle but each 2.0x slower"
-    down = experiment.verdict([experiment._climb(fast, slow)])
+    down = experiment.verdict([experiment._climb(fast, slow)], 0.0)
     assert down == "no: 5.0x more positions, 2.0x more idle but each 2.0x faster"
-    assert experiment.verdict([experiment._climb(slow, slow)]) == "level"
+    assert experiment.verdict([experiment._climb(slow, slow)], 0.0) == "level"
+    # Where the same computing took 6 times as long once, 5 times as fast means nothing.
+    noisy = experiment.verdict([climb], math.log(6))
+    assert noisy == "level: 5.0x fewer positions, 2.0x less idle"
 
 
 def test_ladder_admits_what_does_not_hold() -> None:
@@ -180,10 +184,10 @@ def test_ladder_admits_what_does_not_hold() -> None:
         name: [experiment._climb(outcomes[below], outcomes[name])]
         for below, name in itertools.pairwise(outcomes)
     }
-    first, second = experiment._conclusion(rows, climbs)
+    first, second = experiment._conclusion(rows, climbs, 0.0)
     assert "the highest step is 8 native, 30.0 times" in first
     assert "not 5 KV cache with its 0.5, as was expected" in first
-    assert second.startswith("Not above the one below: 5 KV cache (0.50 times; no:")
+    assert second.startswith("Not above the one below: 5 KV cache (0.50 times, no:")
     assert second.endswith("these did not write it: 5 KV cache (3 of 4).")
 
 

@@ -18,7 +18,8 @@ from pellucid.lab.result import Figure, Findings, Series, Table
 from pellucid.lab.rungs import FIRST, NATIVE, RUNGS, Job, Outcome, Size, open_servers
 
 EXPECTED = "5 KV cache"  # to be the highest step
-LEVEL = 0.05  # a ratio nearer to 1 than this is called level
+TWINS = "1 load once", "2 queue"  # compute the very same, so their speeds tell the noise
+LEVEL = 0.05  # what is nearer to 1 than this, or than the noise, is called level
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -109,10 +110,17 @@ def _findings(settings: Settings, runs: dict[str, list[Outcome]], notes: list[st
         name: [_climb(*pair) for pair in zip(runs[below], runs[name], strict=True)]
         for below, name in itertools.pairwise(names)
     }
+    # What is measured of a rung is only as good as what is measured twice.
+    noise = max(abs(math.log(one.speed)) for one in climbs[TWINS[1]])
+    notes = [
+        *notes,
+        f"Rungs {' and '.join(TWINS)} compute the same; a position took up to {math.exp(noise):.2f}"
+        " times as long with one as with the other, which is the noise of this run.",
+    ]
     steps: list[list[str | float | None]] = [[names[0], None, None, None, RUNGS[names[0]], "-"]]
     for name, each in climbs.items():
         ratio = spread([one.ratio for one in each])
-        steps.append([name, ratio.median, ratio.low, ratio.high, RUNGS[name], verdict(each)])
+        steps.append([name, ratio.median, ratio.low, ratio.high, RUNGS[name], verdict(each, noise)])
     load = f"{settings.requests} requests within {_last_arrival(runs):.2f} s"
     return Findings(
         tables=[
@@ -130,7 +138,7 @@ def _findings(settings: Settings, runs: dict[str, list[Outcome]], notes: list[st
         ],
         notes=notes,
         raw={name: msgspec.to_builtins(made) for name, made in runs.items()},
-        conclusion=_conclusion(rows, climbs),
+        conclusion=_conclusion(rows, climbs, noise),
     )
 
 
@@ -173,20 +181,24 @@ def _climb(below: Outcome, rung: Outcome) -> Climb:
     return Climb(_rate(rung) / _rate(below), work, speed, busy)
 
 
-def verdict(climbs: list[Climb]) -> str:
-    """Whether a rung is above the one below, and what did most for that or against it."""
+def verdict(climbs: list[Climb], noise: float) -> str:
+    """Whether a rung is above the one below, and what was for that and what against it.
+
+    `noise` is the logarithm of a ratio of speeds that means nothing.
+    """
     ratio, work, speed, busy = (
         statistics.median(getattr(one, name) for one in climbs)
         for name in ("ratio", "work", "speed", "busy")
     )
-    changes = [
-        (work, f"{work:.1f}x fewer positions", f"{1 / work:.1f}x more positions"),
-        (speed, f"each {speed:.1f}x faster", f"each {1 / speed:.1f}x slower"),
-        (busy, f"{busy:.1f}x less idle", f"{1 / busy:.1f}x more idle"),
+    unsure = max(LEVEL, noise)
+    changes = [  # how many positions there are is exact
+        (work, LEVEL, f"{work:.1f}x fewer positions", f"{1 / work:.1f}x more positions"),
+        (speed, unsure, f"each {speed:.1f}x faster", f"each {1 / speed:.1f}x slower"),
+        (busy, LEVEL, f"{busy:.1f}x less idle", f"{1 / busy:.1f}x more idle"),
     ]
-    gains = [gain for value, gain, _ in changes if value > 1 + LEVEL]
-    losses = [loss for value, _, loss in changes if value < 1 / (1 + LEVEL)]
-    word = "level" if abs(math.log(ratio)) < LEVEL else "yes" if ratio > 1 else "no"
+    gains = [gain for value, least, gain, _ in changes if math.log(value) > least]
+    losses = [loss for value, least, _, loss in changes if math.log(value) < -least]
+    word = "level" if abs(math.log(ratio)) < unsure else "yes" if ratio > 1 else "no"
     sides = (gains, losses) if ratio > 1 else (losses, gains)
     why = " but ".join(", ".join(side) for side in sides if side)
     return f"{word}: {why}" if why else word
@@ -262,13 +274,13 @@ def _factor_figure(runs: dict[str, list[Outcome]]) -> Figure:
     )
 
 
-def _conclusion(rows: list[list[Any]], climbs: dict[str, list[Climb]]) -> list[str]:
+def _conclusion(rows: list[list[Any]], climbs: dict[str, list[Climb]], noise: float) -> list[str]:
     first, last = rows[0], rows[-1]
     medians = {name: statistics.median(c.ratio for c in each) for name, each in climbs.items()}
     best = max(medians, key=lambda name: medians[name])
-    verdicts = {name: verdict(each) for name, each in climbs.items()}
+    verdicts = {name: verdict(each, noise) for name, each in climbs.items()}
     not_above = [
-        f"{name} ({medians[name]:.2f} times; {verdicts[name]})"
+        f"{name} ({medians[name]:.2f} times, {verdicts[name]})"
         for name in climbs
         if not verdicts[name].startswith("yes")
     ]
@@ -281,7 +293,7 @@ def _conclusion(rows: list[list[Any]], climbs: dict[str, list[Climb]]) -> list[s
     up += f" {medians[best]:.1f} times the one below ({verdicts[best]})"
     if best != EXPECTED:
         up += f", and not {EXPECTED} with its {medians[EXPECTED]:.1f}, as was expected"
-    rest = "Every rung is above the one below"
+    rest = "Every rung is above the one below by more than the noise"
     if not_above:
         rest = f"Not above the one below: {'; '.join(not_above)}"
     same = "; every rung that promises the same text wrote it"
