@@ -240,6 +240,10 @@ def test_engines_say_who_is_fastest_and_whether_widening_costs_less() -> None:
     first, second = experiment._conclusion(prefill, decode, about)
     assert "pellucid is fastest, 40 tokens/s, 4.0 times transformers x" in first
     assert "transformers x reads 3.0 times the bytes and takes 4.0 times as long" in first
+    assert first.endswith(": the bytes explain that.")
+    about[1][1] = 20.0
+    told = experiment._conclusion(prefill, decode, about)[0]
+    assert told.endswith(": the bytes alone do not explain that.")
     assert "transformers x is fastest, 100 tokens/s, 2.0 times pellucid" in second
     assert "Widened weights cost less there" in second
     assert "do not cost less there" in experiment._conclusion(decode, prefill, about)[1]

@@ -21,6 +21,7 @@ from pellucid.lab.result import Figure, Findings, Series, Table
 OURS = "pellucid"  # what the others are compared with
 LLAMA = "llama.cpp runner"
 PHASES = ("prefill", "decode")
+ABOUT = 1.5  # the hypothesis holds if times and bytes are nearer to each other than this
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -267,6 +268,8 @@ def _conclusion(prefill: list[Any], decode: list[Any], about: list[Any]) -> list
     text = f"Decode: {_ranking(decode)}"
     if bytes_told:
         text += f". In a batch of {first:.0f} {'; '.join(bytes_told)}"
+        near = all(1 / ABOUT < t / (size[n] / size[OURS]) < ABOUT for n, t in slower.items())
+        text += ": " + ("the bytes explain that" if near else "the bytes alone do not explain that")
     return [text + ".", f"Prefill: {_ranking(prefill)}. {_widened(prefill, decode, first)}"]
 
 
