@@ -18,8 +18,16 @@ from hypothesis import strategies as st
 from pellucid.config import ModelSettings
 from pellucid.errors import ConfigError
 from pellucid.lab import draw, experiments
-from pellucid.lab.experiment import Experiment, Lab, choose, find_experiments, run_experiment
+from pellucid.lab.experiment import (
+    Experiment,
+    Lab,
+    changed,
+    choose,
+    find_experiments,
+    run_experiment,
+)
 from pellucid.lab.fit import power_law, slope, spread
+from pellucid.lab.neighbours import Neighbours
 from pellucid.lab.report import markdown, read_results, shown, write_report, write_result
 from pellucid.lab.result import Figure, Findings, Law, Series, Span, Table
 from pellucid.lab.subject import Subject
@@ -59,6 +67,12 @@ def findings(settings: Settings, lab: Lab) -> Findings:
 
 SAMPLE = Experiment("sample", "Why?", "So.", "Thus.", Settings(1), Settings(2), findings)
 LAB = Lab(Subject(ModelSettings(), None))
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else the machine computes beside the tests."""
+    monkeypatch.setattr(Neighbours, "share", lambda self: 0.0)
 
 
 @given(
@@ -105,7 +119,10 @@ def test_every_module_of_the_folder_is_an_experiment() -> None:
 
 @pytest.mark.parametrize("removed", MODULES)
 def test_a_removed_experiment_breaks_nothing_else(
-    removed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    removed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "experiments"
     shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -115,8 +132,11 @@ def test_a_removed_experiment_breaks_nothing_else(
         monkeypatch.delattr(experiments, name, raising=False)
     monkeypatch.setattr(experiments, "__path__", [str(folder)])
     importlib.invalidate_caches()
-    found = find_experiments()
-    assert sorted(found) == sorted(n.replace("_", "-") for n in MODULES if n != removed)
+    left = sorted(name.replace("_", "-") for name in MODULES if name != removed)
+    assert sorted(find_experiments()) == left
+    listed = runner(capsys)("lab", "list")
+    assert listed.code == 0
+    assert set(left) <= {line.split()[0] for line in listed.out.splitlines()}
 
 
 def test_nobody_names_an_experiment() -> None:
@@ -189,8 +209,9 @@ def test_markdown_tables_have_as_many_cells_as_columns() -> None:
 
 
 def test_unknown_experiments_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="did you mean threads"):
-        choose(["thread"], every=False)
+    known = next(iter(find_experiments()))
+    with pytest.raises(ConfigError, match=f"did you mean {known}"):
+        choose([known[:-1]], every=False)
     with pytest.raises(ConfigError, match="--all"):
         choose([], every=False)
     assert [one.name for one in choose([], every=True)] == list(find_experiments())
@@ -202,23 +223,92 @@ def test_without_its_packages_the_lab_names_the_extra(monkeypatch: pytest.Monkey
         draw.check_extra()
 
 
+class Several(msgspec.Struct, frozen=True):
+    sizes: list[int]
+    count: int = 3
+    names: tuple[str, ...] = ("a",)
+    span: tuple[int, int] = (1, 2)
+    seed: int = 0
+    own: str | None = None
+
+
+def test_settings_are_changed_by_name() -> None:
+    experiment = with_settings(Several([1, 2]))
+    changes = ["count=5", "sizes=8,16", "names=x,y:Z", "span=3,4", "seed=0", "own=m:C"]
+    made = changed(experiment, experiment.quick, changes)
+    assert made == Several([8, 16], 5, ("x", "y:Z"), (3, 4), 0, "m:C")
+    assert run_experiment(SAMPLE, LAB, quick=True, changes=["size=7"]).settings == {"size": 7}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("counts=5", "sample has the settings sizes, count"),
+        ("count", "sample has the settings"),
+        ("count=many", "Expected `int`"),
+        ("count=0", "count=0: must be more than 0"),
+        ("sizes=4,-1", "sizes=-1: must be more than 0"),
+        ("span=1,2,3", "Expected `array` of length 2"),
+        ("seed=-1", "seed=-1"),
+    ],
+)
+def test_what_cannot_be_set_is_named(change: str, why: str) -> None:
+    experiment = with_settings(Several([1, 2]))
+    with pytest.raises(ConfigError, match=why):
+        changed(experiment, experiment.quick, [change])
+
+
+def with_settings(settings: msgspec.Struct) -> Experiment:
+    return Experiment("sample", "Why?", "So.", "Thus.", settings, settings, findings)
+
+
+def test_a_result_says_that_others_computed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Neighbours, "share", lambda self: 0.05)
+    assert run_experiment(SAMPLE, LAB, quick=True).findings.conclusion == ["The size is 1."]
+    monkeypatch.setattr(Neighbours, "share", lambda self: 0.45)
+    told = run_experiment(SAMPLE, LAB, quick=True).findings.conclusion
+    assert told[0].startswith("Not to be relied on: other processes took 45%")
+    assert told[1:] == ["The size is 1."]
+
+
+def test_the_time_of_others_is_what_is_left_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    neighbours = Neighbours()
+    whole, busy, own = neighbours._begin
+    monkeypatch.setattr(neighbours, "_seconds", lambda: (whole + 8, busy + 5, own + 3))
+    assert neighbours.share() == pytest.approx((5 - 3) / 8)
+
+
 def test_the_command_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("PELLUCID_MODEL", "PELLUCID_CACHE_DIR", "PELLUCID_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     pellucid = runner(capsys)
-    listed = pellucid("lab", "list")
-    assert listed.code == 0
-    assert "schedulers" in listed.out
+    everything = find_experiments()
+    assert pellucid("lab", "list").code == 0
     out = str(tmp_path / "out")
-    outcome = pellucid("lab", "run", "schedulers", "--quick", "--model", "random", "--out", out)
-    assert outcome.code == 0, outcome.err
-    assert "schedulers" in (tmp_path / "out" / "report.md").read_text()
+    if "schedulers" in everything:  # which needs no model
+        run = ("lab", "run", "schedulers", "--quick", "--out", out, "--set", "requests=40")
+        outcome = pellucid(*run, "--set", "policies=fifo")
+        assert outcome.code == 0, outcome.err
+        assert "fifo" in (tmp_path / "out" / "report.md").read_text()
+        assert json.loads((tmp_path / "out" / "schedulers.json").read_text())["settings"] == {
+            **msgspec.to_builtins(everything["schedulers"].quick),
+            "requests": 40,
+            "policies": ["fifo"],
+        }
+        refused = pellucid(*run, "--set", "policy=nowhere:Nothing")
+        assert refused.code == 2
+        assert "cannot load 'nowhere:Nothing'" in refused.err
+    needy = next(name for name, one in everything.items() if one.needs_model)
+    unset = pellucid("lab", "run", needy, "--set", "nothing=1", "--offline")
+    assert unset.code == 2
+    assert f"{needy} has the settings" in unset.err
     wrong = pellucid("lab", "run", "nothing")
     assert wrong.code == 2
     assert "no experiment is called 'nothing'" in wrong.err
-    absent = pellucid("lab", "run", "threads", "--offline", "--cache-dir", str(tmp_path / "none"))
+    absent = pellucid("lab", "run", needy, "--offline", "--cache-dir", str(tmp_path / "none"))
     assert absent.code == 1
     assert "smollm2-135m" in absent.err
     empty = pellucid("lab", "report", str(tmp_path / "nowhere"))

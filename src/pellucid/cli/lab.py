@@ -44,6 +44,14 @@ def run(
     quick: Annotated[
         bool, typer.Option("--quick", help="Small sizes: under a minute each on two cores.")
     ] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change a setting of what is run, as the result's JSON names it; may be repeated.",
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for results, plots and the report.")
     ] = Path("lab-results"),
@@ -69,17 +77,19 @@ def run(
     from pellucid.cli.console import results
     from pellucid.cli.download import fetch
     from pellucid.lab.draw import check_extra
-    from pellucid.lab.experiment import Lab, choose, run_experiment
+    from pellucid.lab.experiment import Lab, changed, choose, run_experiment
     from pellucid.lab.report import write_report, write_result
     from pellucid.lab.subject import RANDOM, Subject
 
     chosen = choose(names or [], every=every)
+    for experiment in chosen:  # before anything is measured, or downloaded
+        changed(experiment, experiment.settings(quick=quick), changes or [])
     check_extra()
     needed = model != RANDOM and any(one.needs_model for one in chosen)
     settings = ModelSettings(model=model, cache_dir=cache_dir, offline=offline)
     lab = Lab(Subject(settings, fetch(settings) if needed else None), _track)
     for experiment in chosen:
-        result = run_experiment(experiment, lab, quick=quick)
+        result = run_experiment(experiment, lab, quick=quick, changes=changes or [])
         write_result(result, out)
         _show(result)
     results().print(f"[dim]report: {write_report(out)}, {out / 'report.html'}[/]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from pellucid.errors import ConfigError
 from pellucid.lab.result import Figure, Series
 
 BUNDLE = "plotly.min.js"  # beside the pages that use it
+ROOM = 60  # characters of tick labels that fit beside each other
 FEW = 20  # points of a curve below which each is marked
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#222222")
 
@@ -46,10 +48,19 @@ def picture(figure: Figure) -> Any:
         _series_png(axes, series, COLOURS[index % len(COLOURS)], bars)
     if figure.ticks:
         axes.set_xticks(range(len(figure.ticks)), figure.ticks)
+        if sum(map(len, figure.ticks)) > ROOM:
+            axes.tick_params("x", rotation=25)
     if figure.log_x:
         axes.set_xscale("log")
+        places = sorted({x for series in figure.series for x in series.x})
+        if len(places) < FEW:  # their own numbers, not powers of ten
+            axes.set_xticks(places, [f"{x:g}" for x in places])
+            axes.tick_params("x", which="minor", bottom=False, labelbottom=False)
     if figure.log_y:
         axes.set_yscale("log")
+        if bars:  # from a power of ten, or the least one would have no height
+            least = min(y for series in bars for y in series.y if y > 0)
+            axes.set_ylim(bottom=10 ** math.floor(math.log10(least)))
     if figure.series or figure.spans:
         axes.legend(fontsize="small")
     return canvas

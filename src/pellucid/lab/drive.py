@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -43,19 +44,28 @@ def greedy(name: str, prompt: list[int], max_tokens: int) -> AddRequest:
     )
 
 
-def serve(core: EngineCore, requests: Sequence[AddRequest]) -> dict[str, Served]:
-    """Run all to their end; they arrive together, now.
+def serve(
+    core: EngineCore, requests: Sequence[AddRequest], arrivals: Sequence[float] | None = None
+) -> dict[str, Served]:
+    """Run all to their end.
+
+    Args:
+        arrivals: seconds from now at which each arrives, in order; all at once by default.
 
     Raises:
         PellucidError: the engine refused one.
     """
     begin = time.monotonic()
+    coming = deque(zip(requests, arrivals or [0.0] * len(requests), strict=True))
     served = {}
-    for request in requests:
-        served[request.request_id] = Served(0.0)
-        request.arrival_time = begin
-        core.add(request)
-    while core.has_work:
+    while coming or core.has_work:
+        if coming and not core.has_work:
+            time.sleep(max(0.0, begin + coming[0][1] - time.monotonic()))
+        while coming and begin + coming[0][1] <= time.monotonic():
+            request, arrival = coming.popleft()
+            served[request.request_id] = Served(arrival)
+            request.arrival_time = begin + arrival
+            core.add(request)
         output = core.step()
         now = time.monotonic() - begin
         for delta in output.deltas:

@@ -17,12 +17,15 @@ from pellucid.bench.machine import describe_machine, describe_versions
 from pellucid.bench.summary import command_line
 from pellucid.errors import ConfigError
 from pellucid.lab import experiments
+from pellucid.lab.neighbours import Neighbours, caution
 from pellucid.lab.result import Findings, Result
 
 if TYPE_CHECKING:
     from pellucid.lab.subject import Subject
 
 T = TypeVar("T")
+
+DISTURBED = 0.1  # share of the machine's time in other processes from which a result says so
 
 
 class Track(Protocol):
@@ -85,11 +88,45 @@ def choose(names: Sequence[str], *, every: bool) -> list[Experiment]:
     return list(known.values()) if every else [known[name] for name in dict.fromkeys(names)]
 
 
-def run_experiment(experiment: Experiment, lab: Lab, *, quick: bool) -> Result:
-    """Run it here and now. Raises what loading a model raises, and ConfigError."""
-    settings = experiment.settings(quick=quick)
-    begin = time.perf_counter()
+def changed(experiment: Experiment, settings: msgspec.Struct, changes: Sequence[str]) -> Any:
+    """`settings` with each "name=value" of `changes`; a list's values are separated by commas.
+
+    Raises:
+        ConfigError: there is no such setting, or the value is not one of its type.
+    """
+    known = msgspec.to_builtins(settings)
+    values = dict(known)
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals or name not in known:
+            there = ", ".join(known)
+            raise ConfigError(f"--set {change}: {experiment.name} has the settings {there}")
+        values[name] = value.split(",") if isinstance(known[name], list | tuple) else value
+    try:
+        made = msgspec.convert(values, type(settings), strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"--set: {experiment.name}: {error}") from None
+    for name, value in msgspec.to_builtins(made).items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            # What is 0 by default, a seed for one, may be 0; of the rest there is at least some.
+            least = 0 if known[name] == 0 else 1e-9
+            if isinstance(number, int | float) and number < least and number is not False:
+                raise ConfigError(f"--set {name}={number}: must be more than 0")
+    return made
+
+
+def run_experiment(
+    experiment: Experiment, lab: Lab, *, quick: bool, changes: Sequence[str] = ()
+) -> Result:
+    """Run it here and now, with `changes` to its settings as `changed` takes them.
+
+    Raises what loading a model raises, and ConfigError.
+    """
+    settings = changed(experiment, experiment.settings(quick=quick), changes)
+    begin, neighbours = time.perf_counter(), Neighbours()
     findings = experiment.run(settings, lab)
+    if experiment.needs_model and (share := neighbours.share()) > DISTURBED:
+        findings.conclusion = [caution(share), *findings.conclusion]
     return Result(
         name=experiment.name,
         question=experiment.question,

@@ -23,8 +23,8 @@ def obstacle(config: ModelConfig) -> str | None:
     return None
 
 
-def load(config: ModelConfig, weights: WeightSource) -> Any:
-    """A `LlamaForCausalLM` in float32 with these weights."""
+def load(config: ModelConfig, weights: WeightSource, dtype: torch.dtype = torch.float32) -> Any:
+    """A `LlamaForCausalLM` with these weights in `dtype`."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     rope: dict[str, Any] = {
@@ -47,8 +47,8 @@ def load(config: ModelConfig, weights: WeightSource) -> Any:
         **rope,
     )
     model: Any = LlamaForCausalLM(settings)
-    model.eval().float()
-    state = {name: weights.get(name, torch.float32) for name in weights.names()}
+    model.eval().to(dtype)
+    state = {name: weights.get(name, dtype) for name in weights.names()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     left = set(missing) - ({"lm_head.weight"} if config.tie_embeddings else set())
     if left or unexpected:
@@ -78,3 +78,23 @@ def generate(model: Any, prompt: list[int], num_tokens: int, *, use_cache: bool)
         made.token_ids.append(token)
         known.append(token)
     return made
+
+
+@torch.inference_mode()
+def decode(
+    model: Any, prompts: list[list[int]], num_tokens: int
+) -> tuple[list[list[int]], list[float]]:
+    """Greedy continuations of prompts of one length, as a batch with the default cache.
+
+    Returns the new tokens of each, and the seconds since the beginning at which they were there.
+    """
+    begin = time.perf_counter()
+    step, past = torch.tensor(prompts), None
+    made, times = [], []
+    for _ in range(num_tokens):
+        output = model(input_ids=step, past_key_values=past, use_cache=True, logits_to_keep=1)
+        past = output.past_key_values
+        step = output.logits[:, -1].argmax(-1, keepdim=True)
+        made.append(step.flatten().tolist())
+        times.append(time.perf_counter() - begin)
+    return [list(row) for row in zip(*made, strict=True)], times

@@ -19,6 +19,8 @@ from pellucid.models.config import ModelConfig
 
 if TYPE_CHECKING:
     from pellucid.layers.loading import WeightSource
+    from pellucid.models.base import Model
+    from pellucid.runner.base import Runner
 
 RANDOM = "random"
 RANDOM_MODEL = ModelConfig(
@@ -73,37 +75,59 @@ class Subject:
             return random_weights(self.config)
         return open_weights(self.files, self.config)
 
-    def engine(self, weights: WeightSource | None = None, **settings: object) -> EngineCore:
+    def engine(
+        self,
+        weights: WeightSource | None = None,
+        model: Model | None = None,
+        **settings: object,
+    ) -> EngineCore:
         """An engine in this process; the caller closes its `runner`.
 
         Args:
             weights: to be used instead of the file's.
+            model: to be used instead of loading one, so that several engines can share it.
             settings: of `EngineConfig`, by their names.
 
         Raises:
             ConfigError: the settings do not fit the machine or the model.
         """
-        import torch
-
-        from pellucid.kernels.dispatch import select_ops
-        from pellucid.models.registry import build_model
-        from pellucid.runner import device as device_api
+        from pellucid.runner.factory import create_runner
         from pellucid.runner.torch_runner import TorchRunner
 
-        config = EngineConfig.of(**{"model": self.settings.model, "device": "cpu", **settings})
-        if weights is None and self.files is not None:
+        if self.files is not None:
+            settings = {"model": str(self.files.path), **settings}
+        config = EngineConfig.of(**{"device": "cpu", **settings})
+        runner: Runner
+        if config.runner.runner != "torch":
+            if self.files is None:
+                raise ConfigError(f"--runner {config.runner.runner} takes no random weights")
+            runner = create_runner(config)
+        elif model is None and weights is None and self.files is not None:
             runner = TorchRunner(config, self.files)
-            return EngineCore(runner, config.cache, config.scheduler)
+        else:
+            runner = TorchRunner(config, model=model or self._build(config, weights))
+        return EngineCore(runner, config.cache, config.scheduler)
+
+    def reference(self, max_model_len: int) -> Model:
+        """The model on the reference kernels, in the dtype that `--dtype auto` takes."""
+        settings = {"kernels": "reference", "max_model_len": max_model_len, "device": "cpu"}
+        return self._build(EngineConfig.of(**settings), None)
+
+    def _build(self, config: EngineConfig, weights: WeightSource | None) -> Model:
+        import torch
+
+        from pellucid.kernels.dispatch import KernelsUnavailable, select_ops
+        from pellucid.models.registry import build_model
+        from pellucid.runner import device as device_api
+
         device = torch.device("cpu")
-        model = build_model(
-            self.config,
-            weights or self.open_weights(),
-            select_ops(config.runner.kernels, device, self.config.head_dim),
-            device_api.pick_dtype(config.model.dtype, device),
-            device,
-            config.model.max_model_len,
-        )
-        return EngineCore(TorchRunner(config, model=model), config.cache, config.scheduler)
+        try:
+            ops = select_ops(config.runner.kernels, device, self.config.head_dim)
+        except KernelsUnavailable as error:
+            raise ConfigError(str(error), param="kernels") from None
+        dtype = device_api.pick_dtype(config.model.dtype, device)
+        source = weights or self.open_weights()
+        return build_model(self.config, source, ops, dtype, device, config.model.max_model_len)
 
     def prompt(self, length: int, seed: int) -> list[int]:
         """Token ids to begin with: a piece of pellucid's own prose, or random ids."""

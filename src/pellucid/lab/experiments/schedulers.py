@@ -55,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True):
     step_ms: float = 15.0
     token_ms: float = 0.6
     policies: tuple[str, ...] = tuple(POLICIES)
+    policy: str | None = None  # one more, as module:Class
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +68,13 @@ class Arrival:
 
 
 def run(settings: Settings, lab: Lab) -> Findings:
-    raw: dict[str, list[list[dict[str, float | str]]]] = {name: [] for name in settings.policies}
+    policies = [*settings.policies, *([settings.policy] if settings.policy else [])]
+    for policy in policies:
+        load_policy(policy)  # or say what is wrong with it, before anything is simulated
+    raw: dict[str, list[list[dict[str, float | str]]]] = {name: [] for name in policies}
     for seed in lab.track(range(settings.seeds), "recordings"):
         arrivals = record(settings, seed)
-        for policy in settings.policies:
+        for policy in raw:
             raw[policy].append(simulate(settings, arrivals, policy))
     return _findings(settings, raw)
 
@@ -201,7 +205,7 @@ def _findings(settings: Settings, raw: dict[str, Any]) -> Findings:
 
 
 def _conclusion(rows: list[list[Any]], latency: dict[str, float]) -> list[str]:
-    shorts = {row[0].partition(":")[0]: row for row in rows if row[0].endswith(": short")}
+    shorts = {row[0].removesuffix(": short"): row for row in rows if row[0].endswith(": short")}
     best = min(latency, key=lambda policy: latency[policy])
     worst = max(rows, key=lambda row: row[5])
     first = f"{best} has the lowest mean latency, {latency[best]:.1f} s"
