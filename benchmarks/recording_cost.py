@@ -88,7 +88,7 @@ def front_end_side(engine: EngineCore, frames: list[bytes], step_us: float) -> d
         sinks: dict[str, Callable[[bytes], None]] = {
             "timelines": StepRing(),
             "record": Recording(str(Path(folder) / "run.rec"), engine.info),
-            "trace": Trace(str(Path(folder) / "run.json"), "model"),
+            "trace": Trace.to_path(str(Path(folder) / "run.json"), "model"),
             "page": OpenPage(),
         }
         results = {}
