@@ -103,7 +103,7 @@ class Xrays:
         position: int | None = None
         last, is_first = 0.0, True
         machine: Reading | None = None
-        load: tuple[object, ...] = ()
+        load = _told(self.load) if self.load and not self.load.is_running else None
         with ExitStack() as reading:
             while not models.gateway.draining:
                 service, now = models.loaded_service(name), time.monotonic()
@@ -119,8 +119,8 @@ class Xrays:
                     position = part.first + len(part.steps)
                 if (now_read := self._read_machine(service)) is not machine:
                     message.machine = machine = now_read
-                if self.load is not None and msgspec.structs.astuple(self.load) != load:
-                    message.load, load = self.load, msgspec.structs.astuple(self.load)
+                if self.load is not None and _told(self.load) != load:
+                    message.load, load = self.load, _told(self.load)
                 is_news = message.engine or message.part or message.machine or message.load
                 if is_news or now - last >= QUIET_SECONDS:
                     yield message
@@ -186,6 +186,11 @@ def trace_response(parts: Iterable[bytes]) -> StreamingResponse:
 
     disposition = {"Content-Disposition": 'attachment; filename="pellucid-trace.json"'}
     return StreamingResponse(paced(), media_type="application/json", headers=disposition)
+
+
+def _told(load: Load) -> tuple[object, ...]:
+    """What a load was when it was told."""
+    return msgspec.structs.astuple(load)
 
 
 def _describe(name: str, service: Service | None) -> Engine:

@@ -22,7 +22,8 @@ export function showMachine({ cpu_percent, num_cores, memory_bytes, memory_total
 /** Every client is in one of these numbers: nobody is lost. */
 export function showLoad({ clients, answered, refused, failed, why, is_running, seconds, completion_tokens }) {
   const parts = [`${clients} clients: ${answered} answered`];
-  if (is_running) parts.push(`${clients - answered - refused - failed} open`);
+  const rest = clients - answered - refused - failed;
+  if (is_running || rest) parts.push(`${rest} ${is_running ? "open" : "ended with the load"}`);
   if (refused) parts.push(`${refused} refused`);
   if (failed) parts.push(`${failed} failed`);
   if (!is_running) parts.push(`${completion_tokens} tokens in ${seconds.toFixed(1)} s`);

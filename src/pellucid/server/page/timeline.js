@@ -16,13 +16,15 @@ const WHY = {
   step: "the step that was under way",
 };
 
-let chosen = null; // {number, id}
+let chosen = null; // {number, id, queued}
+let shown = null; // {answer, seconds, gaps}
 let timer = null;
 
 export const chosenLane = () => chosen;
 
 export function openTimeline(lane) {
-  chosen = { number: lane.number, id: lane.id };
+  chosen = { number: lane.number, id: lane.id, queued: lane.queued };
+  shown = null;
   $("request").hidden = false;
   $("request-title").textContent = `Request #${lane.number}`;
   $("request-title").style.borderColor = colour(lane.number);
@@ -31,6 +33,7 @@ export function openTimeline(lane) {
   $("request-events").replaceChildren();
   $("request-gaps").replaceChildren();
   clear($("request-strip"));
+  $("request").scrollIntoView({ block: "nearest" });
   load();
 }
 
@@ -72,7 +75,8 @@ function show(answer, seconds) {
     element("summary", {}, `${plural(answer.output_tokens, "token")}, and the gaps between them`),
     element("p", {}, gaps.map(({ gap }) => ms(gap)).join(" · ") || "none"),
   );
-  drawStrip(answer, seconds, gaps);
+  shown = { answer, seconds, gaps };
+  drawStrip();
 }
 
 /** From each step that gave tokens to the next one, until the tokens were there. */
@@ -117,8 +121,10 @@ function tell(answer, gaps) {
   return told.sort((a, b) => a[0] - b[0]);
 }
 
-/** Above what it did over its whole time, below the gaps between its tokens. */
-function drawStrip(answer, seconds, gaps) {
+/** Above what it did over its whole time, below the gaps between its tokens; a line at `now`. */
+export function drawStrip(now = null) {
+  if (!shown) return;
+  const { answer, seconds, gaps } = shown;
   const { context, width, height } = clear($("request-strip"));
   const split = 16;
   const x = (at) => (width * at) / Math.max(seconds, 1e-6);
@@ -135,8 +141,12 @@ function drawStrip(answer, seconds, gaps) {
   const longest = Math.max(...gaps.map(({ gap }) => gap), 1e-4);
   context.fillStyle = variable("forward");
   for (const { at, gap } of gaps) {
-    const size = (gap / longest) * (height - split - 4);
+    const size = (gap / longest) * (height - split - 16); // room for the words above
     context.fillRect(x(at), height - size, Math.max(x(gap) - 0.5, 0.5), size);
+  }
+  if (now !== null) {
+    context.fillStyle = variable("text");
+    context.fillRect(x(now - chosen.queued + (answer.queued_at ?? 0)), 0, 1.5, height);
   }
   if (!gaps.length) return;
   context.fillStyle = variable("soft");

@@ -47,7 +47,7 @@ export function showTransport(player) {
   $("play").textContent = mode === "paused" ? "▶ Play" : "❚❚ Pause";
   $("live").hidden = !isLive || mode === "live";
   const slider = $("position");
-  Object.assign(slider, { min: player.first, max: player.last });
+  Object.assign(slider, { min: Math.min(player.first, player.last - 1), max: player.last });
   if (document.activeElement !== slider || Number(slider.value) !== position) slider.value = position;
   const when = isThere ? tellPosition(player) : "no steps yet";
   $("when").textContent = when;

@@ -7,7 +7,7 @@ import { LiveHistory, RecordedHistory } from "./history.js";
 import { showLoad, showMachine, startLoad } from "./machine.js";
 import { Player } from "./player.js";
 import { percentiles } from "./state.js";
-import { chosenLane, closeTimeline, openTimeline } from "./timeline.js";
+import { chosenLane, closeTimeline, drawStrip, openTimeline } from "./timeline.js";
 import { showTransport, startTransport } from "./transport.js";
 
 const RETRY_MS = 2000;
@@ -59,6 +59,7 @@ function draw(state) {
   drawSteps($("steps"), state);
   const chosen = chosenLane();
   drawLanes($("lanes"), state, chosen?.id);
+  if (chosen) drawStrip(player.mode === "live" ? null : state.now);
   const marked = chosen ? state.blocksOf(chosen.number) : new Set();
   const pictured = drawBlocks($("blocks"), state, { marked, pointed });
   $("n-pictured").textContent = pictured < state.engine.num_kv_blocks ? `; the first ${pictured}:` : "";
