@@ -182,7 +182,8 @@ def test_who_looks_at_an_idle_engine_sees_it_at_once(slow: Live) -> None:
     kv = slow.call(lambda: slow.llm._client._core.scheduler.kv)
     for _ in range(2):  # also where others watch already
         with Stream(slow) as first, Stream(slow) as stream:
-            assert eventually(lambda: bool(first.steps) and bool(stream.steps))
+            both = (first, stream)
+            assert eventually(lambda: all(one.last("part") for one in both))  # noqa: B023
             assert stream.state.named == set(kv.named_blocks())
             assert stream.state.named
             assert (stream.pool.num_used, stream.state.requests) == (0, {})

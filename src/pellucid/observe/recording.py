@@ -29,6 +29,7 @@ VERSION = 1
 MAX_FRAME_BYTES = 1 << 28  # larger ones are no frames but damage
 
 _LENGTH = struct.Struct("<I")
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class Header(msgspec.Struct, array_like=True):
@@ -138,7 +139,7 @@ class RecordingReader:
             return msgspec.msgpack.decode(first, type=Header)
         except OSError as error:  # a folder
             raise ConfigError(f"cannot read {self.path}: {error.strerror}") from None
-        except (struct.error, msgspec.DecodeError, TypeError, LookupError):
+        except (struct.error, *_UNDECODABLE, TypeError, LookupError):
             raise foreign from None
 
     def _length_at(self, offset: int) -> int:
@@ -152,7 +153,7 @@ class RecordingReader:
         self._file.seek(offset + _LENGTH.size)
         try:
             return events.decode(self._file.read(length))
-        except msgspec.DecodeError as error:
+        except _UNDECODABLE as error:
             raise ConfigError(f"{self.path} is damaged at byte {offset}: {error}") from None
 
 

@@ -7,7 +7,7 @@ The index takes some bytes for each step and request; the steps themselves stay 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,12 +129,28 @@ class Replay:
         self._offsets.append(offset)
         self.end = step.end
         totals.add(step)
-        queued = list(step.queued)
         if step.snapshot is not None:
-            queued += [live.queued for live in step.snapshot.requests]
-        for new in queued:
-            if new.request_id not in self._lives:
-                self._lives[new.request_id] = open_lives[new.number] = Life(position, new)
+            open_lives.clear()  # who is not in it died with the engine
+            self._enter(position, (live.queued for live in step.snapshot.requests), open_lives)
+        self._enter(position, step.queued, open_lives)
+        if strangers := _numbers(step) - open_lives.keys():
+            raise ConfigError(
+                f"{self._reader.path} is damaged at byte {offset}: "
+                f"there is no request {min(strangers)}"
+            )
         for finished in step.finished:
-            if life := open_lives.pop(finished.number, None):
-                life.end, life.finished = position, finished
+            life = open_lives.pop(finished.number)
+            life.end, life.finished = position, finished
+
+    def _enter(
+        self, position: int, queued: Iterable[events.Queued], open_lives: dict[int, Life]
+    ) -> None:
+        for new in queued:
+            life = self._lives.setdefault(new.request_id, Life(position, new))
+            open_lives[new.number] = life
+
+
+def _numbers(step: events.StepEvents) -> set[int]:
+    """Of all requests that the step tells of."""
+    told = (step.shares, step.admitted, step.preempted, step.stalls, step.finished)
+    return {event.number for kind in told for event in kind} | set(step.first_tokens)
