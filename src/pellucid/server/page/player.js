@@ -14,7 +14,8 @@ export class Player {
   #timer = null;
   #ticked = 0;
 
-  /** `onChange(isForced)` is called when there is something else to show. */
+  /** `onChange(why)` is called when there is something else to show: after "news" of a live
+   * engine, while it is "played", or because of a "jump". */
   constructor(onChange, onError) {
     this.onChange = onChange;
     this.onError = onError;
@@ -52,13 +53,13 @@ export class Player {
       }
     }
     if (this.mode === "live") this.state.tick(now);
-    this.onChange(false);
+    this.onChange("news");
   }
 
   pause() {
     this.#stopTimer();
     this.mode = "paused";
-    this.onChange(true);
+    this.onChange("jump");
   }
 
   play() {
@@ -81,7 +82,7 @@ export class Player {
     const isBehind = this.history.starts.length && this.position < this.last;
     if (isBehind) return this.follow(); // more has come meanwhile
     this.mode = "live";
-    this.onChange(true);
+    this.onChange("jump");
   }
 
   async seek(position) {
@@ -114,7 +115,7 @@ export class Player {
         if (history !== this.history) continue;
         this.state = state;
         this.position = wanted;
-        this.onChange(true);
+        this.onChange("jump");
       } catch (error) {
         this.#fail(error);
       }
@@ -161,7 +162,7 @@ export class Player {
     }
     if (!isCurrent()) return;
     state.tick(clock);
-    if (this.position < this.last) this.onChange(true);
+    if (this.position < this.last) this.onChange("played");
     else if (this.isLive) await this.follow();
     else this.pause();
   }

@@ -18,6 +18,7 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const player = new Player(show, complain);
 
 let following = null; // AbortController
+let isConnected = false;
 let drawn = 0;
 let pointed = null; // block
 let active = null; // number of the lane that the keys have reached
@@ -26,11 +27,11 @@ function complain(error) {
   $("engine").textContent = error.message;
 }
 
-function show(isForced = true) {
+/** See `Player` for the reasons; what a person does is a jump. */
+function show(why = "jump") {
   if (!player.history) return;
-  const isPlain = player.mode !== "paused" && calm.matches;
-  if (isPlain && performance.now() - drawn < CALM_MS) return;
-  if (!isForced && player.mode !== "live") return showTransport(player);
+  if (why === "news" && player.mode !== "live") return showTransport(player);
+  if (why !== "jump" && calm.matches && performance.now() - drawn < CALM_MS) return;
   drawn = performance.now();
   const { state } = player;
   const { held, shared, cached } = state.blockCounts();
@@ -81,7 +82,9 @@ export async function follow() {
   const path = `xray/events?model=${encodeURIComponent($("model").value)}`;
   while (!signal.aborted && !document.hidden) {
     try {
-      for await (const message of events(await call(path, { signal }))) {
+      const response = await call(path, { signal });
+      isConnected = true;
+      for await (const message of events(response)) {
         if (message.engine) {
           describe(message.engine);
           player.open(new LiveHistory(message.engine), { isLive: true });
@@ -95,6 +98,7 @@ export async function follow() {
       $("engine").textContent = `Not connected: ${error.message}`;
       if (error.status === 401) return; // until there is another key
     }
+    isConnected = false;
     await new Promise((done) => setTimeout(done, RETRY_MS));
   }
 }
@@ -193,7 +197,11 @@ export function startXray() {
   addEventListener("resize", () => show());
   if (document.body.dataset.source === "recording") return;
   document.addEventListener("visibilitychange", () => {
-    if (document.hidden) following?.abort();
-    else follow();
+    if (!document.hidden) {
+      if (!isConnected) follow();
+    } else if (player.mode !== "paused") { // what somebody has stopped at stays as it is
+      following?.abort();
+      isConnected = false;
+    }
   });
 }
