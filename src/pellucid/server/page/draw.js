@@ -4,7 +4,7 @@ import { element } from "./markdown.js";
 
 const PARTS = ["idle", "schedule", "forward", "sample", "update"];
 const LANE_SECONDS = 12;
-const MAX_LANES = 48;
+const MAX_LANES = 192;
 const RANKS = { running: 0, preempted: 1, queued: 2, finished: 3 };
 
 /** Neighbouring numbers get colours far apart. */
@@ -77,10 +77,11 @@ export function drawLanes(list, state, chosen) {
   const same = items.length === list.children.length && items.every((it, i) => it === list.children[i]);
   // A click ends where it began only if nothing moves meanwhile.
   if (!same && !list.matches(":active")) list.replaceChildren(...items);
-  lanes.forEach((lane, i) => {
-    items[i].setAttribute("aria-selected", lane.id === chosen);
-    drawLane(items[i], lane, state.now);
-  });
+  lanes.forEach((lane, i) => tellLane(items[i], lane, lane.id === chosen));
+  const tall = items[0]?.offsetHeight || 1;
+  const top = Math.floor(list.scrollTop / tall);
+  const bottom = top + Math.ceil(list.clientHeight / tall) + 1;
+  for (let i = top; i < Math.min(bottom, lanes.length); i++) drawLane(items[i], lanes[i], state.now);
 }
 
 function laneItem({ number, id }) {
@@ -92,13 +93,18 @@ function laneItem({ number, id }) {
   return item;
 }
 
-function drawLane(item, lane, now) {
-  const [, phase, canvas, facts] = item.children;
+function tellLane(item, lane, isChosen) {
+  const [, phase, , facts] = item.children;
+  item.setAttribute("aria-selected", isChosen);
   item.dataset.phase = lane.phase;
   phase.textContent = lane.reason || lane.phase;
   phase.className = lane.phase;
   const cached = lane.cached ? ` (${lane.cached} cached)` : "";
   facts.textContent = `${lane.prompt}${cached} + ${lane.tokens - lane.prompt} tok`;
+}
+
+function drawLane(item, lane, now) {
+  const canvas = item.children[2];
   const { context, width, height } = clear(canvas);
   const x = (time) => width * (1 - (now - time) / LANE_SECONDS);
   const bar = (from, to, top, tall) => {

@@ -164,6 +164,7 @@ function reach(item) {
 function startLanes() {
   $("lanes").addEventListener("click", (event) => choose(event.target.closest("li")));
   $("lanes").addEventListener("keydown", onLaneKey);
+  $("lanes").addEventListener("scroll", () => show()); // those out of sight are not drawn
   $("close-request").addEventListener("click", () => {
     closeTimeline();
     $("lanes").focus();
