@@ -19,10 +19,13 @@ const WHY = {
 let chosen = null; // {number, id, queued}
 let shown = null; // {answer, seconds, gaps}
 let timer = null;
+let redraw = () => {};
 
 export const chosenLane = () => chosen;
 
-export function openTimeline(lane) {
+/** `onChange` is called when there is more to draw. */
+export function openTimeline(lane, onChange) {
+  redraw = onChange;
   chosen = { number: lane.number, id: lane.id, queued: lane.queued };
   shown = null;
   $("request").hidden = false;
@@ -76,7 +79,7 @@ function show(answer, seconds) {
     element("p", {}, gaps.map(({ gap }) => ms(gap)).join(" · ") || "none"),
   );
   shown = { answer, seconds, gaps };
-  drawStrip();
+  redraw();
 }
 
 /** From each step that gave tokens to the next one, until the tokens were there. */
@@ -121,8 +124,9 @@ function tell(answer, gaps) {
   return told.sort((a, b) => a[0] - b[0]);
 }
 
-/** Above what it did over its whole time, below the gaps between its tokens; a line at `now`. */
-export function drawStrip(now = null) {
+/** Above what it did over its whole time, below the gaps between its tokens; a line at
+ * `now`, which is null for a live engine. */
+export function drawStrip(now) {
   if (!shown) return;
   const { answer, seconds, gaps } = shown;
   const { context, width, height } = clear($("request-strip"));

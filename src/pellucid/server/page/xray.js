@@ -137,7 +137,8 @@ async function save() {
 
 function choose(item) {
   const lane = item && player.state.lanes.get(Number(item.dataset.number));
-  if (lane) openTimeline(lane);
+  if (!lane) return;
+  openTimeline(lane, show);
   show();
 }
 
@@ -165,11 +166,15 @@ function startLanes() {
   $("lanes").addEventListener("click", (event) => choose(event.target.closest("li")));
   $("lanes").addEventListener("keydown", onLaneKey);
   $("lanes").addEventListener("scroll", () => show()); // those out of sight are not drawn
-  $("close-request").addEventListener("click", () => {
+  const close = () => {
     closeTimeline();
     $("lanes").focus();
     show();
-  });
+  };
+  $("close-request").addEventListener("click", close);
+  for (const id of ["lanes", "request"]) {
+    $(id).addEventListener("keydown", (event) => event.key === "Escape" && chosenLane() && close());
+  }
 }
 
 function startBlocks() {
