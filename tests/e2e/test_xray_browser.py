@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
+expect.set_options(timeout=60_000)  # a condition is met sometime, however slow the machine
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
 
 NUMBERS = ("finished", "tokens", "running", "queued", "used", "shared", "cached")
@@ -42,6 +44,18 @@ def chromium() -> Iterator[Browser]:
 def slow() -> Iterator[Live]:
     with live(runner={"step_seconds": 0.02, "num_blocks": 512}, max_num_seqs=6) as running:
         yield running
+
+
+@contextlib.contextmanager
+def watched(chromium: Browser, site: Live) -> Iterator[Page]:
+    """A page whose sums begin with it: nobody else watches."""
+
+    def nobody_watches() -> bool:
+        return not site.call(lambda: site.server.app.state.xrays.num_readers)
+
+    assert eventually(nobody_watches, 60)
+    with opened(chromium, site.url) as page:
+        yield page
 
 
 def numbers(page: Page) -> dict[str, int]:
@@ -86,7 +100,7 @@ def test_the_pages_state_is_what_the_events_say(
     frames: list[bytes] = []
     run(crowded(), frames.append, detail=True, **CROWDED)
     steps, replay = decoded(frames), Replay()
-    with opened(chromium, slow.url) as page:
+    with watched(chromium, slow) as page:
         states = page.evaluate(STATES, [json.loads(as_json(step)) for step in steps])
     for step, state in zip(steps, states, strict=True):
         replay.apply(step)
@@ -112,10 +126,10 @@ def test_the_pages_state_is_what_the_events_say(
 
 
 def test_one_goes_back_and_returns_to_the_present(chromium: Browser, slow: Live) -> None:
-    with opened(chromium, slow.url) as page:
+    with watched(chromium, slow) as page:
         load(page, 32)
         expect(page.locator("#lanes li[data-phase=running]")).to_have_count(6)
-        expect(page.locator("#n-used")).not_to_have_text("0")
+        expect(page.locator("#n-tokens")).to_have_text(re.compile(r"\d\d"))
         page.click("#play")  # which pauses
         expect(page.locator("#play")).to_contain_text("Play")
         seen, step = numbers(page), step_of(page)
@@ -139,7 +153,7 @@ def test_one_goes_back_and_returns_to_the_present(chromium: Browser, slow: Live)
 
 
 def test_what_is_kept_plays_again(chromium: Browser, slow: Live) -> None:
-    with opened(chromium, slow.url) as page:
+    with watched(chromium, slow) as page:
         load(page)
         expect(page.locator("#end-load")).to_be_hidden(timeout=60_000)
         expect(page.locator("#n-finished")).to_have_text("8")
@@ -149,7 +163,7 @@ def test_what_is_kept_plays_again(chromium: Browser, slow: Live) -> None:
         expect(page.locator("#n-finished")).to_have_text("0")
         page.select_option("#speed", "20")
         page.click("#play")
-        expect(page.locator("#when")).to_contain_text("live", timeout=30_000)
+        expect(page.locator("#when")).to_contain_text("live")
         assert numbers(page) == end
 
 
@@ -157,7 +171,7 @@ def test_a_page_opened_on_an_idle_engine_shows_what_it_holds(chromium: Browser, 
     slow.post("/v1/completions", prompt="y" * 300, max_tokens=2, model="tiny")
     assert eventually(slow.is_idle)
     named = slow.call(lambda: slow.llm._client._core.scheduler.kv.num_named)
-    with opened(chromium, slow.url) as page:
+    with watched(chromium, slow) as page:
         expect(page.locator("#n-cached")).to_have_text(str(named))
         assert (numbers(page)["used"], numbers(page)["running"]) == (0, 0)
         expect(page.locator("#machine")).to_contain_text("CPU")
@@ -166,9 +180,9 @@ def test_a_page_opened_on_an_idle_engine_shows_what_it_holds(chromium: Browser, 
 def test_a_requests_time_line_opens_by_keyboard_and_marks_its_blocks(
     chromium: Browser, slow: Live
 ) -> None:
-    with opened(chromium, slow.url) as page:
+    with watched(chromium, slow) as page:
         load(page)
-        expect(page.locator("#lanes li[data-phase=finished]")).to_have_count(8, timeout=60_000)
+        expect(page.locator("#lanes li[data-phase=finished]")).to_have_count(8)
         page.focus("#lanes")
         page.keyboard.press("ArrowDown")
         page.keyboard.press("Enter")
@@ -188,7 +202,7 @@ def test_a_requests_time_line_opens_by_keyboard_and_marks_its_blocks(
 
 
 def test_a_block_tells_what_it_holds(chromium: Browser, slow: Live) -> None:
-    with opened(chromium, slow.url) as page:
+    with watched(chromium, slow) as page:
         load(page)
         expect(page.locator("#n-shared")).not_to_have_text("0")
         page.click("#play")
@@ -220,9 +234,9 @@ def test_whom_the_queue_refuses_is_shown(chromium: Browser) -> None:
 
 
 def test_the_trace_can_be_saved(chromium: Browser, slow: Live) -> None:
-    with opened(chromium, slow.url) as page:
+    with watched(chromium, slow) as page:
         load(page)
-        expect(page.locator("#n-finished")).to_have_text("8", timeout=60_000)
+        expect(page.locator("#n-finished")).to_have_text("8")
         names = {str(item.get_attribute("title")) for item in page.locator("#lanes li").all()}
         trace = saved(page)
         check_format(trace)
@@ -290,7 +304,7 @@ def test_a_recording_replays_to_what_the_live_page_had(
         expect(page.locator("#n-tokens")).not_to_have_text("0")
         page.select_option("#speed", "20")
         page.click("#play")
-        expect(page.locator("#n-finished")).to_have_text("32", timeout=60_000)
+        expect(page.locator("#n-finished")).to_have_text("32")
         expect(page.locator("#play")).to_contain_text("Play")  # it has ended
         assert numbers(page) == shown
         assert shown["tokens"] == told["generation_tokens_total"]

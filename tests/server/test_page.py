@@ -200,7 +200,7 @@ def test_readers_are_told_of_the_machine(slow: Live) -> None:
 
 
 def test_a_trace_of_what_is_kept_can_be_had_while_somebody_watches(slow: Live) -> None:
-    assert eventually(lambda: slow.http.get("/xray/export").status_code == 404)
+    assert eventually(lambda: slow.http.get("/xray/export").status_code == 404, 30)
     with Stream(slow) as stream:
         body = {"prompt": ["a", "b"], "max_tokens": 5, "ignore_eos": True, "model": MODEL}
         assert slow.post("/v1/completions", **body).status_code == 200

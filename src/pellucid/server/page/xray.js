@@ -23,6 +23,11 @@ let drawn = 0;
 let pointed = null; // block
 let active = null; // number of the lane that the keys have reached
 
+/** Leaves what is there alone if it is the same: screen readers speak up at each change. */
+function put(id, text) {
+  if ($(id).textContent !== text) $(id).textContent = text;
+}
+
 function complain(error) {
   $("engine").textContent = error.message;
 }
@@ -51,7 +56,7 @@ function show(why = "jump") {
     "n-cached": cached,
     "n-blocks": state.engine.num_kv_blocks,
   };
-  for (const [id, text] of Object.entries(texts)) $(id).textContent = text;
+  for (const [id, text] of Object.entries(texts)) put(id, String(text));
   showTransport(player);
   if ($("xray").clientWidth) draw(state); // on a phone the other tab may be open
 }
@@ -63,9 +68,9 @@ function draw(state) {
   if (chosen) drawStrip(player.mode === "live" ? null : state.now);
   const marked = chosen ? state.blocksOf(chosen.number) : new Set();
   const pictured = drawBlocks($("blocks"), state, { marked, pointed });
-  $("n-pictured").textContent = pictured < state.engine.num_kv_blocks ? `; the first ${pictured}:` : "";
-  $("block").textContent =
-    pointed === null ? "Point at a block, or use the arrow keys, to see what it holds." : tellBlock(state, pointed);
+  put("n-pictured", pictured < state.engine.num_kv_blocks ? `; the first ${pictured}:` : "");
+  const hint = "Point at a block, or use the arrow keys, to see what it holds.";
+  put("block", pointed === null ? hint : tellBlock(state, pointed));
 }
 
 function describe(engine, ...more) {
@@ -182,9 +187,11 @@ function startBlocks() {
     pointed = block;
     show();
   };
-  $("blocks").addEventListener("pointermove", (event) => {
-    if (player.state) point(blockAt($("blocks"), player.state, event));
-  });
+  for (const kind of ["pointermove", "pointerdown"]) {
+    $("blocks").addEventListener(kind, (event) => {
+      if (player.state) point(blockAt($("blocks"), player.state, event));
+    });
+  }
   $("blocks").addEventListener("pointerleave", () => point(null));
   $("blocks").addEventListener("blur", () => point(null));
   $("blocks").addEventListener("keydown", (event) => {
