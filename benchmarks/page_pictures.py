@@ -7,16 +7,14 @@ Not a measurement. Needs Chromium and `pip install playwright`; serves the defau
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.e2e.browser import browser, opened
 from tests.e2e.test_serve import base_url, started
-from tests.e2e.test_xray_browser import replaying
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
 DESKTOP, PHONE = (1440, 900), (390, 844)
@@ -24,34 +22,8 @@ QUESTION = "Explain in three short points why the sky is blue."
 
 
 def main() -> None:
-    """Write page-{desktop,phone}-{dark,light}.png, page-{idle,phone-xray,replay}.png."""
-    with tempfile.TemporaryDirectory() as folder, browser() as chromium:
-        recording = Path(folder) / "run.rec"
-        _photograph(chromium, recording)
-        photograph_replay(chromium, recording)
-
-
-def photograph_replay(chromium: Browser, recording: Path) -> None:
-    """In the midst of it, with a request's time line."""
-    size = {"width": DESKTOP[0], "height": 1150}
-    with (
-        replaying(recording) as url,
-        opened(chromium, url, viewport=size, color_scheme="dark") as page,
-    ):
-        page.wait_for_selector("#position:enabled")
-        page.evaluate(
-            "() => { const slider = document.querySelector('#position');"
-            " slider.value = slider.max * 0.6; slider.dispatchEvent(new Event('input')); }"
-        )
-        page.locator("#lanes li[data-phase=running]").nth(3).click()
-        page.wait_for_selector("#request-events li")
-        page.evaluate("document.querySelector('#xray').scrollTop = 0")
-        _save(page, "page-replay")
-
-
-def _photograph(chromium: Browser, recording: Path) -> None:
-    settings = ("--max-num-seqs", "16", "--record", str(recording))
-    with started("smollm2-135m", *settings) as (curl, _):
+    """Write page-{desktop,phone}-{dark,light}.png, and page-idle.png of a fresh page."""
+    with started("smollm2-135m", "--max-num-seqs", "16") as (curl, _), browser() as chromium:
         url = base_url(curl)
         for name, (width, height) in (("desktop", DESKTOP), ("phone", PHONE)):
             for scheme in ("dark", "light"):
