@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 import httpx
-
 from tests.e2e.browser import browser, opened
 from tests.e2e.test_serve import base_url, started
 from tests.e2e.test_xray_browser import replaying
