@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -212,6 +213,21 @@ def test_a_trace_of_what_is_kept_can_be_had_while_somebody_watches(slow: Live) -
     assert [args["output_tokens"] for args in requests] == [5, 5]
     assert sum(e["name"].startswith("step ") for e in answer.json()) >= 5
     assert slow.http.get("/xray/export", params={"model": "x"}).status_code == 404
+
+
+def test_a_reader_who_does_not_read_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pellucid.observe.xray.MAX_STEPS", 16)
+    monkeypatch.setattr("pellucid.engine.recorder.events.SNAPSHOT_STEPS", 16)
+    with live(runner={"num_blocks": 2048}) as site, socket.socket() as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.connect(("127.0.0.1", httpx.URL(site.url).port or 0))
+        stuck.sendall(b"GET /xray/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        xrays = site.server.app.state.xrays
+        assert eventually(lambda: site.call(lambda: xrays.num_readers) == 1)
+        with Stream(site) as stream:
+            body = {"prompt": ["a"] * 16, "max_tokens": 500, "ignore_eos": True, "model": MODEL}
+            assert site.post("/v1/completions", **body).status_code == 200
+            assert eventually(lambda: bool(stream.steps) and not stream.state.requests)
 
 
 def test_readers_and_models_are_limited(slow: Live, monkeypatch: pytest.MonkeyPatch) -> None:
