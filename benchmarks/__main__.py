@@ -23,8 +23,8 @@ NAMES = (
     "structured_output",
     "picture",
 )
-# They do not measure, and run only if named: the first two pass or fail, the last one photographs.
-TRIALS = ("api_fuzz", "soak", "page_pictures")
+# They do not measure, and run only if named: the first two pass or fail, the others photograph.
+TRIALS = ("api_fuzz", "soak", "page_pictures", "replay_picture")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from tests.observe.runs import CROWDED, add, crowded, decoded, run
 
 def timelines(frames: list[bytes], *names: str, begin: float) -> dict[str, AnswerTimeline]:
     answers = [AnswerTimeline(id=name) for name in names]
-    trace_answers(frames, answers, received=begin, opened=begin, closed=time.monotonic())
+    trace_answers(decoded(frames), answers, received=begin, opened=begin, closed=time.monotonic())
     return {answer.id: answer for answer in answers}
 
 
@@ -29,7 +29,7 @@ def test_every_moment_belongs_to_exactly_one_phase() -> None:
     run(crowded(), frames.append, **CROWDED)
     answers = [AnswerTimeline(id=m.request_id) for m in crowded()]
     closed = time.monotonic()
-    trace_answers(frames, answers, received=begin - 2.0, opened=begin, closed=closed)
+    trace_answers(decoded(frames), answers, received=begin - 2.0, opened=begin, closed=closed)
     for answer in answers:
         whole = sum(msgspec.structs.astuple(answer.phases))
         assert whole == pytest.approx(closed - begin + 2.0, abs=1e-5)

@@ -11,17 +11,13 @@ import pytest
 
 from pellucid.observe.trace import ENGINE, REQUESTS, Trace
 from tests.observe.runs import CROWDED, add, crowded, decoded, run
-
-# Per phase: the fields it must have beside ph, pid, tid and name.
-REQUIRED = {"X": {"ts", "dur"}, "C": {"ts", "args"}, "i": {"ts", "s"}, "M": {"args"}}
-ALLOWED = {"ph", "pid", "tid", "name", "ts", "dur", "args", "s"}
-METADATA = {"process_name", "thread_name"}
+from tests.observe.trace_format import check_format
 
 
 @pytest.fixture
 def traced(tmp_path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
     frames: list[bytes] = []
-    trace = Trace(str(tmp_path / "run.json"), "fake")
+    trace = Trace.to_path(str(tmp_path / "run.json"), "fake")
     run(crowded(), frames.append, trace, **CROWDED)
     trace.close()
     return json.loads((tmp_path / "run.json").read_bytes()), frames
@@ -30,19 +26,7 @@ def traced(tmp_path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
 def test_every_event_has_the_fields_of_the_format(
     traced: tuple[list[dict[str, Any]], list[bytes]],
 ) -> None:
-    for event in traced[0]:
-        assert {"ph", "pid", "tid", "name"} | REQUIRED[event["ph"]] <= event.keys() <= ALLOWED
-        assert isinstance(event["name"], str)
-        assert all(isinstance(event[key], int) for key in ("pid", "tid"))
-        for key in ("ts", "dur"):
-            assert event.get(key, 0) >= 0
-        if event["ph"] == "M":
-            assert event["name"] in METADATA
-            assert isinstance(event["args"]["name"], str)
-        if event["ph"] == "C":
-            assert all(isinstance(value, int) and value >= 0 for value in event["args"].values())
-        if event["ph"] == "i":
-            assert event["s"] in "gpt"
+    check_format(traced[0])
 
 
 def test_slices_of_a_track_nest(traced: tuple[list[dict[str, Any]], list[bytes]]) -> None:
@@ -84,7 +68,7 @@ def test_it_tells_what_the_events_told(
 
 def test_a_run_that_goes_on_is_ended_and_one_that_was_killed_still_opens(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    trace = Trace(str(path), "fake")
+    trace = Trace.to_path(str(path), "fake")
     frames: list[bytes] = []
     run([add("a", 9)], frames.append)
     for frame in frames[:3]:
@@ -100,7 +84,7 @@ def test_who_listens_late_draws_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     frames: list[bytes] = []
     engine_frames: list[bytes] = []
-    trace = Trace(str(path), "fake")
+    trace = Trace.to_path(str(path), "fake")
     run([add("a", 9), add("b", 9)], engine_frames.append)
     frames = engine_frames[2:]  # without the snapshot: nothing can be told
     for frame in frames:

@@ -1,4 +1,4 @@
-"""The command line: `pellucid serve | chat | generate | pull | models | bench | lab | doctor`."""
+"""The command line: `pellucid serve | xray | chat | generate | pull | models | bench | lab | ..."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pellucid import __version__
-from pellucid.cli import bench, chat, doctor, generate, lab, models, serve
+from pellucid.cli import bench, chat, doctor, generate, lab, models, serve, xray
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +25,7 @@ app = typer.Typer(
     ),
 )
 app.command()(serve.serve)
+app.command()(xray.xray)
 app.command()(chat.chat)
 app.command()(generate.generate)
 app.command()(models.pull)

@@ -48,14 +48,16 @@ class EngineCore:
         self._grammars = GrammarQueue(self.info)
         self._eos = frozenset(self.info.eos_token_ids)
         self._refused: list[TokenDelta] = []
-        self._aborted = False  # the state changed outside a step and has to be told
+        self._untold = (
+            False  # something changed outside a step: the next one is made for its report
+        )
         self._recorder = Recorder(self.scheduler)
         self._ended = time.monotonic()  # the step before
 
     @property
     def has_work(self) -> bool:
         can_run = len(self.scheduler.requests) > len(self._grammars) or self._grammars.has_ready
-        return bool(can_run or self._refused or self._aborted)
+        return bool(can_run or self._refused or self._untold)
 
     @property
     def is_compiling(self) -> bool:
@@ -72,6 +74,7 @@ class EngineCore:
             self._grammars.learn(command)
         else:
             self._recorder.listen(command)
+            self._untold |= self._recorder.active  # an idle engine's snapshot does not wait
 
     def add(self, message: AddRequest) -> None:
         """Queue a request. What could never run ends with an "error" delta in the next step.
@@ -100,7 +103,7 @@ class EngineCore:
         """Forget requests; their blocks are free when this returns."""
         self.scheduler.abort(request_ids)
         self._grammars.forget(request_ids)
-        self._aborted = True
+        self._untold = True
 
     def step(self) -> StepOutput:
         """Plan, execute and account one step; without requests, only report the state."""
@@ -117,7 +120,7 @@ class EngineCore:
         if plan.chunks:
             result = self.runner.execute(plan).result()
             deltas += self.scheduler.update(plan, result, time.monotonic())
-        self._aborted = False
+        self._untold = False
         output = StepOutput(deltas=deltas, stats=self._stats(plan, result, before, planned - begin))
         if self._recorder.active:
             output.events = self._recorder.step(

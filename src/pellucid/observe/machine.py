@@ -1,10 +1,12 @@
-"""Processor and memory, of the machine and of our two processes, for Prometheus."""
+"""Processor and memory, of the machine and of our two processes: for Prometheus and the page."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 
+import msgspec
 import psutil
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -62,3 +64,100 @@ class MachineCollector(Collector):
             except psutil.Error:  # it has just died
                 continue
         yield from (cpu, memory, threads)
+
+
+class ProcessReading(msgspec.Struct):
+    """One of our processes."""
+
+    name: str  # frontend, or the engine's model
+    cpu_percent: float  # 100 is one core
+    memory_bytes: int  # resident
+
+
+class GpuReading(msgspec.Struct):
+    """The first GPU that this process may see."""
+
+    busy_percent: float
+    memory_bytes: int
+    memory_total: int
+
+
+class Reading(msgspec.Struct, omit_defaults=True):
+    """The machine since the reading before, and now."""
+
+    cpu_percent: float  # of all cores
+    num_cores: int
+    memory_bytes: int  # in use
+    memory_total: int
+    processes: list[ProcessReading]
+    gpu: GpuReading | None = None
+
+
+class Meter:
+    """Reads at most once in `interval` seconds, whoever asks; the first reading has no interval."""
+
+    def __init__(self, interval: float = 1.0) -> None:
+        self._interval = interval
+        self._read_at = 0.0
+        self._reading: Reading | None = None
+        self._cpu = (0.0, 0.0)  # seconds of all cores: busy, in all
+        self._processes: dict[int, psutil.Process] = {}
+
+    def read(self, engine_pids: Mapping[str, int], *, has_gpu: bool = False) -> Reading:
+        """The same object until there is a new reading.
+
+        Args:
+            engine_pids: see `MachineCollector`.
+            has_gpu: an engine computes on one.
+        """
+        now = time.monotonic()
+        if self._reading is None or now - self._read_at >= self._interval:
+            self._read_at = now
+            memory = psutil.virtual_memory()
+            self._reading = Reading(
+                self._cpu_percent(),
+                psutil.cpu_count() or 1,
+                memory.total - memory.available,
+                memory.total,
+                list(self._read_processes(engine_pids)),
+                read_gpu() if has_gpu else None,
+            )
+        return self._reading
+
+    def _cpu_percent(self) -> float:
+        # psutil.cpu_percent() keeps one interval for a whole process: /metrics would share it.
+        times = psutil.cpu_times()
+        whole = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        busy = whole - times.idle - getattr(times, "iowait", 0.0)
+        before, self._cpu = self._cpu, (busy, whole)
+        passed = whole - before[1]
+        return round(100 * (busy - before[0]) / passed, 1) if passed > 0 else 0.0
+
+    def _read_processes(self, engine_pids: Mapping[str, int]) -> Iterator[ProcessReading]:
+        pids = {os.getpid(): "frontend"}
+        for model, pid in engine_pids.items():
+            pids.setdefault(pid, model)
+        self._processes = {pid: known for pid, known in self._processes.items() if pid in pids}
+        for pid, name in pids.items():
+            try:
+                process = self._processes.setdefault(pid, psutil.Process(pid))
+                with process.oneshot():
+                    yield ProcessReading(name, process.cpu_percent(), process.memory_info().rss)
+            except psutil.Error:  # it has just died
+                continue
+
+
+def read_gpu() -> GpuReading | None:
+    """None without NVIDIA's management library, its Python binding (extra `gpu`), or a GPU."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()  # counted: cheap after the first time
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        busy = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
+    except ImportError:
+        return None
+    except pynvml.NVMLError:
+        return None
+    return GpuReading(float(busy), int(memory.used), int(memory.total))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -43,6 +43,10 @@ class StepRing:
                 break
             found.append(frame)
         return found[::-1]
+
+    def steps_since(self, begin: float) -> Iterator[events.StepEvents]:
+        """`since`, decoded as they are asked for."""
+        return map(events.decode, self.since(begin))
 
 
 class TimelineStep(msgspec.Struct, omit_defaults=True):
@@ -167,7 +171,7 @@ class _Track:
 
 
 def trace_answers(
-    frames: Iterable[bytes],
+    steps: Iterable[events.StepEvents],
     answers: Iterable[AnswerTimeline],
     *,
     received: float,
@@ -182,7 +186,7 @@ def trace_answers(
         closed: when its last byte was sent; None if it is still being answered.
     """
     tracks = {answer.id: _Track(answer, received, opened) for answer in answers}
-    for step in map(events.decode, frames):
+    for step in steps:
         _read(step, tracks, received)
         if all(track.done for track in tracks.values()):
             break

@@ -13,8 +13,10 @@ may be missing, so a killed server leaves a trace that opens.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from io import BytesIO
+from typing import Any, BinaryIO, Self
 
 import msgspec
 
@@ -48,17 +50,16 @@ class _Open:
 
 
 class Trace:
-    """Writes a trace; a sink for `EventHub.subscribe`.
+    """Writes a trace to `file`; a sink for `EventHub.subscribe`.
 
-    Raises:
-        ConfigError: the file cannot be written.
+    Args:
+        start: the trace's zero, `time.monotonic()`.
     """
 
-    def __init__(self, path: str, model: str) -> None:
-        self._file = open_for_writing(path, "trace")
+    def __init__(self, file: BinaryIO, model: str, start: float) -> None:
+        self._file = file
         self._encode = msgspec.json.Encoder().encode
-        self._start = time.monotonic()
-        self._end = self._start
+        self._start = self._end = start
         self._open: dict[int, _Open] = {}
         self._lanes: list[bool] = []  # taken or free
         self._synced = False  # differences mean nothing before the first snapshot
@@ -67,8 +68,15 @@ class Trace:
         self._name(ENGINE, 1, "thread_name", "steps")
         self._name(REQUESTS, 0, "process_name", "requests")
 
+    @classmethod
+    def to_path(cls, path: str, model: str) -> Self:
+        """A trace that begins now. Raises ConfigError if the file cannot be written."""
+        return cls(open_for_writing(path, "trace"), model, time.monotonic())
+
     def __call__(self, frame: bytes) -> None:
-        step = events.decode(frame)
+        self.add(events.decode(frame))
+
+    def add(self, step: events.StepEvents) -> None:
         if step.snapshot is not None:
             self._settle(step.snapshot, step.time - step.idle_seconds)
         if self._synced:
@@ -97,11 +105,15 @@ class Trace:
         for finished in step.finished:
             self._leave(finished)
 
-    def close(self) -> None:
-        """End what is still open, and the file."""
+    def finish(self) -> None:
+        """End what is still open, and the document."""
         for number in list(self._open):
             self._leave(events.Finished(number, "still open", self._end, 0))
         self._file.write(b"\n]\n")
+
+    def close(self) -> None:
+        """`finish`, and close the file."""
+        self.finish()
         self._file.close()
 
     # ---- the engine's track
@@ -207,3 +219,21 @@ class Trace:
     def _write(self, event: _TraceEvent, *, first: bool = False) -> None:
         self._file.write(b"" if first else b",\n")
         self._file.write(self._encode(event))
+
+
+def trace_parts(
+    steps: Iterable[events.StepEvents], model: str, *, each: int = 32
+) -> Iterator[bytes]:
+    """A whole trace of `steps`, as pieces of which each tells of so many."""
+    buffer, trace = BytesIO(), None
+    for count, step in enumerate(steps, 1):
+        if trace is None:
+            begin = min([step.time, *(queued.time for queued in step.queued)])
+            trace = Trace(buffer, model, begin)
+        trace.add(step)
+        if count % each == 0:
+            yield buffer.getvalue()
+            buffer.seek(0)
+            buffer.truncate()
+    (trace or Trace(buffer, model, 0.0)).finish()
+    yield buffer.getvalue()

@@ -1,243 +1,122 @@
-"""An engine's state as its events tell it, and what became of it since somebody last asked.
+"""What readers of a live engine get: its events as they are, from a snapshot on.
 
-`Xray` is a sink for `EventHub.subscribe(..., detail=True)`. It applies every step at once, by the
-rules in `engine/events.py`, and remembers which requests and blocks have changed; `take` sums that
-up as one `Window`, to be encoded before the next step. What waits to be taken is bounded by the
-state's size, not by the time: who reads slowly gets fewer windows, and the engine never waits.
+A reader keeps the engine's state by the rules in `engine/events.py`. `Feed` is a sink for
+`EventHub.subscribe(..., detail=True)`; it keeps the last steps, as JSON, for any number of readers,
+each of which asks for what came since. Memory is bounded by bytes: who reads slowly begins anew
+at a later snapshot, and the engine never waits.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from typing import Literal
+from collections.abc import Iterator
+from copy import copy
 
 import msgspec
 
 from pellucid.engine import events
 
-MAX_STEPS = 256  # kept for one window; a window of 100 ms has a few dozen
-
-Phase = Literal["queued", "running", "preempted"]
-
-
-class Part(msgspec.Struct, array_like=True):
-    """A request's part of a step."""
-
-    number: int
-    is_prefill: bool
-    num_tokens: int  # computed
-    num_generated: int
+MAX_BYTES = 16 << 20  # of kept steps
+MAX_STEPS = 1024  # that a reader may be behind; a window of 100 ms has a few dozen
 
 
-class Step(msgspec.Struct, array_like=True):
-    """A step, without what did nothing. Times are seconds; `time` is `time.monotonic()`."""
+class Totals(msgspec.Struct):
+    """Sums over steps, which no snapshot has."""
 
-    step: int
-    time: float
-    idle: float
-    schedule: float
-    forward: float
-    sample: float
-    update: float
-    parts: list[Part]
+    finished: int = 0  # requests
+    generated: int = 0  # tokens
+    found: int = 0  # prompt tokens, in the prefix cache
+    prefilled: int = 0  # prompt tokens that were computed
+    preempted: int = 0  # times
 
-
-class Seen(msgspec.Struct, array_like=True):
-    """A request, as it is after the window's last step."""
-
-    number: int
-    request_id: str
-    phase: Phase
-    queued: float  # when; monotonic
-    num_prompt_tokens: int
-    num_computed: int
-    num_tokens: int  # prompt and answer
-    num_cached: int  # prompt tokens found in the prefix cache when it was admitted
-    num_preemptions: int
-    num_blocks: int
-    first_token: float | None = None  # when
+    def add(self, step: events.StepEvents) -> None:
+        for share in step.shares:
+            self.generated += share.num_generated
+            self.prefilled += share.num_tokens if share.is_prefill else 0
+        self.found += sum(a.num_found_tokens for a in step.admitted if not a.is_return)
+        self.finished += len(step.finished)
+        self.preempted += len(step.preempted)
 
 
-class Ended(msgspec.Struct, array_like=True):
-    """A request that left the engine."""
+class Part(msgspec.Struct, omit_defaults=True):
+    """Steps in a row. With `totals`, those before them, the first has a snapshot to begin with."""
 
-    number: int
-    reason: str
-    time: float
-    num_output_tokens: int
-
-
-class Block(msgspec.Struct, array_like=True):
-    """A KV block. Without holders it is free, and if it has a name still a prefix to be found."""
-
-    block: int
-    holders: list[int]  # numbers of requests; several share a prefix
-    is_named: bool
+    first: int  # position of the first step; counts from where the feed or file began
+    steps: list[msgspec.Raw] = []  # `events.StepEvents` as JSON arrays
+    totals: Totals | None = None
+    left_out: int = 0  # steps between the reader's last one and these
 
 
-class Window(msgspec.Struct, omit_defaults=True):
-    """What has changed. The first one brings all there is."""
-
-    steps: list[Step] = []
-    left_out: int = 0  # steps that are not in `steps`: the reader was slow
-    requests: list[Seen] = []  # new ones and those that have changed
-    ended: list[Ended] = []
-    blocks: list[Block] = []  # those that have changed; the others are free and empty
-    pool: events.Pool | None = None  # num_used, num_free, num_named
+def as_json(step: events.StepEvents) -> bytes:
+    """Without the token ids that a recording may have asked for."""
+    for share in step.shares:
+        if share.token_ids:
+            share.token_ids = []
+    return _encode(step)
 
 
-class Xray:
-    """One reader's view of one engine. Its first step has to bring a snapshot."""
+class Feed:
+    """The last steps of one engine."""
 
-    def __init__(self) -> None:
-        self.requests: dict[int, Seen] = {}
-        self.named: set[int] = set()
-        self.tables: dict[int, list[int]] = {}  # blocks by the request's number
-        self.holders: dict[int, list[int]] = {}  # numbers by block; none is empty
-        self._steps: deque[Step] = deque(maxlen=MAX_STEPS)
-        self._num_steps = 0
-        self._ended: dict[int, Ended] = {}
-        self._changed: set[int] = set()  # requests
-        self._changed_blocks: set[int] = set()
-        self._pool: events.Pool | None = None
-
-    @property
-    def has_news(self) -> bool:
-        return self._pool is not None
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._first = 0  # position of the oldest kept step
+        self._steps: deque[bytes] = deque()
+        self._starts: deque[tuple[int, Totals]] = deque()  # of kept steps: where one may begin
+        self._totals = Totals()
+        self._synced = False  # differences mean nothing before the first snapshot
 
     def __call__(self, frame: bytes) -> None:
         step = events.decode(frame)
-        if step.snapshot is not None:
-            self._settle(step.snapshot, step.time)
-        for queued in step.queued:
-            self._put(_seen(queued))
-        for gone in step.preempted:
-            self._preempt(gone.number)
-        for admitted in step.admitted:
-            request = self._change(admitted.number)
-            request.phase = "running"
-            request.num_computed = admitted.num_found_tokens
-            if not admitted.is_return:
-                request.num_cached = admitted.num_found_tokens
-        for share in step.shares:
-            self._serve(share)
-        for number in step.first_tokens:
-            self._change(number).first_token = step.end
-        self._rename(forgotten=step.forgotten, named=step.named)
-        for finished in step.finished:
-            self._end(finished.number, finished.reason, finished.time, finished.num_output_tokens)
-        self._pool = step.pool
-        if step.shares:
-            self._num_steps += 1
-            self._steps.append(_step(step))
+        is_start = step.snapshot is not None and step.snapshot.detail
+        if not (self._synced or is_start):
+            return
+        self._synced = True
+        encoded = as_json(step)
+        if is_start:
+            self._starts.append((self._end, copy(self._totals)))
+        self._totals.add(step)
+        self._steps.append(encoded)
+        self._num_bytes += len(encoded)
+        while self._num_bytes > self._max_bytes and len(self._steps) > 1:
+            self._num_bytes -= len(self._steps.popleft())
+            self._first += 1
+        while self._starts and self._starts[0][0] < self._first:
+            self._starts.popleft()
 
-    def take(self) -> Window:
-        """What has changed since it was last called."""
-        window = Window(
-            list(self._steps),
-            self._num_steps - len(self._steps),
-            [self.requests[number] for number in sorted(self._changed)],
-            list(self._ended.values()),
-            [
-                Block(block, self.holders.get(block, []), block in self.named)
-                for block in sorted(self._changed_blocks)
-            ],
-            self._pool,
-        )
-        self._steps.clear()
-        self._num_steps, self._ended, self._pool = 0, {}, None
-        self._changed, self._changed_blocks = set(), set()
-        return window
+    def take(self, position: int | None) -> Part | None:
+        """What there is from `position` on, for a reader who has all before it; None: nothing.
 
-    # ---- inside
+        A new reader has no position, and begins with the last snapshot. So does one who is far
+        behind.
+        """
+        if position is not None and self._first <= position and self._is_near(position):
+            steps = self._since(position)
+            return Part(position, steps) if steps else None
+        if not self._starts:
+            return None
+        start, totals = self._starts[-1]
+        left_out = 0 if position is None else start - position
+        return Part(start, self._since(start), totals, left_out)
 
-    def _settle(self, snapshot: events.Snapshot, now: float) -> None:
-        """Begin anew; what is known of the same requests beyond the snapshot stays."""
-        before, self.requests = self.requests, {}
-        # Another engine may have numbered others the same.
-        same = {(seen.number, seen.request_id): seen for seen in before.values()}
-        self._changed_blocks |= self.holders.keys() | self.named
-        self.tables, self.holders, self.named = {}, {}, set()
-        for live in snapshot.requests:
-            seen = _seen(live.queued)
-            seen.num_computed, seen.num_tokens = live.num_computed_tokens, live.num_tokens
-            seen.num_preemptions = live.num_preemptions
-            waits: Phase = "preempted" if live.num_preemptions else "queued"
-            seen.phase = "running" if live.is_running else waits
-            if known := same.pop((seen.number, seen.request_id), None):
-                seen.num_cached, seen.first_token = known.num_cached, known.first_token
-            self._put(seen)
-            self._hold(seen, live.block_ids, live.num_blocks)
-        for number, _ in same:
-            if number not in self.requests:  # its engine died
-                self._ended[number] = Ended(number, "abort", now, 0)
-                self._changed.discard(number)
-        self._rename(forgotten=[], named=snapshot.named)
+    def kept(self) -> Iterator[events.StepEvents]:
+        """All steps from the oldest snapshot on, as they are now; decoded as they are asked for."""
+        return map(_decode, self._since(self._starts[0][0]) if self._starts else [])
 
-    def _put(self, seen: Seen) -> None:
-        self._ended.pop(seen.number, None)
-        self.requests[seen.number] = seen
-        self._changed.add(seen.number)
-        self.tables[seen.number] = []
+    @property
+    def _end(self) -> int:
+        return self._first + len(self._steps)
 
-    def _change(self, number: int) -> Seen:
-        self._changed.add(number)
-        return self.requests[number]
+    def _is_near(self, position: int) -> bool:
+        has_later_start = bool(self._starts) and self._starts[-1][0] > position
+        return self._end - position <= MAX_STEPS or not has_later_start
 
-    def _serve(self, share: events.Share) -> None:
-        request = self._change(share.number)
-        request.num_computed = share.start + share.num_tokens
-        request.num_tokens += share.num_generated
-        self._hold(request, share.block_ids, share.num_blocks)
-
-    def _hold(self, request: Seen, block_ids: list[int], num_blocks: int) -> None:
-        request.num_blocks += num_blocks
-        self.tables[request.number] += block_ids
-        self._changed_blocks.update(block_ids)
-        for block in block_ids:
-            self.holders.setdefault(block, []).append(request.number)
-
-    def _preempt(self, number: int) -> None:
-        request = self._change(number)
-        request.phase = "preempted"
-        request.num_computed = request.num_blocks = 0
-        request.num_preemptions += 1
-        self._free(number)
-        self.tables[number] = []
-
-    def _end(self, number: int, reason: str, time: float, num_output_tokens: int) -> None:
-        del self.requests[number]
-        self._changed.discard(number)
-        self._free(number)
-        self._ended[number] = Ended(number, reason, time, num_output_tokens)
-
-    def _free(self, number: int) -> None:
-        for block in self.tables.pop(number):
-            self._changed_blocks.add(block)
-            self.holders[block].remove(number)
-            if not self.holders[block]:
-                del self.holders[block]
-
-    def _rename(self, *, forgotten: list[int], named: list[int]) -> None:
-        self.named.difference_update(forgotten)
-        self.named.update(named)
-        self._changed_blocks.update(itertools.chain(forgotten, named))
+    def _since(self, position: int) -> list[msgspec.Raw]:
+        newest_first = itertools.islice(reversed(self._steps), self._end - position)
+        return [msgspec.Raw(step) for step in newest_first][::-1]
 
 
-def _seen(queued: events.Queued) -> Seen:
-    tokens = queued.num_prompt_tokens
-    return Seen(queued.number, queued.request_id, "queued", queued.time, tokens, 0, tokens, 0, 0, 0)
-
-
-def _step(step: events.StepEvents) -> Step:
-    return Step(
-        step.step,
-        round(step.time, 6),
-        round(step.idle_seconds, 6),
-        round(step.schedule_seconds, 6),
-        round(step.forward_seconds, 6),
-        round(step.sample_seconds, 6),
-        round(step.update_seconds, 6),
-        [Part(s.number, s.is_prefill, s.num_tokens, s.num_generated) for s in step.shares],
-    )
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(events.StepEvents).decode

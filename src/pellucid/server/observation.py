@@ -136,7 +136,7 @@ class Observation:
                 answer.finish_reason = report.finish_reason
         await asyncio.to_thread(  # there may be thousands of steps to decode
             trace_answers,
-            answering.ring.since(record.received),
+            answering.ring.steps_since(record.received),
             answers,
             received=record.received,
             opened=answering.opened,

@@ -58,7 +58,7 @@ class Service:
         self.max_model_len = min(info.max_model_len, info.num_kv_blocks * info.block_size)
         self.fingerprint = _fingerprint(llm)
         self.metrics = watch.metrics
-        self._observation = observation
+        self.observation = observation
         self._watch = watch
         self._on_job_closed = on_job_closed
 
@@ -135,7 +135,7 @@ class Service:
             raise
         record = getattr(request.state, "record", None)
         opened = opened or time.monotonic()
-        self._observation.opened(record, job, self.llm, self._watch, opened, bool(body.stream))
+        self.observation.opened(record, job, self.llm, self._watch, opened, bool(body.stream))
         return job
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:

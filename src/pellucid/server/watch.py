@@ -39,7 +39,7 @@ class Watch:
             stop = llm.events.subscribe(recording, detail=True, tokens=settings.record_tokens)
             self._ends += [stop, recording.close]
         if settings.trace is not None:
-            trace = Trace(tagged(settings.trace, tag), llm.model_name)
+            trace = Trace.to_path(tagged(settings.trace, tag), llm.model_name)
             self._ends += [llm.events.subscribe(trace), trace.close]
 
     def close(self) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
+from dataclasses import dataclass
 
 import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from pellucid.errors import BadRequest, Overloaded
-from pellucid.observe.xray import Window, Xray
+from pellucid.errors import Overloaded, RequestNotFound
+from pellucid.observe.machine import Meter, Reading
+from pellucid.observe.trace import trace_parts
+from pellucid.observe.xray import Feed, Part
+from pellucid.server.load import Load
 from pellucid.server.models import Models
-from pellucid.server.protocol import GenerateRequest
 from pellucid.server.reply import unless_gone
 from pellucid.server.service import Service
 from pellucid.server.sse import HEADERS, event
@@ -22,15 +25,6 @@ from pellucid.server.sse import HEADERS, event
 WINDOW_SECONDS = 0.1
 QUIET_SECONDS = 1.0  # after which a message says that there is no news
 MAX_READERS = 8
-LOAD_TOKENS = 96  # of each answer
-
-PREAMBLE = (
-    "You are the keeper of a lighthouse, and you tell a story to everyone who climbs up to the "
-    "lamp. Your stories are short, they begin in the middle, and they are about a thing that you "
-    "have seen from up there. Visitors write down what they hear, so speak in whole sentences.\n\n"
-)
-SEEN = ("a ship", "a storm", "a whale", "a balloon", "an island", "a letter", "a comet", "a thief")
-WHEN = ("in a winter night", "at dawn", "when nobody looked", "on the longest day of the year")
 
 
 class Engine(msgspec.Struct):
@@ -50,13 +44,18 @@ class Message(msgspec.Struct, omit_defaults=True):
 
     now: float  # time.monotonic()
     engine: Engine | None = None
-    window: Window | None = None
+    part: Part | None = None
+    machine: Reading | None = None  # once a second
+    load: Load | None = None  # when it has changed
 
 
-class LoadRuns(BadRequest):
-    """Somebody has started a load, and it has not ended."""
+@dataclass(slots=True)
+class Watched:
+    """An engine that somebody reads about."""
 
-    status = 409
+    feed: Feed
+    stop: Callable[[], None]
+    num_readers: int = 0
 
 
 class Xrays:
@@ -65,7 +64,9 @@ class Xrays:
     def __init__(self, models: Models) -> None:
         self.models = models
         self.num_readers = 0
-        self.has_load = False
+        self.load: Load | None = None
+        self._watched: dict[Service, Watched] = {}
+        self._meter = Meter()
 
     def open(self, name: str | None) -> XrayStream:
         """Watch a model, loaded or not; that does not keep it from being unloaded.
@@ -79,31 +80,74 @@ class Xrays:
             raise Overloaded(f"{MAX_READERS} readers watch already.", retry_after=QUIET_SECONDS)
         return XrayStream(self, name)
 
+    def export(self, name: str | None) -> StreamingResponse:
+        """The last steps of a model as a trace; they are kept while somebody reads about it.
+
+        Raises ModelNotFound, and RequestNotFound where nothing is kept.
+        """
+        service = self.models.loaded_service(name)
+        watched = self._watched.get(service) if service else None
+        if service is None or watched is None:
+            raise RequestNotFound(
+                "Nothing is kept: steps are while a page is open, or with --record and --trace.",
+                param="model",
+                code="nothing_kept",
+            )
+        return trace_response(trace_parts(watched.feed.kept(), service.llm.model_name))
+
     async def messages(self, name: str | None) -> AsyncGenerator[Message, None]:
         """Until the server stops. Nobody watches an engine longer than this is read."""
         models = self.models
         watched: Service | None = None
-        xray, stop = Xray(), _nothing
+        feed: Feed | None = None
+        position: int | None = None
         last, is_first = 0.0, True
-        try:
+        machine: Reading | None = None
+        load = _told(self.load) if self.load and not self.load.is_running else None
+        with ExitStack() as reading:
             while not models.gateway.draining:
                 service, now = models.loaded_service(name), time.monotonic()
+                message = Message(now)
                 if is_first or service is not watched:
-                    stop()
-                    watched, xray, stop = service, Xray(), _nothing
+                    reading.close()
+                    watched, feed, position = service, None, None
                     if service is not None:
-                        stop = service.llm.events.subscribe(xray, detail=True)
-                    yield Message(now, engine=_describe(name or models.default_name, service))
+                        feed = reading.enter_context(self._watch(service))
+                    message.engine = _describe(name or models.default_name, service)
+                elif feed is not None and (part := feed.take(position)) is not None:
+                    message.part = part
+                    position = part.first + len(part.steps)
+                if (now_read := self._read_machine(service)) is not machine:
+                    message.machine = machine = now_read
+                if self.load is not None and _told(self.load) != load:
+                    message.load, load = self.load, _told(self.load)
+                is_news = message.engine or message.part or message.machine or message.load
+                if is_news or now - last >= QUIET_SECONDS:
+                    yield message
                     last, is_first = now, False
-                elif xray.has_news:
-                    yield Message(now, window=xray.take())
-                    last = now
-                elif now - last >= QUIET_SECONDS:
-                    yield Message(now)
-                    last = now
                 await asyncio.sleep(WINDOW_SECONDS)
+
+    @contextmanager
+    def _watch(self, service: Service) -> Iterator[Feed]:
+        """The engine's feed, which all its readers share, and which ends with the last of them."""
+        watched = self._watched.get(service)
+        if watched is None:
+            feed = Feed()
+            watched = Watched(feed, service.llm.events.subscribe(feed, detail=True))
+            self._watched[service] = watched
+        watched.num_readers += 1
+        try:
+            yield watched.feed
         finally:
-            stop()
+            watched.num_readers -= 1
+            if not watched.num_readers:
+                del self._watched[service]
+                watched.stop()
+
+    def _read_machine(self, service: Service | None) -> Reading:
+        pids = {loaded.llm.model_name: loaded.llm.info.pid for loaded in self.models.loaded}
+        has_gpu = service is not None and service.llm.info.device.startswith("cuda")
+        return self._meter.read(pids, has_gpu=has_gpu)
 
 
 class XrayStream(StreamingResponse):
@@ -132,25 +176,21 @@ class XrayStream(StreamingResponse):
             self._xrays.num_readers -= 1
 
 
-def load_request(service: Service, model: str | None) -> GenerateRequest:
-    """What each client of a load asks for; fits any context."""
-    longest = service.max_model_len // 2
-    return GenerateRequest(
-        prompt="",
-        model=model,
-        max_tokens=min(LOAD_TOKENS, longest),
-        truncate_prompt_tokens=longest,
-        temperature=1.0,
-        cache=False,
-    )
+def trace_response(parts: Iterable[bytes]) -> StreamingResponse:
+    """A file for Perfetto, made while it is sent and between other work."""
+
+    async def paced() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+            await asyncio.sleep(0)
+
+    disposition = {"Content-Disposition": 'attachment; filename="pellucid-trace.json"'}
+    return StreamingResponse(paced(), media_type="application/json", headers=disposition)
 
 
-def load_prompts(clients: int) -> list[str]:
-    """One prompt a client: all share a prefix and differ at the end."""
-    return [
-        f"{PREAMBLE}Visitor {i + 1} asks about {SEEN[i % len(SEEN)]} {WHEN[i // len(SEEN) % 4]}:"
-        for i in range(clients)
-    ]
+def _told(load: Load) -> tuple[object, ...]:
+    """What a load was when it was told."""
+    return msgspec.structs.astuple(load)
 
 
 def _describe(name: str, service: Service | None) -> Engine:
@@ -166,7 +206,3 @@ def _describe(name: str, service: Service | None) -> Engine:
         info.kernels,
         info.dtype,
     )
-
-
-def _nothing() -> None:
-    pass

@@ -32,10 +32,17 @@ HEADERS = {
 }
 
 
-class Page:
-    """ASGI middleware: answers GET for the page's files, and for `/` to who wants HTML."""
+LIVE, REPLAY = b'data-source="live"', b'data-source="recording"'
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class Page:
+    """ASGI middleware: answers GET for the page's files, and for `/` to who wants HTML.
+
+    Args:
+        is_replay: the page shows a recording, and there is nobody to chat with.
+    """
+
+    def __init__(self, app: ASGIApp, *, is_replay: bool = False) -> None:
         self._app = app
         folder = Path(__file__).parent
         self._files = {
@@ -43,6 +50,9 @@ class Page:
             for file in folder.iterdir()
             if file.suffix in TYPES
         }
+        if is_replay:
+            index, media_type = self._files[PREFIX + "index.html"]
+            self._files[PREFIX + "index.html"] = (index.replace(LIVE, REPLAY), media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "GET":

@@ -2,7 +2,7 @@
 
 import { call, getKey, setKey } from "./api.js";
 import { startChat } from "./chat.js";
-import { follow, startXray } from "./xray.js";
+import { follow, openRecording, startXray } from "./xray.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -42,6 +42,11 @@ $("key-form").addEventListener("submit", (event) => {
 $("model").addEventListener("change", follow);
 $("tab-chat").addEventListener("click", () => tab("chat"));
 $("tab-xray").addEventListener("click", () => tab("xray"));
-startChat();
 startXray();
-connect();
+if (document.body.dataset.source === "recording") {
+  tab("xray");
+  openRecording();
+} else {
+  startChat();
+  connect();
+}

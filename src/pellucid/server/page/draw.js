@@ -1,10 +1,10 @@
-// The three pictures of the X-ray, drawn by hand on canvases.
+// Two pictures of the X-ray, drawn by hand on canvases: the steps, and the requests' lanes.
 
 import { element } from "./markdown.js";
 
 const PARTS = ["idle", "schedule", "forward", "sample", "update"];
 const LANE_SECONDS = 12;
-const MAX_LANES = 48;
+const MAX_LANES = 192;
 const RANKS = { running: 0, preempted: 1, queued: 2, finished: 3 };
 
 /** Neighbouring numbers get colours far apart. */
@@ -13,12 +13,12 @@ export function colour(number, pale = false) {
   return pale ? `hsl(${hue} 55% 60% / 0.5)` : `hsl(${hue} 60% 55%)`;
 }
 
-function variable(name) {
+export function variable(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
 /** A cleared context in CSS pixels. */
-function clear(canvas) {
+export function clear(canvas) {
   const { clientWidth: width, clientHeight: height } = canvas;
   const scale = window.devicePixelRatio || 1;
   if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
@@ -68,34 +68,43 @@ export function drawSteps(canvas, state) {
 }
 
 /** One line for each request: first who runs, then who waits, then who has ended; newest first. */
-export function drawLanes(list, state) {
-  const known = new Map([...list.children].map((item) => [Number(item.dataset.number), item]));
+export function drawLanes(list, state, chosen) {
+  const known = new Map([...list.children].map((item) => [item.dataset.id, item]));
   const lanes = [...state.lanes.values()]
-    .filter((lane) => lane.queued !== null)
     .sort((a, b) => RANKS[a.phase] - RANKS[b.phase] || b.number - a.number)
     .slice(0, MAX_LANES);
-  const items = lanes.map((lane) => known.get(lane.number) ?? laneItem(lane.number));
+  const items = lanes.map((lane) => known.get(lane.id) ?? laneItem(lane));
   const same = items.length === list.children.length && items.every((it, i) => it === list.children[i]);
-  if (!same) list.replaceChildren(...items);
-  lanes.forEach((lane, i) => drawLane(items[i], lane, state.now));
+  // A click ends where it began only if nothing moves meanwhile.
+  if (!same && !list.matches(":active")) list.replaceChildren(...items);
+  lanes.forEach((lane, i) => tellLane(items[i], lane, lane.id === chosen));
+  const tall = items[0]?.offsetHeight || 1;
+  const top = Math.floor(list.scrollTop / tall);
+  const bottom = top + Math.ceil(list.clientHeight / tall) + 1;
+  for (let i = top; i < Math.min(bottom, lanes.length); i++) drawLane(items[i], lanes[i], state.now);
 }
 
-function laneItem(number) {
+function laneItem({ number, id }) {
   const item = element("li", {}, element("span", {}, `#${number}`), element("span"));
   item.append(element("canvas"), element("span", { className: "facts" }));
-  item.dataset.number = number;
+  Object.assign(item.dataset, { number, id });
+  Object.assign(item, { id: `lane-${number}`, title: id, role: "option" });
   item.firstChild.style.borderColor = colour(number);
   return item;
 }
 
-function drawLane(item, lane, now) {
-  const [, phase, canvas, facts] = item.children;
-  item.title = lane.id;
+function tellLane(item, lane, isChosen) {
+  const [, phase, , facts] = item.children;
+  item.setAttribute("aria-selected", isChosen);
   item.dataset.phase = lane.phase;
   phase.textContent = lane.reason || lane.phase;
   phase.className = lane.phase;
   const cached = lane.cached ? ` (${lane.cached} cached)` : "";
   facts.textContent = `${lane.prompt}${cached} + ${lane.tokens - lane.prompt} tok`;
+}
+
+function drawLane(item, lane, now) {
+  const canvas = item.children[2];
   const { context, width, height } = clear(canvas);
   const x = (time) => width * (1 - (now - time) / LANE_SECONDS);
   const bar = (from, to, top, tall) => {
@@ -112,52 +121,4 @@ function drawLane(item, lane, now) {
   }
   context.fillStyle = variable("warn");
   for (const time of lane.preempted) if (x(time) > 0) context.fillRect(x(time) - 1, 0, 3, height);
-}
-
-/** The largest square cells that show all blocks that were ever used, and some more. */
-function layBlocks(canvas, state) {
-  const used = 2 ** Math.ceil(Math.log2(Math.max(1.2 * state.highest, 511) + 1));
-  const count = Math.min(state.engine.num_kv_blocks, used);
-  const width = canvas.clientWidth;
-  let cell = 14;
-  const rows = (size) => Math.ceil(count / Math.floor(width / size));
-  while (cell > 3 && rows(cell) * cell > 200) cell--;
-  return { count, cell, columns: Math.max(1, Math.floor(width / cell)), height: rows(cell) * cell };
-}
-
-/** Returns how many blocks are in the picture: the first ones of the pool. */
-export function drawBlocks(canvas, state) {
-  const { count, cell, columns, height } = layBlocks(canvas, state);
-  if (canvas.style.height !== `${height + 2}px`) canvas.style.height = `${height + 2}px`;
-  const { context } = clear(canvas);
-  const gap = cell > 4 ? 1 : 0.5;
-  const side = cell - gap;
-  const [free, cached, shared] = ["free", "cached", "shared"].map(variable);
-  for (let block = 0; block < count; block++) {
-    const x = (block % columns) * cell;
-    const y = Math.floor(block / columns) * cell;
-    const known = state.blocks.get(block);
-    const held = known?.holders.length;
-    context.fillStyle = held ? colour(known.holders[0]) : known?.named ? cached : free;
-    context.fillRect(x, y, side, side);
-    if (held > 1) {
-      context.fillStyle = shared;
-      const dot = Math.max(side * 0.4, 1);
-      context.fillRect(x + (side - dot) / 2, y + (side - dot) / 2, dot, dot);
-    }
-  }
-  return count;
-}
-
-/** What the block under the pointer is. */
-export function blockAt(canvas, state, { offsetX, offsetY }) {
-  const { count, cell, columns } = layBlocks(canvas, state);
-  const block = Math.floor(offsetY / cell) * columns + Math.floor(offsetX / cell);
-  if (block >= count || offsetX >= columns * cell) return "";
-  const known = state.blocks.get(block);
-  if (known?.holders.length) {
-    const names = known.holders.map((number) => `#${number}`).join(", ");
-    return `block ${block}: held by ${names}${known.named ? ", can be shared" : ""}`;
-  }
-  return `block ${block}: ${known?.named ? "free, holds a prefix" : "free"}`;
 }

@@ -1,81 +1,133 @@
-// The engine as the stream's messages tell it. Arrays come as `observe/xray.py` lays them out.
+// The engine's state, put together from its events by the rules in `engine/events.py`.
 
-const KEEP_STEPS = 160;
-const KEEP_SECONDS = 15; // of lanes
+const KEEP_STEPS = 1024;
 const SAMPLES = 256; // of TTFT and ITL
+export const KEEP_SECONDS = 15; // of lanes
+export const SNAPSHOT = 18; // where a step's array has its snapshot
+
+export const noTotals = () => ({ finished: 0, generated: 0, found: 0, prefilled: 0, preempted: 0 });
+
+/** Sums that no snapshot has; as `Totals` in `observe/xray.py`. */
+export function addTotals(totals, row) {
+  const [shares = [], , admitted = [], , finished = [], preempted = []] = row.slice(8, 14);
+  for (const [, , tokens, prefill, generated] of shares) {
+    totals.generated += generated;
+    if (prefill) totals.prefilled += tokens;
+  }
+  for (const [, found, isReturn] of admitted) if (!isReturn) totals.found += found;
+  totals.finished += finished.length;
+  totals.preempted += preempted.length;
+}
 
 export class State {
-  constructor(engine) {
+  constructor(engine, totals) {
     this.engine = engine;
+    this.totals = { ...totals };
     this.lanes = new Map(); // number -> lane, ended ones too for a while
-    this.blocks = new Map(); // block -> {holders, named}; others are free and empty
+    this.holders = new Map(); // block -> numbers of lanes; none is empty
+    this.named = new Set(); // blocks whose prefix can be found
+    this.origins = new Map(); // block -> {number, index}: who computed it, and where in its table
     this.pool = { used: 0, free: engine.num_kv_blocks, named: 0 };
     this.highest = 0; // block that was ever used
     this.steps = [];
     this.ttft = [];
     this.itl = [];
-    this.prompt = this.cached = 0; // tokens of admitted requests
+    this.step = null; // number of the last one
     this.now = 0;
   }
 
-  read({ now, window }) {
-    this.now = now;
-    if (window) {
-      for (const row of window.requests ?? []) this.#request(row);
-      for (const row of window.steps ?? []) this.#step(row);
-      for (const [number, reason, time] of window.ended ?? []) this.#end(number, reason, time);
-      for (const [block, holders, named] of window.blocks ?? []) {
-        if (holders.length || named) this.blocks.set(block, { holders, named });
-        else this.blocks.delete(block);
-        this.highest = Math.max(this.highest, block);
-      }
-      if (window.pool) {
-        const [used, free, named] = window.pool;
-        this.pool = { used, free, named };
-      }
+  apply(row) {
+    const [number, time, idle, schedule, forward, sample, update, pool] = row;
+    const [shares = [], queued = [], admitted = [], first = []] = row.slice(8, 12);
+    const [finished = [], preempted = [], , , forgotten = [], named = []] = row.slice(12, 18);
+    const end = time + schedule + forward + sample + update;
+    if (row[SNAPSHOT]) this.#settle(row[SNAPSHOT], time);
+    for (const event of queued) this.#enter(event);
+    for (const [request] of preempted) this.#preempt(request, time);
+    for (const [request, found, isReturn] of admitted) {
+      const lane = this.#lane(request);
+      Object.assign(lane, { phase: "running", computed: found, found });
+      if (!isReturn) lane.cached = found;
     }
+    const times = { number, time, end, idle, schedule, forward, sample, update };
+    if (shares.length) this.#serve(times, shares);
+    for (const request of first) {
+      const lane = this.#lane(request);
+      lane.first = end;
+      if (lane.queued !== null) this.#sample(this.ttft, end - lane.queued);
+    }
+    for (const block of forgotten) this.named.delete(block);
+    for (const block of named) this.named.add(block);
+    for (const [request, reason, when] of finished) this.#end(request, reason, when);
+    this.pool = { used: pool[0], free: pool[1], named: pool[2] };
+    addTotals(this.totals, row);
+    this.step = number;
+    this.tick(end);
+  }
+
+  /** The time that is shown; who has ended long before is forgotten. */
+  tick(now) {
+    this.now = now;
     for (const [number, lane] of this.lanes) {
       if (lane.end !== null && lane.end < now - KEEP_SECONDS) this.lanes.delete(number);
     }
   }
 
-  #lane(number) {
-    let lane = this.lanes.get(number);
-    if (!lane) {
-      lane = { number, phase: "queued", parts: [], end: null, reason: "", last: null, preempted: [] };
-      Object.assign(lane, { id: "", queued: null, prompt: 0, tokens: 0, cached: 0, blocks: 0 });
-      this.lanes.set(number, lane);
+  #settle([requests, named], time) {
+    const alive = new Map(requests.map((live) => [live[0][0], live]));
+    for (const [number, lane] of this.lanes) {
+      // Another engine numbers anew; whoever is gone died with the one before.
+      if (lane.end === null && alive.get(number)?.[0][1] !== lane.id) this.#end(number, "abort", time);
     }
+    this.holders.clear();
+    this.named = new Set(named);
+    for (const [queued, isRunning, tokens, computed, preemptions, , blocks = []] of requests) {
+      const known = this.lanes.get(queued[0]);
+      const lane = known?.id === queued[1] ? known : this.#enter(queued);
+      lane.phase = isRunning ? "running" : preemptions ? "preempted" : "queued";
+      lane.table = [];
+      Object.assign(lane, { tokens, computed, preemptions });
+      this.#hold(lane, blocks);
+    }
+    for (const block of named) this.highest = Math.max(this.highest, block);
+  }
+
+  #enter([number, id, queued, prompt]) {
+    const lane = { number, id, queued, prompt, tokens: prompt, phase: "queued", reason: "" };
+    // `found`, tokens of the prefix cache, is of the last admission; `cached` of the first one, and
+    // not known of a request that was there before somebody looked.
+    Object.assign(lane, { computed: 0, found: 0, cached: null, preemptions: 0, table: [] });
+    Object.assign(lane, { parts: [], preempted: [], first: null, last: null, end: null });
+    this.lanes.set(number, lane);
     return lane;
   }
 
-  #request(row) {
-    const [number, id, phase, queued, prompt, , tokens, cached, preemptions, blocks, first] = row;
-    if (this.lanes.get(number)?.id && this.lanes.get(number).id !== id) this.lanes.delete(number);
-    const lane = this.#lane(number);
-    if (preemptions > lane.preempted.length && lane.queued !== null) lane.preempted.push(this.now);
-    if (phase !== "queued" && !lane.counted) {
-      lane.counted = true;
-      this.prompt += prompt;
-      this.cached += cached;
-    }
-    if (first != null && !lane.first) this.#sample(this.ttft, first - queued);
-    Object.assign(lane, { id, phase, queued, prompt, tokens, cached, preemptions, blocks, first });
+  /** Events may name a request that none has introduced only if their file was tampered with. */
+  #lane(number) {
+    return this.lanes.get(number) ?? this.#enter([number, `#${number}`, this.now, 0]);
   }
 
-  #step(row) {
-    const [number, time, idle, schedule, forward, sample, update, parts] = row;
-    const end = time + schedule + forward + sample + update;
-    const step = { number, time, end, idle, schedule, forward, sample, update, generated: 0 };
-    step.parts = parts.map(([request, prefill, tokens, generated]) => {
+  #preempt(number, time) {
+    const lane = this.#lane(number);
+    lane.preempted.push(time);
+    this.#free(lane);
+    Object.assign(lane, { phase: "preempted", computed: 0, preemptions: lane.preemptions + 1 });
+  }
+
+  #serve(step, shares) {
+    step.generated = 0;
+    step.parts = shares.map(([request, start, tokens, prefill, generated, , blocks = []]) => {
       const lane = this.#lane(request);
+      lane.computed = start + tokens;
+      lane.tokens += generated;
+      this.#hold(lane, blocks);
       const before = lane.parts.at(-1);
-      if (before && before.prefill === prefill && before.to > time - 0.002) before.to = end;
-      else lane.parts.push({ from: time, to: end, prefill });
-      while (lane.parts.length && lane.parts[0].to < this.now - KEEP_SECONDS) lane.parts.shift();
+      if (before?.prefill === prefill && before.to > step.time - 0.002) before.to = step.end;
+      else lane.parts.push({ from: step.time, to: step.end, prefill });
+      while (lane.parts[0].to < step.end - KEEP_SECONDS) lane.parts.shift();
       if (generated) {
-        if (lane.last !== null) this.#sample(this.itl, (end - lane.last) / generated);
-        lane.last = end;
+        if (lane.last !== null) this.#sample(this.itl, (step.end - lane.last) / generated);
+        lane.last = step.end;
         step.generated += generated;
       }
       return { request, prefill, tokens };
@@ -84,9 +136,30 @@ export class State {
     if (this.steps.length > KEEP_STEPS) this.steps.shift();
   }
 
+  #hold(lane, blocks) {
+    const numFound = Math.floor(lane.found / this.engine.block_size);
+    for (const block of blocks) {
+      const index = lane.table.push(block) - 1;
+      const holders = this.holders.get(block);
+      if (holders) holders.push(lane.number);
+      else this.holders.set(block, [lane.number]);
+      if (index >= numFound && !holders) this.origins.set(block, { number: lane.number, index });
+      this.highest = Math.max(this.highest, block);
+    }
+  }
+
+  #free(lane) {
+    for (const block of lane.table) {
+      const left = this.holders.get(block)?.filter((number) => number !== lane.number) ?? [];
+      if (left.length) this.holders.set(block, left);
+      else this.holders.delete(block);
+    }
+    lane.table = [];
+  }
+
   #end(number, reason, time) {
     const lane = this.#lane(number);
-    if (lane.queued === null) lane.queued = lane.parts[0]?.from ?? time; // it came and went
+    this.#free(lane);
     Object.assign(lane, { end: time, phase: "finished", reason });
   }
 
@@ -94,6 +167,8 @@ export class State {
     list.push(value);
     if (list.length > SAMPLES) list.shift();
   }
+
+  // ---- what is shown
 
   /** Requests in a phase. */
   count(...phases) {
@@ -107,13 +182,17 @@ export class State {
   }
 
   blockCounts() {
-    const counts = { held: 0, shared: 0, cached: 0 };
-    for (const { holders, named } of this.blocks.values()) {
-      if (holders.length) counts.held++;
-      if (holders.length > 1) counts.shared++;
-      if (!holders.length && named) counts.cached++;
-    }
-    return counts;
+    const shared = [...this.holders.values()].filter((numbers) => numbers.length > 1).length;
+    const cached = [...this.named].filter((block) => !this.holders.has(block)).length;
+    return { held: this.holders.size, shared, cached };
+  }
+
+  /** A request's blocks: its table, or what is left in the cache of one that has ended. */
+  blocksOf(number) {
+    const lane = this.lanes.get(number);
+    if (lane && lane.end === null) return new Set(lane.table);
+    const left = [...this.named].filter((block) => this.origins.get(block)?.number === number);
+    return new Set(left);
   }
 }
 

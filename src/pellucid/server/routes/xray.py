@@ -1,20 +1,17 @@
-"""GET /xray/events and POST /xray/load: what the page asks besides the APIs. Not a stable API."""
+"""The routes under /xray: what the page asks besides the APIs. Not a stable API."""
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import Meta
 
-from pellucid.server.job import Tally
+from pellucid.server.load import MAX_CLIENTS, Load, LoadRuns
 from pellucid.server.models import receive
-from pellucid.server.params import generate_params
 from pellucid.server.protocol import Body, Name
-from pellucid.server.reply import whole
-from pellucid.server.xray import LoadRuns, Xrays, load_prompts, load_request
+from pellucid.server.reply import json_response, unless_gone
+from pellucid.server.xray import Xrays
 
 router = APIRouter(include_in_schema=False)
 
@@ -22,22 +19,20 @@ router = APIRouter(include_in_schema=False)
 class LoadRequest(Body):
     """Body of POST /xray/load."""
 
-    clients: Annotated[int, Meta(ge=1, le=32)]
+    clients: Annotated[int, Meta(ge=1, le=MAX_CLIENTS)]
     model: Name | None = None
-
-
-class LoadDone(msgspec.Struct):
-    """All clients have been answered."""
-
-    clients: int
-    completion_tokens: int
-    seconds: float
 
 
 @router.get("/xray/events")
 async def events(request: Request, model: str | None = None) -> Response:
-    """An engine's steps, requests and KV blocks as server-sent events, ten a second."""
+    """An engine's steps as server-sent events, ten a second."""
     return _xrays(request).open(model)
+
+
+@router.get("/xray/export")
+async def export(request: Request, model: str | None = None) -> Response:
+    """The steps that are kept while a page is open, as a trace for ui.perfetto.dev."""
+    return _xrays(request).export(model)
 
 
 @router.post("/xray/load")
@@ -45,26 +40,11 @@ async def load(request: Request) -> Response:
     """Let synthetic clients ask the engine at once; who hangs up ends it. One at a time."""
     service, asked = await receive(request, LoadRequest)
     xrays = _xrays(request)
-    if xrays.has_load:
+    if xrays.load is not None and xrays.load.is_running:
         raise LoadRuns("A load is under way already.", code="load_runs")
-    xrays.has_load = True
-    try:
-        body = load_request(service, asked.model)
-        prompts, begin = load_prompts(asked.clients), time.monotonic()
-        job = await service.open(
-            request, body, generate_params(body), prompts, kind="load", prompt_field="clients"
-        )
-
-        async def answer() -> LoadDone:
-            tally = Tally(job)
-            for delta in await job.collect():
-                tally.add(delta)
-            seconds = time.monotonic() - begin
-            return LoadDone(asked.clients, tally.usage().completion_tokens, round(seconds, 3))
-
-        return await whole(request, job, answer())
-    finally:
-        xrays.has_load = False
+    xrays.load = running = Load(asked.clients)
+    await unless_gone(request.receive, running.run(request, service, asked.model))
+    return json_response(running)
 
 
 def _xrays(request: Request) -> Xrays:
