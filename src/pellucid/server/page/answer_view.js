@@ -34,8 +34,9 @@ class ChoiceView {
     this.#content.hidden = !content && (calls.length > 0 || isOver);
     this.#calls.replaceChildren(...calls.map(callNode));
     this.#tokens.hidden = !isOver || !tokens?.length;
-    this.#pick.hidden = place !== this.node;
-    if (this.tools.parentNode !== place) place.append(this.tools);
+    const isApart = place === this.node;
+    this.#pick.hidden = !isApart;
+    if (this.tools.parentNode !== place) place[isApart ? "append" : "prepend"](this.tools);
     this.#pick.ariaPressed = String(isPicked);
   }
 
@@ -77,7 +78,7 @@ export class AnswerView {
     const title = element("p", { className: "model" }, `${name.replace("Answer", "").trim()} `);
     title.append(element("bdi", {}, oneLine(answer.model)));
     const again = button("Again", actions.again, { className: "when-idle" });
-    this.#tools.append(this.#stats, again);
+    this.#tools.append(again, this.#stats);
     this.node.append(title, this.#box, this.#error, this.#tools);
   }
 

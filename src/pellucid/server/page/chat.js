@@ -10,7 +10,7 @@ import { current, fresh, remove, save, setCurrent } from "./store.js";
 import { history, standing, unanswered } from "./turns.js";
 
 const $ = (id) => document.getElementById(id);
-const forms = ["a", "b"].map((letter) => new SettingsForm(letter, keep));
+const forms = ["a", "b"].map((letter) => new SettingsForm(letter, () => keep()));
 
 let conversation = null;
 let editing = null; // index of the turn that the composer replaces
@@ -26,11 +26,11 @@ function say(text) {
   $("status").textContent = text;
 }
 
-/** Keep the conversation and its settings in the browser. */
-function keep() {
+/** Keep the conversation and its settings in the browser; `done` is what is said about it. */
+function keep(done = "") {
   conversation.settings = forms.map((form) => form.values);
   conversation.changed = Date.now();
-  if (!save(conversation)) say("This browser keeps no more: what is new ends with the tab.");
+  say(save(conversation) ? done : `${done} This browser keeps no more: what is new ends with the tab.`);
 }
 
 // ---- requests
@@ -93,11 +93,11 @@ async function run(bodies, answers, signal) {
   const failures = await Promise.all(asked);
   running = null;
   const isAtStop = document.activeElement === $("stop");
-  keep();
+  const ends = answers.map(({ error, stopped }) => error ?? (stopped ? "Stopped." : "Answered."));
+  keep(ends.join(" "));
   showRunning();
   if (isAtStop) $("send").focus(); // it is where the other was
   for (const node of views) node.view.update(true);
-  say(answers.map(({ error, stopped }) => error ?? (stopped ? "Stopped." : "Answered.")).join(" "));
   failures.forEach((error, column) => error && complain(error, column));
 }
 
@@ -156,7 +156,7 @@ function turnNodes(turn, index) {
     const name = turn.answers.length > 1 ? `Answer ${"AB"[column]}` : "Answer";
     const view = new AnswerView(one, name, {
       again: () => again(index),
-      changed: keep,
+      changed: () => keep(),
       answerCalls: isLast && turn.answers.length === 1 && sendResults,
     });
     view.node.view = view;
@@ -250,6 +250,7 @@ export function startChat() {
   $("compare").addEventListener("click", async () => {
     await halt();
     conversation.compare = !conversation.compare;
+    if (!Object.keys(forms[1].values).length) forms[1].values = forms[0].values;
     keep();
     show();
   });
