@@ -64,14 +64,13 @@ def ask(page: Page, text: str) -> None:
 
 def wait(page: Page) -> None:
     """Until every answer under way has ended."""
-    page.wait_for_selector("#chat:not(.running)")
+    page.wait_for_selector("#chat:not(.running)", timeout=60_000)
 
 
 def set_up(page: Page, column: str = "a", **settings: str) -> None:
     """Fill in fields of a column's form; "" unticks what is ticked."""
-    page.evaluate(
-        "for (const d of document.querySelectorAll('#settings, #settings details')) d.open = true"
-    )
+    fold = "open => document.querySelectorAll('#settings, #settings details').forEach("
+    page.evaluate(f"({fold}node => node.open = open))(true)")
     for name, value in settings.items():
         field = page.locator(f"#{column}-{name}")
         kind = field.evaluate("node => node.type")
@@ -81,7 +80,7 @@ def set_up(page: Page, column: str = "a", **settings: str) -> None:
             field.select_option(value)
         else:
             field.fill(value)
-    page.evaluate("document.querySelector('#settings').open = false")
+    page.evaluate(f"({fold}node => node.open = open))(false)")
 
 
 def answers(page: Page) -> list[str]:

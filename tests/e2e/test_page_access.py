@@ -140,7 +140,7 @@ def test_all_can_be_done_by_keyboard(chromium: Browser, slow: Live) -> None:
         expect(page.locator(".token").nth(1)).to_be_focused()
         press("End")
         expect(page.locator(".token").last).to_be_focused()
-        assert page.locator(".alternatives tr").count() >= 5
+        assert page.locator(".alternatives tr").count() >= 1
         focus_on(page, "Again")
         press("Enter")
         wait(page)

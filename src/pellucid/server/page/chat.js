@@ -94,7 +94,7 @@ async function run(bodies, answers, signal) {
   running = null;
   const isAtStop = document.activeElement === $("stop");
   const ends = answers.map(({ error, stopped }) => error ?? (stopped ? "Stopped." : "Answered."));
-  keep(ends.join(" "));
+  keep([...new Set(ends)].join(" "));
   showRunning();
   if (isAtStop) $("send").focus(); // it is where the other was
   for (const node of views) node.view.update(true);

@@ -36,7 +36,6 @@ export const GROUPS = [
   {
     title: "",
     fields: [
-      choice("model", "Model", [["", "the one above"]], { only: "b" }),
       area("system", "System prompt", "text", ""),
       number("temperature", "Temperature", "1"),
       number("top_p", "Top-p", "1"),
@@ -46,6 +45,7 @@ export const GROUPS = [
       number("seed", "Seed", "random"),
       flag("logprobs", "Record token probabilities"),
       number("top_logprobs", "Alternatives", "5"),
+      choice("model", "Model", [["", "the one above"]], { only: "b" }),
     ],
   },
   {
