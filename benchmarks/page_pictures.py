@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
-DESKTOP, TALL = {"width": 1440, "height": 900}, {"width": 1440, "height": 1100}
-PHONE = {"width": 390, "height": 844}
+DESKTOP, PHONE = {"width": 1440, "height": 1050}, {"width": 390, "height": 844}
 QUESTION = "Explain in three short points why the sky is blue."
 LOAD = "button.load[data-clients='32']"
 MIN_RUNNING = 8  # of the load, while a picture is taken
@@ -40,7 +39,7 @@ def main() -> None:
                     if (name, scheme) == ("phone", "dark"):
                         page.click("#tab-xray")
                         _save_under_load(page, "page-phone-xray")
-        with opened(chromium, url, viewport=TALL, color_scheme="light") as page:
+        with opened(chromium, url, viewport=DESKTOP, color_scheme="light") as page:
             _compare(page)
             _save(page, "page-compare")
 
