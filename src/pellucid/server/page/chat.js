@@ -55,12 +55,7 @@ function request(turns, column) {
 }
 
 /** Say at the field at fault what is wrong with it; false if that is no field here. */
-function complain({ param, message }, column) {
-  if (!param || !forms[column].complain(param, message)) return false;
-  $("settings").open = true;
-  forms[column].complain(param, message); // now that it is seen, it can take the focus
-  return true;
-}
+const complain = ({ param, message }, column) => Boolean(param) && forms[column].complain(param, message);
 
 /** Answer the last of `turns`, which become the conversation; false if they cannot be sent. */
 function answer(turns) {
