@@ -10,51 +10,73 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.e2e.browser import browser, opened
+from tests.e2e.browser import ask, browser, opened, set_up
 from tests.e2e.test_serve import base_url, started
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
-DESKTOP, PHONE = (1440, 900), (390, 844)
+DESKTOP, PHONE = {"width": 1440, "height": 1050}, {"width": 390, "height": 844}
 QUESTION = "Explain in three short points why the sky is blue."
+LOAD = "button.load[data-clients='32']"
+MIN_RUNNING = 8  # of the load, while a picture is taken
 
 
 def main() -> None:
-    """Write page-{desktop,phone}-{dark,light}.png, and page-idle.png of a fresh page."""
+    """Write page-idle, page-compare, page-{desktop,phone}-{dark,light} and page-phone-xray."""
     with started("smollm2-135m", "--max-num-seqs", "16") as (curl, _), browser() as chromium:
         url = base_url(curl)
-        for name, (width, height) in (("desktop", DESKTOP), ("phone", PHONE)):
+        for name, size in (("desktop", DESKTOP), ("phone", PHONE)):
             for scheme in ("dark", "light"):
-                size = {"width": width, "height": height}
                 with opened(chromium, url, viewport=size, color_scheme=scheme) as page:
+                    page.wait_for_selector("#model option", state="attached")
                     if (name, scheme) == ("desktop", "light"):
+                        page.wait_for_timeout(500)  # for the engine's first state
                         _save(page, "page-idle")
-                    _fill(page)
-                    _save(page, f"page-{name}-{scheme}")
-                    if name == "phone" and scheme == "dark":
+                    _look_at_tokens(page)
+                    _save_under_load(page, f"page-{name}-{scheme}")
+                    if (name, scheme) == ("phone", "dark"):
                         page.click("#tab-xray")
-                        page.wait_for_timeout(500)
-                        _save(page, "page-phone-xray")
+                        _save_under_load(page, "page-phone-xray")
+        with opened(chromium, url, viewport=DESKTOP, color_scheme="light") as page:
+            _compare(page)
+            _save(page, "page-compare")
 
 
-def _fill(page: Page) -> None:
-    """A finished answer, seen token by token, and a load in the midst of its work."""
-    page.click("summary")
-    page.fill("#temperature", "0.7")
-    page.fill("#seed", "4")
-    page.fill("#max_tokens", "120")
-    page.check("#logprobs")
-    page.click("summary")
-    page.fill("#input", QUESTION)
-    page.press("#input", "Enter")
-    page.wait_for_selector(".assistant .stats", timeout=60_000)
+def _look_at_tokens(page: Page) -> None:
+    """An answer, at the token that was least to be expected."""
+    set_up(page, temperature="0.7", seed="4", max_tokens="120", logprobs="on")
+    ask(page, QUESTION)
     page.get_by_role("button", name="Tokens", exact=True).click()
-    page.locator(".token").nth(12).focus()
-    page.evaluate("document.querySelector('#messages').scrollTop = 0")
-    page.evaluate("document.querySelector('[data-clients=\"32\"]').click()")
-    page.wait_for_timeout(6000)
+    labels = page.locator(".token").evaluate_all("nodes => nodes.map(node => node.ariaLabel)")
+    chances = [float(label.rsplit(", ")[-1].removesuffix(" %")) for label in labels]
+    page.locator(".token").nth(chances.index(min(chances))).focus()
+    page.locator(".alternatives").scroll_into_view_if_needed()
+
+
+def _compare(page: Page) -> None:
+    set_up(page, temperature="0", max_tokens="60")
+    page.click("#compare")
+    set_up(page, "b", temperature="0.8", top_p="0.9", seed="2")
+    ask(page, "Give me three tips for a good garden, as a list.")
+    page.click("#settings > summary")
+    page.evaluate("document.querySelector('#messages').scrollTop = 1e6")
+
+
+def _save_under_load(page: Page, name: str) -> None:
+    """Save it while the load runs, which is begun again where it has ended meanwhile.
+
+    Raises:
+        RuntimeError: no load lasts long enough to be seen.
+    """
+    for _ in range(5):
+        page.evaluate(f'document.querySelector("{LOAD}").click()')  # a phone may not show it
+        page.wait_for_timeout(4000)
+        _save(page, name)
+        if int(page.text_content("#n-running") or 0) >= MIN_RUNNING:
+            return
+    raise RuntimeError(f"{name}: the load ended before it could be seen")
 
 
 def _save(page: Page, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -45,3 +46,65 @@ def opened(chromium: Browser, url: str, **context: Any) -> Iterator[Page]:
         page.goto(url)
         yield page
         assert complaints == []
+
+
+# ---- what people do on the page
+
+
+def say(page: Page, text: str) -> None:
+    page.fill("#input", text)
+    page.press("#input", "Enter")
+
+
+def ask(page: Page, text: str) -> None:
+    """Say `text` and wait for all of its answers."""
+    say(page, text)
+    wait(page)
+
+
+def wait(page: Page) -> None:
+    """Until every answer under way has ended."""
+    page.wait_for_selector("#chat:not(.running)", timeout=60_000)
+
+
+def set_up(page: Page, column: str = "a", **settings: str) -> None:
+    """Fill in fields of a column's form; "" unticks what is ticked."""
+    fold = "open => document.querySelectorAll('#settings, #settings details').forEach("
+    page.evaluate(f"({fold}node => node.open = open))(true)")
+    for name, value in settings.items():
+        field = page.locator(f"#{column}-{name}")
+        kind = field.evaluate("node => node.type")
+        if kind == "checkbox":
+            field.set_checked(bool(value))
+        elif kind == "select-one":
+            field.select_option(value)
+        else:
+            field.fill(value)
+    page.evaluate(f"({fold}node => node.open = open))(false)")
+
+
+def answers(page: Page) -> list[str]:
+    return page.locator(".assistant .choice > .content").all_inner_texts()
+
+
+def kept(page: Page) -> list[Any]:
+    """The conversations in the browser's store, the last changed first."""
+    found: list[Any] = page.evaluate(
+        "Object.keys(localStorage).filter(key => key.startsWith('pellucid.chat:'))"
+        ".map(key => JSON.parse(localStorage[key])).sort((a, b) => b.changed - a.changed)"
+    )
+    return found
+
+
+@contextmanager
+def requests(page: Page) -> Iterator[list[Any]]:
+    """The bodies of the chats that are asked for meanwhile."""
+    bodies: list[Any] = []
+
+    def note(asked: Any) -> None:
+        if asked.url.endswith("/v1/chat/completions"):
+            bodies.append(json.loads(asked.post_data))
+
+    page.on("request", note)
+    yield bodies
+    page.remove_listener("request", note)

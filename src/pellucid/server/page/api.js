@@ -9,7 +9,10 @@ export function setKey(key) {
   else sessionStorage.removeItem(KEY);
 }
 
-/** The response to a request that was accepted; otherwise throws the server's own words. */
+/** The response to a request that was accepted; otherwise throws the server's own words.
+ *
+ * The error has the `status` and, where one is at fault, the field's path as `param`.
+ */
 export async function call(path, { body, signal } = {}) {
   const headers = {};
   if (getKey()) headers.Authorization = `Bearer ${getKey()}`;
@@ -19,16 +22,21 @@ export async function call(path, { body, signal } = {}) {
     headers,
     signal,
     body: body === undefined ? undefined : JSON.stringify(body),
+  }).catch((error) => {
+    throw signal?.aborted ? error : new Error("The server cannot be reached.");
   });
   if (response.ok) return response;
-  let message = `${response.status} ${response.statusText}`;
+  let problem = { message: `${response.status} ${response.statusText}` };
   try {
-    message = (await response.json()).error.message;
+    problem = (await response.json()).error;
   } catch {
     // not from pellucid: a proxy's page
   }
-  throw Object.assign(new Error(message), { status: response.status });
+  throw failed(problem, response.status);
 }
+
+const failed = ({ message, param }, status) =>
+  Object.assign(new Error(message), { status, param: param ?? null });
 
 /** The JSON of each server-sent event. Ends at [DONE]; throws what an error event says. */
 export async function* events(response) {
@@ -45,7 +53,7 @@ export async function* events(response) {
         const data = part.slice(6);
         if (data === "[DONE]") return;
         const event = JSON.parse(data);
-        if (event.error) throw new Error(event.error.message);
+        if (event.error) throw failed(event.error);
         yield event;
       }
     }

@@ -1,7 +1,7 @@
 // The page's start: the key, the models, and which half a narrow screen shows.
 
 import { call, getKey, setKey } from "./api.js";
-import { startChat } from "./chat.js";
+import { setModels, startChat } from "./chat.js";
 import { follow, openRecording, startXray } from "./xray.js";
 
 const $ = (id) => document.getElementById(id);
@@ -16,6 +16,7 @@ async function connect() {
     const { data } = await (await call("v1/models")).json();
     const chosen = $("model").value;
     $("model").replaceChildren(...data.map(({ id }) => new Option(id, id, false, id === chosen)));
+    setModels(data.map(({ id }) => id));
     notice("");
   } catch (error) {
     $("model").replaceChildren();

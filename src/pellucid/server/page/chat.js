@@ -1,166 +1,164 @@
-// The playground: a conversation, kept in this browser, and the requests that continue it.
+// The playground: a conversation in one column or two, and the requests that continue it.
 
-import { call, events, getKey } from "./api.js";
-import { asCurl, asPython } from "./code.js";
-import { element, render } from "./markdown.js";
-import { tokenView } from "./tokens.js";
+import { ask, newAnswer } from "./answer.js";
+import { AnswerView } from "./answer_view.js";
+import { showCode } from "./code.js";
+import { startConversations, titleOf } from "./conversations.js";
+import { button, element, oneLine } from "./dom.js";
+import { SettingsForm } from "./settings.js";
+import { current, fresh, remove, save, setCurrent } from "./store.js";
+import { history, standing, unanswered } from "./turns.js";
 
-const STORE = "pellucid.chat";
-const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
-const ALTERNATIVES = 5;
 const $ = (id) => document.getElementById(id);
+const forms = ["a", "b"].map((letter) => new SettingsForm(letter, () => keep()));
 
-const messages = load(); // {role, content, stats?, error?, tokens?}
-let editing = null; // index of the message that the composer replaces
-let running = null; // AbortController of the answer under way
+let conversation = null;
+let editing = null; // index of the turn that the composer replaces
+let running = null; // {controller, done} of the answers under way
 
-function load() {
-  try {
-    const kept = JSON.parse(localStorage.getItem(STORE)) ?? {};
-    for (const name of ["system", ...NUMBERS]) $(name).value = kept.settings?.[name] ?? "";
-    $("logprobs").checked = Boolean(kept.settings?.logprobs);
-    return Array.isArray(kept.messages) ? kept.messages : [];
-  } catch {
-    return []; // kept by something else
-  }
+const columns = () => (conversation.compare ? [0, 1] : [0]);
+
+export function setModels(names) {
+  for (const form of forms) form.models = names;
 }
 
-function save() {
-  const settings = { logprobs: $("logprobs").checked };
-  for (const name of ["system", ...NUMBERS]) settings[name] = $(name).value;
-  const lean = messages.map(({ tokens, ...message }) => message);
-  try {
-    localStorage.setItem(STORE, JSON.stringify({ settings, messages: lean }));
-  } catch {
-    $("status").textContent = "This browser keeps no more: the conversation ends with the tab.";
-  }
+function say(text) {
+  $("status").textContent = text;
 }
 
-/** The body that asks for an answer to `history`. */
-function request(history) {
-  const system = $("system").value.trim();
-  const body = {
-    model: $("model").value,
-    messages: [
-      ...(system ? [{ role: "system", content: system }] : []),
-      ...history.map(({ role, content }) => ({ role, content })),
-    ],
-    stream: true,
-    stream_options: { include_usage: true },
-  };
-  for (const name of NUMBERS) if ($(name).value !== "") body[name] = Number($(name).value);
-  if ($("logprobs").checked) Object.assign(body, { logprobs: true, top_logprobs: ALTERNATIVES });
-  return body;
+/** Keep the conversation and its settings in the browser; `done` is what is said about it. */
+function keep(done = "") {
+  conversation.settings = forms.map((form) => form.values);
+  conversation.changed = Date.now();
+  say(save(conversation) ? done : `${done} This browser keeps no more: what is new ends with the tab.`);
 }
 
-async function answer() {
-  const body = request(messages);
-  const message = { role: "assistant", content: "", tokens: [] };
-  messages.push(message);
-  running = new AbortController();
-  show();
-  const watch = { sent: performance.now(), first: null, last: null, usage: null };
-  const item = $("messages").lastElementChild;
+// ---- requests
+
+/** The body that asks for an answer to `turns`. Throws an error with `param` and `column`. */
+function request(turns, column) {
+  const { system = "", model = "" } = forms[column].values;
   try {
-    const response = await call("v1/chat/completions", { body, signal: running.signal });
-    for await (const event of events(response)) {
-      watch.usage = event.usage ?? watch.usage;
-      take(event.choices?.[0], message, watch, item);
-    }
+    return {
+      model: model || $("model").value,
+      messages: [
+        ...(system.trim() ? [{ role: "system", content: system }] : []),
+        ...history(turns, column),
+      ],
+      ...forms[column].fields(),
+      stream: true,
+      stream_options: { include_usage: true, continuous_usage_stats: true },
+    };
   } catch (error) {
-    if (error.name !== "AbortError") message.error = error.message;
-    else message.stopped = true;
+    throw Object.assign(error, { column });
   }
-  message.stats = stats(watch, message);
-  running = null;
-  save();
+}
+
+/** Say at the field at fault what is wrong with it; false if that is no field here. */
+const complain = ({ param, message }, column) => Boolean(param) && forms[column].complain(param, message);
+
+/** Answer the last of `turns`, which become the conversation; false if they cannot be sent. */
+function answer(turns) {
+  const turn = { ...turns.at(-1), answers: [] };
+  turns = [...turns.slice(0, -1), turn];
+  let bodies;
+  try {
+    bodies = columns().map((column) => request(turns, column));
+  } catch (error) {
+    if (!complain(error, error.column)) throw error;
+    return false;
+  }
+  for (const form of forms) form.clear();
+  turn.answers = bodies.map(({ model }) => newAnswer(model));
+  conversation.turns = turns;
+  editing = null;
+  const controller = new AbortController();
+  running = { controller };
+  keep();
   show();
+  running.done = run(bodies, turn.answers, controller.signal);
+  return true;
 }
 
-function take(choice, message, watch, item) {
-  const text = choice?.delta?.content;
-  message.tokens.push(...(choice?.logprobs?.content ?? []));
-  if (!text) return;
-  watch.last = performance.now();
-  watch.first ??= watch.last;
-  message.content += text;
-  if (!item.dataset.due) {
-    item.dataset.due = "1"; // at most once a frame
-    requestAnimationFrame(() => {
-      delete item.dataset.due;
-      if (running) showAnswer(message, item);
-    });
-  }
+async function run(bodies, answers, signal) {
+  if ([$("send"), document.body].includes(document.activeElement)) $("stop").focus();
+  say("Answering …");
+  const views = [...$("messages").querySelectorAll(".assistant")].slice(-answers.length);
+  const asked = answers.map((one, i) => ask(bodies[i], one, signal, () => grow(views[i])));
+  const failures = await Promise.all(asked);
+  running = null;
+  const isAtStop = document.activeElement === $("stop");
+  const ends = answers.map(({ error, stopped }) => error ?? (stopped ? "Stopped." : "Answered."));
+  keep([...new Set(ends)].join(" "));
+  showRunning();
+  if (isAtStop) $("send").focus(); // it is where the other was
+  for (const node of views) node.view.update(true);
+  failures.forEach((error, column) => error && complain(error, column));
 }
 
-function stats(watch, message) {
-  if (watch.first === null) return "";
-  const count = watch.usage?.completion_tokens;
-  const parts = [`first token after ${Math.round(watch.first - watch.sent)} ms`];
-  if (count > 1 && watch.last > watch.first) {
-    parts.push(`${((count - 1) / ((watch.last - watch.first) / 1e3)).toFixed(1)} tokens/s`);
-  }
-  if (count) parts.push(`${count} tokens`);
-  const cached = watch.usage?.prompt_tokens_details?.cached_tokens;
-  if (cached) parts.push(`${cached} of ${watch.usage.prompt_tokens} prompt tokens cached`);
-  if (message.stopped) parts.push("stopped");
-  return parts.join(" · ");
+/** Show what has come, at most once a frame. */
+function grow(node) {
+  if (node.isDue) return;
+  node.isDue = true;
+  requestAnimationFrame(() => {
+    node.isDue = false;
+    if (!running) return;
+    const list = $("messages");
+    const follows = list.scrollHeight - list.scrollTop - list.clientHeight < 80;
+    node.view.update(false);
+    if (follows) list.scrollTop = list.scrollHeight;
+  });
+}
+
+/** End the answers under way; what has come of them is kept. */
+async function halt() {
+  running?.controller.abort();
+  await running?.done;
 }
 
 // ---- what is seen
 
 function show() {
   const list = $("messages");
-  list.replaceChildren(...messages.map(item));
-  if (!messages.length) {
+  list.replaceChildren(...conversation.turns.flatMap(turnNodes));
+  if (!conversation.turns.length) {
     list.append(element("li", { className: "hint" }, "Say something, and watch the engine think."));
   }
-  $("send").hidden = Boolean(running);
-  $("stop").hidden = !running;
+  $("title").textContent = titleOf(conversation);
+  $("compare").ariaPressed = String(conversation.compare);
+  $("chat").classList.toggle("compared", conversation.compare);
   $("editing").hidden = editing === null;
+  showRunning();
   list.scrollTop = list.scrollHeight;
 }
 
-function item(message, index) {
-  const node = element("li", { className: message.role });
-  const content = element("div", { className: "content" });
-  const tools = element("div", { className: "tools" });
-  node.append(content, tools);
-  if (message.role === "user") {
-    content.textContent = message.content;
-    tools.append(button("Edit", () => edit(index)));
-  } else {
-    render(message.content, content);
-    if (message.error) content.append(element("p", { className: "error" }, message.error));
-    if (message.stats) tools.append(element("span", { className: "stats" }, message.stats));
-    if (message.tokens?.length) tools.append(tokensButton(message, content));
-    if (index === messages.length - 1 && !running) tools.append(button("Again", again));
+function showRunning() {
+  $("chat").classList.toggle("running", Boolean(running));
+  $("send").hidden = Boolean(running);
+  $("stop").hidden = !running;
+}
+
+function turnNodes(turn, index) {
+  const said = turn.results?.map(({ name, text }) => `Result of ${name}: ${text}`).join("\n") ?? turn.user;
+  const user = element("li", { className: "user" }, element("div", { dir: "auto" }, said));
+  if (turn.user !== undefined) {
+    const tools = element("div", { className: "tools when-idle" }, button("Edit", () => edit(index)));
+    user.append(tools);
   }
-  return node;
-}
-
-function showAnswer(message, item) {
-  const list = $("messages");
-  const follows = list.scrollHeight - list.scrollTop - list.clientHeight < 80;
-  render(message.content, item.firstElementChild);
-  if (follows) list.scrollTop = list.scrollHeight;
-}
-
-function button(name, action) {
-  const node = element("button", { type: "button" }, name);
-  node.addEventListener("click", () => action(node));
-  return node;
-}
-
-function tokensButton(message, content) {
-  const toggle = button("Tokens", () => {
-    const on = toggle.getAttribute("aria-pressed") !== "true";
-    toggle.setAttribute("aria-pressed", on);
-    if (on) content.replaceChildren(tokenView(message.tokens));
-    else render(message.content, content);
+  const isLast = index === conversation.turns.length - 1;
+  const answers = turn.answers.map((one, column) => {
+    if (!one) return "";
+    const name = turn.answers.length > 1 ? `Answer ${"AB"[column]}` : "Answer";
+    const view = new AnswerView(one, name, {
+      again: () => again(index),
+      changed: () => keep(),
+      answerCalls: isLast && turn.answers.length === 1 && sendResults,
+    });
+    view.node.view = view;
+    view.update(!running || !isLast);
+    return view.node;
   });
-  toggle.setAttribute("aria-pressed", false);
-  return toggle;
+  return [user, element("li", { className: "answers" }, ...answers)];
 }
 
 // ---- what is done
@@ -168,71 +166,99 @@ function tokensButton(message, content) {
 function edit(index) {
   if (running) return;
   editing = index;
-  $("input").value = messages[index].content;
+  $("input").value = conversation.turns[index].user;
   $("editing").hidden = false;
   $("input").focus();
 }
 
-function again() {
-  messages.pop();
-  answer();
+function cancelEdit() {
+  editing = null;
+  $("input").value = "";
+  $("editing").hidden = true;
+  $("input").focus();
 }
+
+function again(index) {
+  if (!running) answer(conversation.turns.slice(0, index + 1));
+}
+
+const before = () => conversation.turns.slice(0, editing ?? undefined);
 
 function send() {
   const text = $("input").value.trim();
   if (!text || running) return;
-  if (editing !== null) messages.length = editing;
-  if (messages.at(-1)?.role === "user") messages.pop(); // it got no answer
-  if (messages.at(-1)?.error) messages.splice(-2); // nor did this one
-  editing = null;
-  messages.push({ role: "user", content: text });
-  $("input").value = "";
-  save();
-  answer();
+  const turns = standing(before());
+  conversation.title ||= turns.length ? "" : oneLine(text);
+  if (answer([...turns, { user: text }])) $("input").value = "";
 }
 
-function code(kind) {
+function sendResults(results) {
+  if (!running) answer([...conversation.turns, { results }]);
+}
+
+async function open(another) {
+  await halt();
+  if (conversation && !conversation.turns.length && !conversation.title) remove(conversation.id);
+  conversation = another;
+  editing = null;
+  forms.forEach((form, i) => (form.values = another.settings[i]));
+  setCurrent(another.id);
+  say("");
+  show();
+}
+
+function code() {
   const draft = $("input").value.trim();
-  const history = messages.filter((message) => message.content);
-  const body = request(draft ? [...history, { role: "user", content: draft }] : history);
-  const write = kind === "as-curl" ? asCurl : asPython;
-  $("code-text").textContent = write(body, Boolean(getKey()));
-  for (const id of ["as-curl", "as-python"]) $(id).setAttribute("aria-pressed", id === kind);
+  const turns = draft ? [...standing(before()), { user: draft, answers: [] }] : unanswered(conversation.turns);
+  try {
+    showCode(columns().map((column) => request(turns, column)));
+  } catch (error) {
+    if (!complain(error, error.column)) throw error;
+  }
+}
+
+function onKey(event) {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    send();
+  } else if (event.key === "Escape" && running) {
+    halt();
+  } else if (event.key === "Escape" && editing !== null) {
+    cancelEdit();
+  }
 }
 
 export function startChat() {
+  $("settings-a").append(forms[0].node);
+  $("settings-b").append(forms[1].node);
   $("composer").addEventListener("submit", (event) => {
     event.preventDefault();
     send();
   });
-  $("input").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-      event.preventDefault();
-      send();
-    }
+  $("input").addEventListener("keydown", onKey);
+  $("stop").addEventListener("click", halt);
+  $("cancel-edit").addEventListener("click", cancelEdit);
+  $("new").addEventListener("click", async () => {
+    await open(fresh(conversation));
+    $("input").focus();
   });
-  $("settings").addEventListener("change", save);
-  $("settings").querySelector("form").addEventListener("submit", (event) => event.preventDefault());
-  $("stop").addEventListener("click", () => running?.abort());
-  $("cancel-edit").addEventListener("click", () => {
-    editing = null;
-    $("input").value = "";
+  $("compare").addEventListener("click", async () => {
+    await halt();
+    conversation.compare = !conversation.compare;
+    if (!Object.keys(forms[1].values).length) forms[1].values = forms[0].values;
+    keep();
     show();
   });
-  $("new").addEventListener("click", () => {
-    running?.abort();
-    messages.length = 0;
-    editing = null;
-    save();
-    show();
+  $("code").addEventListener("click", code);
+  startConversations({
+    opened: () => conversation,
+    open,
+    halt,
+    renamed: (title) => {
+      conversation.title = title;
+      keep();
+      $("title").textContent = titleOf(conversation);
+    },
   });
-  $("code").addEventListener("click", () => {
-    code("as-curl");
-    $("code-dialog").showModal();
-  });
-  $("as-curl").addEventListener("click", () => code("as-curl"));
-  $("as-python").addEventListener("click", () => code("as-python"));
-  $("copy").addEventListener("click", () => navigator.clipboard?.writeText($("code-text").textContent));
-  $("close-code").addEventListener("click", () => $("code-dialog").close());
-  show();
+  open(current());
 }

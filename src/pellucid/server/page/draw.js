@@ -1,6 +1,6 @@
 // Two pictures of the X-ray, drawn by hand on canvases: the steps, and the requests' lanes.
 
-import { element } from "./markdown.js";
+import { element } from "./dom.js";
 
 const PARTS = ["idle", "schedule", "forward", "sample", "update"];
 const LANE_SECONDS = 12;

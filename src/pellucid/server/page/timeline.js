@@ -2,7 +2,7 @@
 
 import { call } from "./api.js";
 import { clear, colour, variable } from "./draw.js";
-import { element } from "./markdown.js";
+import { element } from "./dom.js";
 
 const AGAIN_MS = 2000; // while it is open
 const $ = (id) => document.getElementById(id);
