@@ -70,7 +70,7 @@ def test_what_loses_least_at_its_worst_is_taken(rmsnorm: ModuleType) -> None:
     first, second = rmsnorm._conclusion({64: samples}, 4)
     assert "fastest with native" in first
     assert "50% of the copy, and take 10.0 times as long with torch" in first
-    assert "torch, op by op is fastest at 1 tokens, native from about" in second
+    assert "torch, op by op is fastest for 1, native from about" in second
     assert first.endswith("fails: with rows of 64 the best reaches 50% of the copy only.")
     assert second.endswith("native for 64 (at most 3.0 times the fastest; torch, op by op 10.0).")
     samples["native"] = {1: [0.5], 100: [2.5]}

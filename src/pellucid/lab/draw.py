@@ -37,8 +37,14 @@ def write_png(figure: Figure, path: Path) -> None:
     if figure.spans:
         _spans_png(axes, figure, lanes)
     bars = [series for series in figure.series if series.style == "bars"]
+    areas = [series for series in figure.series if series.style == "area"]
+    if areas:
+        shades = [COLOURS[figure.series.index(one) % len(COLOURS)] for one in areas]
+        heights, names = [one.y for one in areas], [one.name for one in areas]
+        axes.stackplot(areas[0].x, heights, labels=names, colors=shades, alpha=0.8)
     for index, series in enumerate(figure.series):
-        _series_png(axes, series, COLOURS[index % len(COLOURS)], bars)
+        if series.style != "area":
+            _series_png(axes, series, COLOURS[index % len(COLOURS)], bars)
     if figure.ticks:
         axes.set_xticks(range(len(figure.ticks)), figure.ticks)
     if figure.log_x:
@@ -46,7 +52,7 @@ def write_png(figure: Figure, path: Path) -> None:
     if figure.log_y:
         axes.set_yscale("log")
     if figure.series or figure.spans:
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", reverse=bool(areas))  # as they lie on each other
     canvas.savefig(path)
 
 
@@ -135,6 +141,12 @@ def _series_html(go: Any, plot: Any, figure: Figure, series: Series, colour: str
         }
     if series.style == "bars":
         plot.add_bar(x=x, y=series.y, name=series.name, marker_color=colour, error_y=error)
+        return
+    if series.style == "area":
+        line = {"color": colour, "width": 0.5}
+        plot.add_scatter(
+            x=x, y=series.y, name=series.name, mode="lines", line=line, stackgroup="areas"
+        )
         return
     few = len(series.x) < FEW
     plot.add_trace(

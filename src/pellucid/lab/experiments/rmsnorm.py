@@ -306,15 +306,15 @@ def _fastest(medians: dict[str, list[float]]) -> list[str]:
 def _switch(size: int, tokens: list[int], medians: dict[str, list[float]]) -> str:
     """Which kernel is fastest from where to where."""
     fastest = _fastest(medians)
-    told = f"With rows of {size} {fastest[0]} is fastest at {tokens[0]} tokens"
+    told = f"With rows of {size} {fastest[0]} is fastest for {tokens[0]}"
     for place in range(1, len(tokens)):
         before, after = fastest[place - 1], fastest[place]
         if before != after:
             near = tokens[place - 1 : place + 1]
             pair = [medians[name][place - 1 : place + 1] for name in (before, after)]
-            told += f", {after} from about {crossings(near, *pair)[0]:.0f} on"
+            told += f", {after} from about {crossings(near, *pair)[0]:.0f} tokens on"
     if len(set(fastest)) == 1:
-        told += " and at every number that was measured"
+        told += f" to {tokens[-1]} tokens"
     return told + "."
 
 
