@@ -10,9 +10,11 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from pellucid.config import EngineConfig, ModelSettings
 from pellucid.errors import ConfigError, PellucidError
+from pellucid.kernels import native
 from pellucid.lab import footprint, prediction
 from pellucid.lab.experiment import Lab
 from pellucid.lab.footprint import Footprint, Sample, Usage
@@ -91,6 +93,10 @@ def test_a_prediction_is_the_sum_of_the_shapes() -> None:
     assert one.weights == 2 * (512 * hidden + 4 * layer)
     assert one.token == 2 * 4 * kv * 2  # K and V of 4 layers in 2 bytes
     assert one.pool == (1 << 20) // (16 * one.token) * (16 * one.token)
+    if native.obstacle(torch.device("cpu")) is None:
+        runner = msgspec.structs.replace(config.runner, kernels="native")
+        fast = prediction.predict(LAB.subject, msgspec.structs.replace(config, runner=runner))
+        assert fast.activations == 4 * 256 * (2 * hidden + inner)
     short = msgspec.structs.replace(config.model, max_model_len=64)
     few = prediction.predict(LAB.subject, msgspec.structs.replace(config, model=short))
     assert few.pool == 2 * 2 * 64 * one.token  # twice what two requests can fill

@@ -44,14 +44,16 @@ def predict(subject: Subject, config: EngineConfig) -> Prediction:
     dtype = device_api.pick_dtype(config.model.dtype, device)
     kv_dtype = device_api.pick_kv_dtype(config.cache.kv_cache_dtype, dtype, kernels)
     block = kv_block_bytes(shape, config.cache.block_size, kv_head_bytes(shape.head_dim, kv_dtype))
-    # The widest moment of a layer: the stream, its norm, gate and up, and their product.
-    width = 2 * shape.hidden_size + 3 * shape.intermediate_size
+    native = kernels == "native"
+    # The widest moment of a layer: the stream, its norm, and what the MLP has between its products;
+    # native kernels join gate and up as they compute them.
+    width = 2 * shape.hidden_size + (1 if native else 3) * shape.intermediate_size
     rows, seats = config.scheduler.token_budget("cpu"), config.scheduler.max_num_seqs
     length = config.model.max_model_len or shape.max_position
     # What is free does not matter: the pool's size is set.
     pool = block * kv_pool_blocks(config.cache, block, 0, seats, length)
     return Prediction(
-        weights=_weight_bytes(subject, dtype.itemsize, native=kernels == "native"),
+        weights=_weight_bytes(subject, dtype.itemsize, native=native),
         pool=pool,
         backed=min(pool, AHEAD_BYTES),
         token=block // config.cache.block_size,

@@ -300,7 +300,7 @@ EXPERIMENT = Experiment(
         " first four; keys are rotated to their places within the cache (Xiao et al. 2023). Before"
         " every stop some tokens are read one by one and timed: medians and ranges over these."
     ),
-    quick=Settings(text=1024, kept=[128, 512], stop=256, timed=6),
+    quick=Settings(text=768, kept=[128, 384], stop=128, timed=4),
     full=Settings(text=9216, kept=[256, 1024], stop=1024, timed=16),
     run=run,
 )
