@@ -151,7 +151,7 @@ def test_eviction(experiment: ModuleType) -> None:
     rows = {row[0]: row for row in findings.tables[0].rows}
     per_token = 4 * 2 * 4 * 2 * 32  # float32, K and V, of 4 layers, 2 heads of 32
     assert rows["all"][1] == 300 * per_token / 1e6
-    assert rows["32, 0 sinks"][1] == rows["32, 4 sinks"][1] == 32 * per_token / 1e6
+    assert rows["32, no sinks"][1] == rows["32, 4 sinks"][1] == 32 * per_token / 1e6
     assert rows["512, 4 sinks"][5] == rows["all"][5]
     assert rows["512, 4 sinks"][6:] == [None] * 4
     assert [len(one) for one in findings.raw["all"]["seconds"]] == [2, 2, 2]
@@ -163,7 +163,7 @@ def test_eviction(experiment: ModuleType) -> None:
 
 
 def test_eviction_says_when_the_hypothesis_fails(experiment: ModuleType) -> None:
-    compared = [experiment.Form("64, 0 sinks", 64, 0), experiment.Form("64, 4 sinks", 64, 4)]
+    compared = [experiment.Form("64, no sinks", 64, 0), experiment.Form("64, 4 sinks", 64, 4)]
 
     def words(without: float, with_sinks: float) -> str:
         rows = [["", *[0.0] * 7, ratio, ratio] for ratio in (without, with_sinks)]
@@ -191,3 +191,12 @@ def test_eviction_tells_what_lies_beyond_the_context(experiment: ModuleType) -> 
 def test_eviction_refuses_a_cache_of_sinks_alone(experiment: ModuleType) -> None:
     with pytest.raises(ConfigError, match="no room behind 4"):
         experiment.forms(experiment.Settings(text=300, kept=[4], stop=100, timed=2))
+
+
+@pytest.mark.parametrize("change", [{"text": 128}, {"stop": 301}, {"timed": 101}])
+def test_eviction_refuses_what_it_could_not_measure(
+    experiment: ModuleType, change: dict[str, int]
+) -> None:
+    given_settings = {"text": 300, "kept": [32], "stop": 100, "timed": 2} | change
+    with pytest.raises(ConfigError, match="timed <= stop <= text"):
+        experiment.run(experiment.Settings(**given_settings), LAB)

@@ -126,12 +126,14 @@ def test_memory_says_what_was_not_foreseen(memory: ModuleType) -> None:
     assert "The hypothesis fails" in memory._on_waste(waste, found)
 
 
-def test_a_process_that_fails_says_why() -> None:
-    task = footprint.Task(
-        EngineConfig.of(model="random", device="cpu", kv_cache_memory_mib=1, max_model_len=4096),
-        *(True, [], [], 1),
-    )
-    with pytest.raises(PellucidError, match="model's limit of 2048"):
+@pytest.mark.parametrize(
+    ("length", "prompt", "why"),
+    [(4096, 4, "model's limit of 2048"), (64, 64, "leaves no room for an answer")],
+)
+def test_a_process_that_fails_says_why(length: int, prompt: int, why: str) -> None:
+    config = EngineConfig.of(device="cpu", kv_cache_memory_mib=1, max_model_len=length)
+    task = footprint.Task(config, random=True, prompts=[[5] * prompt], answers=[1], every=1)
+    with pytest.raises(PellucidError, match=why):
         footprint.run_apart(task)
 
 

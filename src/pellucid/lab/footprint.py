@@ -169,7 +169,9 @@ def measure(task: Task) -> Footprint:
     begin, steps = time.perf_counter(), 0
     samples = [_sample(core, runner.kv_resident(), 0.0)]
     while core.has_work:
-        core.step()
+        for delta in core.step().deltas:
+            if delta.error is not None:
+                raise PellucidError(f"the engine refused a request: {delta.error}")
         steps += 1
         if steps % task.every == 0 or not core.has_work:
             samples.append(_sample(core, runner.kv_resident(), time.perf_counter() - begin))

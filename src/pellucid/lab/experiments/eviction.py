@@ -45,13 +45,18 @@ class Form(msgspec.Struct, frozen=True):
 
 
 def forms(settings: Settings) -> list[Form]:
-    """Keeping all, then each size without and with sinks."""
+    """Keeping all, then each size without and with sinks.
+
+    Raises ConfigError for settings that leave nothing to measure.
+    """
+    if settings.text <= STRETCH or not settings.timed <= settings.stop <= settings.text:
+        raise ConfigError(f"eviction: needs text > {STRETCH}, and timed <= stop <= text")
     found = [Form(ALL)]
     for kept in settings.kept:
         if kept <= settings.sinks:
             raise ConfigError(f"eviction: {kept} tokens leave no room behind {settings.sinks}")
         sinks = dict.fromkeys((0, settings.sinks))
-        found += [Form(f"{kept}, {count} sinks", kept, count) for count in sinks]
+        found += [Form(f"{kept}, {count or 'no'} sinks", kept, count) for count in sinks]
     return found
 
 
@@ -124,7 +129,7 @@ def _findings(
     return Findings(
         tables=[Table(f"A text of {settings.text} tokens", columns, rows)],
         figures=[
-            _perplexity(readings, max_position),
+            *_perplexity(readings, max_position),
             _figure("memory", "Keys and values", "MB", settings, _megabytes(readings)),
             _figure("time", "Time per token", "milliseconds", settings, _milliseconds(readings)),
         ],
@@ -158,25 +163,42 @@ def perplexity(surprises: Sequence[float]) -> float:
     return math.exp(statistics.fmean(surprises))
 
 
-def _perplexity(readings: dict[str, Reading], max_position: int) -> Figure:
-    series = []
-    for name, one in readings.items():
-        ends = range(STRETCH, len(one.surprises) + 1, STRETCH)
-        values = [perplexity(one.surprises[end - STRETCH : end]) for end in ends]
-        series.append(Series(name=name, x=list(map(float, ends)), y=values))
-    if len(readings[ALL].surprises) > max_position:
-        heights = [value for one in series for value in one.y]
-        edge = [float(max_position)] * 2
-        line = [min(heights), max(heights)]
-        series.append(Series(name="context of the model", x=edge, y=line, style="dashed"))
-    return Figure(
-        name="perplexity",
-        title=f"Perplexity of each {STRETCH} tokens",
-        x_label="position",
-        y_label="perplexity",
-        series=series,
-        log_y=True,
-    )
+def _perplexities(readings: dict[str, Reading]) -> dict[str, list[float]]:
+    """Of each stretch, by form."""
+    return {
+        name: [
+            perplexity(one.surprises[end - STRETCH : end])
+            for end in range(STRETCH, len(one.surprises) + 1, STRETCH)
+        ]
+        for name, one in readings.items()
+    }
+
+
+def _perplexity(readings: dict[str, Reading], max_position: int) -> list[Figure]:
+    """As it is, and beside that of keeping all."""
+    values = _perplexities(readings)
+    beside = {
+        name: [y / whole for y, whole in zip(each, values[ALL], strict=True)]
+        for name, each in values.items()
+        if name != ALL
+    }
+    figures = []
+    for name, title, unit, curves in (
+        ("perplexity", f"Perplexity of each {STRETCH} tokens", "perplexity", values),
+        ("ratio", "Perplexity beside that of keeping all", "times as high", beside),
+    ):
+        ends = [float((i + 1) * STRETCH) for i in range(len(values[ALL]))]
+        series = [Series(name=form, x=ends, y=y) for form, y in curves.items()]
+        if ends[-1] > max_position:
+            heights = [y for each in curves.values() for y in each]
+            edge, line = [float(max_position)] * 2, [min(heights), max(heights)]
+            series.append(Series(name="context of the model", x=edge, y=line, style="dashed"))
+        figures.append(
+            Figure(
+                name=name, title=title, x_label="position", y_label=unit, series=series, log_y=True
+            )
+        )
+    return figures
 
 
 Points = dict[str, list[tuple[float, float, float]]]  # name -> median, least and most per stop

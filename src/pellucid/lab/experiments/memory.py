@@ -301,7 +301,7 @@ EXPERIMENT = Experiment(
         requests=32, prompt=(16, 256), answer=(8, 64), seats=8, context=2048, pool_mib=128, every=4
     ),
     full=Settings(
-        requests=256,
+        requests=128,
         prompt=(16, 512),
         answer=(8, 256),
         seats=32,
