@@ -73,6 +73,14 @@ def test_memory(memory: ModuleType, found: tuple[object, object]) -> None:
     assert paged[2] == pytest.approx(paged[1] / (1 - paged[3] / 100))
 
 
+def test_the_expected_loss_is_that_of_a_request_that_grows(memory: ModuleType) -> None:
+    blocks, lost = 0, []
+    for known in range(1, 1 + 16 * 50):
+        lost.append(max(0, 16 * blocks - known))  # between the steps
+        blocks = -(-known // 16)  # the next step computes what is known
+    assert memory.rounding_loss(16) == pytest.approx(sum(lost) / len(lost))
+
+
 def test_areas_sum_up_to_what_the_system_counts(memory: ModuleType, found: object) -> None:
     _, findings = found
     samples = findings.raw["found"]["samples"]

@@ -52,7 +52,9 @@ def write_png(figure: Figure, path: Path) -> None:
     if figure.log_y:
         axes.set_yscale("log")
     if figure.series or figure.spans:
-        axes.legend(fontsize="small", reverse=bool(areas))  # as they lie on each other
+        # Areas leave no room for a legend; beside them it has their order.
+        aside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "reverse": True}
+        axes.legend(fontsize="small", **(aside if areas else {}))
     canvas.savefig(path)
 
 

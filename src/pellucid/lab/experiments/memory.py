@@ -158,8 +158,9 @@ def _parts(
     last = shares(found, end)
     held = statistics.fmean(one.blocks for one in busy) * found.block_bytes
     lost = _lost_per_request(found, busy)
-    # Half of an answer is there on average; of the last block, half of what is not its first.
-    room = sum(settings.prompt) / 2 + sum(settings.answer) / 4 + (found.block_size - 1) / 2
+    expected = rounding_loss(found.block_size)
+    # Half of an answer is there on average.
+    room = sum(settings.prompt) / 2 + sum(settings.answer) / 4 + expected
     running = statistics.fmean(one.running for one in busy)
     total = found.start.rss + predicted.weights + predicted.backed
     total += predicted.activations + predicted.logits
@@ -178,9 +179,17 @@ def _parts(
         for name, one, other in pairs
     ]
     rows.append(["whole process at the end, PSS", None, end.usage.pss / 1e6, None])
-    expected = (found.block_size - 1) / 2
     rows.append(["tokens lost to rounding per request", expected, lost, lost / expected])
     return rows
+
+
+def rounding_loss(block_size: int) -> float:
+    """Places that a request is expected to leave empty between two steps.
+
+    0 to block_size - 1, all as likely, but that a token which will begin a block has none yet: for
+    it the blocks before are full, and not yet block_size - 1 places are lost.
+    """
+    return sum(range(block_size - 1)) / block_size
 
 
 def _lost_per_request(found: Footprint, busy: list[Sample]) -> float:
