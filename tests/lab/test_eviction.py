@@ -181,11 +181,16 @@ def test_eviction_tells_what_lies_beyond_the_context(experiment: ModuleType) -> 
         "all": reading([0.0] * 6 + [math.log(8.0)] * 2, [[0.1], [0.2]], [10, 20]),
         "64, 4 sinks": reading([math.log(2.0)] * 8, [[0.1], [0.1]], [5, 5]),
     }
-    tiny = experiment.Settings(text=8, kept=[64], stop=4, timed=1)
-    text = experiment._on_costs(tiny, readings, 6)
+    tiny = experiment.Settings(text=8, kept=[3], stop=4, timed=1)
+    compared = [experiment.Form("all"), experiment.Form("64, 4 sinks", 3)]
+    text = experiment._on_costs(tiny, compared, readings, 6)
+    assert "stays flat (up to 1.00 times)" in text
     assert "perplexity of 8.0, 1.0 over as many tokens before it" in text
     assert text.endswith("64, 4 sinks with 2.0.")
-    assert "ends within" in experiment._on_costs(tiny, readings, 8)
+    readings["64, 4 sinks"].seconds[-1] = [0.3]
+    text = experiment._on_costs(tiny, compared, readings, 8)
+    assert "does not stay flat, against the hypothesis (up to 3.00 times)" in text
+    assert "ends within" in text
 
 
 def test_eviction_refuses_a_cache_of_sinks_alone(experiment: ModuleType) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ALL = "all"
 STRETCH = 128  # tokens whose perplexity is one point
 BROKEN = 1.25  # times the perplexity of keeping all, from which on a form is said to break
+FLAT = 1.25  # times the time per token when a cache was just full, up to which it is said to stay
 ENGINE_WINDOW = 64  # of a tiny model that shows what the engine does with such
 
 
@@ -138,7 +139,7 @@ def _findings(
         raw={name: msgspec.to_builtins(_plain(one)) for name, one in readings.items()},
         conclusion=[
             _on_perplexity(compared, rows, settings.sinks),
-            _on_costs(settings, readings, max_position),
+            _on_costs(settings, compared, readings, max_position),
         ],
     )
 
@@ -195,7 +196,12 @@ def _perplexity(readings: dict[str, Reading], max_position: int) -> list[Figure]
             series.append(Series(name="context of the model", x=edge, y=line, style="dashed"))
         figures.append(
             Figure(
-                name=name, title=title, x_label="position", y_label=unit, series=series, log_y=True
+                name=name,
+                title=title,
+                x_label="position",
+                y_label=unit,
+                series=series,
+                log_y=name == "perplexity",
             )
         )
     return figures
@@ -280,7 +286,23 @@ def _on_perplexity(compared: list[Form], rows: list[list[Any]], sinks: int) -> s
     return f"{told} The hypothesis does not hold: {' and '.join(why)}."
 
 
-def _on_costs(settings: Settings, readings: dict[str, Reading], max_position: int) -> str:
+def _growth(settings: Settings, compared: list[Form], readings: dict[str, Reading]) -> str:
+    """How time per token changes from the first stop at which a cache is full to the last."""
+    changes = []
+    for form in compared:
+        seconds = readings[form.name].seconds
+        if form.kept is not None and form.kept < settings.stop * len(seconds):
+            full = seconds[-(-form.kept // settings.stop) - 1]
+            changes.append(statistics.median(seconds[-1]) / statistics.median(full))
+    if not changes:
+        return ""
+    verdict = "stays flat" if max(changes) <= FLAT else "does not stay flat, against the hypothesis"
+    return f" Once a cache is full its time per token {verdict} (up to {max(changes):.2f} times)."
+
+
+def _on_costs(
+    settings: Settings, compared: list[Form], readings: dict[str, Reading], max_position: int
+) -> str:
     def end(one: Reading) -> tuple[float, float]:
         return one.kv_bytes[-1] / 1e6, statistics.median(one.seconds[-1]) * 1e3
 
@@ -292,6 +314,7 @@ def _on_costs(settings: Settings, readings: dict[str, Reading], max_position: in
         f"After {settings.text} tokens keeping all holds {megabytes:.1f} MB and takes"
         f" {milliseconds:.1f} ms per token ({begin:.1f} ms after {settings.stop}); {listed}."
     )
+    told += _growth(settings, compared, readings)
     beyond = readings[ALL].surprises[max_position:]
     if not beyond:
         return f"{told} The text ends within the model's context of {max_position} tokens."
