@@ -49,6 +49,7 @@ def findings(settings: Settings, lab: Lab) -> Findings:
         Series(name="other", x=x, y=[2.0, 2.0, 2.0], style="dashed"),
     ]
     bars = [Series(name="a", x=[0.0, 1.0], y=[1.0, 2.0], low=[1, 1], high=[2, 3], style="bars")]
+    layers = [Series(name=name, x=x, y=[1.0, 2.0, 1.0], style="area") for name in ("top", "low")]
     spans = [Span("one", 0.0, 1.0, "busy"), Span("two", 0.5, 2.0, "idle")]
     about = {"x_label": "x", "y_label": "y"}
     return Findings(
@@ -56,6 +57,7 @@ def findings(settings: Settings, lab: Lab) -> Findings:
         figures=[
             Figure(name="curve", title="Curve", series=curves, log_x=True, log_y=True, **about),
             Figure(name="bars", title="Bars", series=bars, ticks=["left", "right"], **about),
+            Figure(name="layers", title="Layers", series=layers, **about),
             Figure(name="spans", title="Spans", spans=spans, **about),
         ],
         raw={"size": settings.size},
@@ -156,7 +158,7 @@ def test_a_result_tells_where_it_was_measured_and_can_be_read_again(tmp_path: Pa
     assert plain["settings"] == {"size": 1}
     assert plain["findings"]["raw"] == {"size": 1}
     assert read_results(tmp_path) == [result]
-    for figure in ("curve", "bars", "spans"):
+    for figure in ("curve", "bars", "layers", "spans"):
         picture = tmp_path / f"sample-{figure}.png"
         assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -177,7 +179,8 @@ def test_the_report_joins_a_folder(tmp_path: Path) -> None:
         assert (tmp_path / link).exists()
     page = (tmp_path / "report.html").read_text()
     assert "&lt;size&gt;" in page  # what a result says is text, not markup
-    assert page.count("Plotly.newPlot") == 6
+    assert page.count("Plotly.newPlot") == 8
+    assert page.count('"stackgroup"') >= 4  # areas lie on each other
     assert page.count(f'src="{draw.BUNDLE}"') == 1
     assert len(page) < 200_000  # the script lies beside the pages, once
     assert [path.name for path in tmp_path.glob("*.js")] == [draw.BUNDLE]

@@ -242,6 +242,16 @@ class Bench:
         )
         yield self._rope(shapes, rows)
 
+    def rms_norm(self, columns: int, rows: int) -> Measurement:
+        """The norm by itself, without the addition that it shares an instruction with in a model.
+
+        It reads and writes as much as a copy would; the weight stays in the cache.
+        """
+        norm, name = 1 + 0.1 * self._random(columns), "rms_norm"
+        return self._row_op(
+            name, name, rows, columns, columns, lambda ops, t: ops.rms_norm(t, norm, EPS)
+        )
+
     def _rope(self, shapes: Shapes, rows: int) -> Measurement:
         heads, kv_heads, head_dim = shapes.heads, shapes.kv_heads, shapes.head_dim
         inputs, num_blocks = _attention_inputs([(rows, rows)])

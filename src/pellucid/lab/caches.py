@@ -153,8 +153,28 @@ class SharedOps(NoCache):
     def write_kv(self, k: Tensor, v: Tensor, inputs: AttentionInputs, kv: KVLayer) -> None:
         self.cache.write_kv(k, v, inputs, kv)
 
-    def read(self, pool: Tensor, inputs: AttentionInputs) -> Tensor:
-        return self.cache.read(pool, inputs)
+    def rope_and_write_kv(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        inputs: AttentionInputs,
+        kv: KVLayer,
+    ) -> Tensor:
+        return self.cache.rope_and_write_kv(q, k, v, cos, sin, inputs, kv)
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        kv: KVLayer,
+        inputs: AttentionInputs,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        return self.cache.paged_attention(q, kv, inputs, scale, window, softcap)
 
 
 @torch.inference_mode()
@@ -172,7 +192,7 @@ def generate(model: Model, cache: str, prompt: list[int], num_tokens: int) -> Ge
         begin = time.perf_counter()
         start = 0 if ops.recomputes else computed
         step = torch.tensor(known[start:])
-        states = model.forward(step, _inputs(start, len(known), shuffled), kv)
+        states = model.forward(step, step_inputs(start, len(known), shuffled), kv)
         token = int(model.logits(states[-1:]).argmax())
         made.seconds.append(time.perf_counter() - begin)
         made.positions.append(len(step))
@@ -182,7 +202,10 @@ def generate(model: Model, cache: str, prompt: list[int], num_tokens: int) -> Ge
     return made
 
 
-def _inputs(start: int, end: int, blocks: Tensor) -> AttentionInputs:
+def step_inputs(start: int, end: int, blocks: Tensor | None = None) -> AttentionInputs:
+    """Tokens [start, end) of one text, which lies in `blocks`; by default in order."""
+    if blocks is None:
+        blocks = torch.arange(-(-end // BLOCK_SIZE))
     positions = torch.arange(start, end)
     slots = blocks[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
     return AttentionInputs(

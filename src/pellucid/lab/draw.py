@@ -44,8 +44,14 @@ def picture(figure: Figure) -> Any:
     if figure.spans:
         _spans_png(axes, figure, lanes)
     bars = [series for series in figure.series if series.style == "bars"]
+    areas = [series for series in figure.series if series.style == "area"]
+    if areas:
+        shades = [COLOURS[figure.series.index(one) % len(COLOURS)] for one in areas]
+        heights, names = [one.y for one in areas], [one.name for one in areas]
+        axes.stackplot(areas[0].x, heights, labels=names, colors=shades, alpha=0.8)
     for index, series in enumerate(figure.series):
-        _series_png(axes, series, COLOURS[index % len(COLOURS)], bars)
+        if series.style != "area":
+            _series_png(axes, series, COLOURS[index % len(COLOURS)], bars)
     if figure.ticks:
         axes.set_xticks(range(len(figure.ticks)), figure.ticks)
         if sum(map(len, figure.ticks)) > ROOM:
@@ -62,7 +68,9 @@ def picture(figure: Figure) -> Any:
             least = min(y for series in bars for y in series.y if y > 0)
             axes.set_ylim(bottom=10 ** math.floor(math.log10(least)))
     if figure.series or figure.spans:
-        axes.legend(fontsize="small")
+        # Areas leave no room for a legend; beside them it has their order.
+        aside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "reverse": True}
+        axes.legend(fontsize="small", **(aside if areas else {}))
     return canvas
 
 
@@ -151,6 +159,12 @@ def _series_html(go: Any, plot: Any, figure: Figure, series: Series, colour: str
         }
     if series.style == "bars":
         plot.add_bar(x=x, y=series.y, name=series.name, marker_color=colour, error_y=error)
+        return
+    if series.style == "area":
+        line = {"color": colour, "width": 0.5}
+        plot.add_scatter(
+            x=x, y=series.y, name=series.name, mode="lines", line=line, stackgroup="areas"
+        )
         return
     few = len(series.x) < FEW
     plot.add_trace(

@@ -10,14 +10,17 @@ FORMAT = 1  # of the JSON; a reader refuses others
 
 
 class Series(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One curve: `y` over `x`, with the range of its repeats where there were several."""
+    """One curve: `y` over `x`, with the range of its repeats where there were several.
+
+    The areas of a figure share their x and are stacked, the first at the bottom.
+    """
 
     name: str
     x: list[float]
     y: list[float]
     low: list[float] = []
     high: list[float] = []
-    style: Literal["line", "dashed", "bars"] = "line"
+    style: Literal["line", "dashed", "bars", "area"] = "line"
 
 
 class Span(msgspec.Struct):

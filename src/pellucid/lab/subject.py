@@ -43,6 +43,7 @@ class Subject:
 
     settings: ModelSettings
     files: ModelFiles | None
+    shape: ModelConfig = RANDOM_MODEL  # of the random model
 
     @classmethod
     def of(cls, model: str) -> Subject:
@@ -64,7 +65,7 @@ class Subject:
     def config(self) -> ModelConfig:
         from pellucid.load.model_config import load_config
 
-        return RANDOM_MODEL if self.files is None else load_config(self.files)
+        return self.shape if self.files is None else load_config(self.files)
 
     def open_weights(self) -> WeightSource:
         """Its weights as the file has them."""
