@@ -71,12 +71,15 @@ def compile_all() -> Iterator[Compiled]:
 
 def _ops(dtype: torch.dtype) -> None:
     from pellucid.kernels.interface import KVLayer, allocate_kv
+    from pellucid.kernels.triton.thresholds import Thresholds
     from pellucid.kernels.triton_ops import TritonOps
     from pellucid.quant.rounding import round_rows
     from tests.kernels.test_reference_ops import inputs_at
     from tests.kernels.triton.test_product import Held
 
-    ops, cpu = TritonOps(), torch.device("cpu")
+    cpu = torch.device("cpu")
+    ops = TritonOps(Thresholds(dense=1))
+    tall = TritonOps(Thresholds(dense=1, product_rows=32, dense_rows=128))
     hidden, heads, kv_heads, head_dim = 256, 8, 2, 128
     x, norm = torch.ones(20, hidden, dtype=dtype), torch.ones(hidden)
     ops.rms_norm(x, norm, 1e-6)
@@ -87,9 +90,15 @@ def _ops(dtype: torch.dtype) -> None:
     for bits in (4, 8):
         matrix = round_rows(np.ones((64, hidden), np.float32), bits)
         weight = ops.pack([Held(matrix)], dtype, cpu)
-        for rows in (1, 20):
-            ops.linear(x[:rows], weight)
+        ops.linear(x[:1], weight)
+        tall.linear(x, weight)
         ops.logits(x[:1], weight)
+    wide = torch.ones(200, 4096, dtype=dtype)
+    float_weight = torch.ones(300, 4096, dtype=dtype)
+    for rows in (1, 65):
+        ops.linear(wide[:rows], float_weight, float_weight[:, 0].contiguous())
+        tall.linear(wide[:rows], float_weight)
+        ops.logits(wide[:rows], float_weight)
     angles = torch.ones(64, head_dim // 2)
     q, k = (
         torch.ones(20, heads, head_dim, dtype=dtype),

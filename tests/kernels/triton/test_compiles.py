@@ -22,5 +22,7 @@ def test_every_kernel_compiles_for_sm_90() -> None:
         assert int(shared) <= 227 << 10  # what a block may have on this GPU
         instructions[name].update(found)
     assert {"rope_and_write_kv_kernel", "draw_kernel", "digit_kernel"} <= instructions.keys()
+    # One instruction each, whatever the height of a tile: that is why bits should be the same.
     for name in ("attention_kernel", "integer_product_kernel"):
         assert instructions[name] == {"mma.sync.aligned.m16n8k16"}
+    assert instructions["dense_kernel"] == {"wgmma.mma_async.sync.aligned.m64n128k16"}

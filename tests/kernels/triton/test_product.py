@@ -11,6 +11,7 @@ import torch
 
 from pellucid.kernels.interface import IntegerMatrix
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.kernels.triton.thresholds import Thresholds
 from pellucid.quant.rounding import round_rows
 from tests.kernels.test_reference_ops import random
 
@@ -119,3 +120,11 @@ def test_integers_stay_as_small_as_they_are(ops: ReferenceOps) -> None:
     ops.pack([Held(FORMATS["int4"])], torch.float32, CPU)
     padded = 128
     assert ops.weight_bytes - before == 35 * (padded // 2 + 2 * 2 * padded // 32)
+
+
+@pytest.mark.parametrize("height", [32, 64])
+def test_taller_tiles_compute_the_same(ops: ReferenceOps, height: int) -> None:
+    x, parts = random(70, 512, seed=2), [Held(FORMATS["Q4_K"])]
+    tall = type(ops)(Thresholds(product_rows=height))
+    weight = ops.pack(parts, torch.float32, CPU)
+    torch.testing.assert_close(tall.linear(x, weight), ops.linear(x, weight), rtol=1e-5, atol=1e-4)

@@ -4,8 +4,10 @@
 
 with a scale, and a minimum in some formats, for each 16 or 32 columns of a row of w. One program
 computes 16 rows of x times 32 rows of w, 64 columns at a time, in order: what a row gives does not
-depend on how many others there are. With fewer than 16 rows the rest of the tile is padding, which
-costs nothing that counts, as the weights have to come from memory all the same:
+depend on how many others there are. A chunk of a prompt may take taller tiles, which widen fewer
+weights per row; only where the GPU's instructions give the same bits for both (all of 32 rows, and
+of 16, are m16n8k16; a tile of 64 is wgmma's m64). With fewer than 16 rows the rest of the tile is
+padding, which costs nothing that counts, as the weights have to come from memory all the same:
 
     read    n k (bits / 8 + bytes of a scale and a minimum / group), once per 16 rows of x
 
@@ -111,13 +113,20 @@ def integer_product_kernel(
     tl.store(place, total.to(out.dtype.element_ty), mask=x_seen & (output < n)[None, :])
 
 
-def integer_product(x: Tensor, weight: IntegerWeight, bias: Tensor | None, out: Tensor) -> None:
-    """Fill `out` [rows, n], columns of a wider tensor perhaps, from `x` [rows, k]."""
+def integer_product(
+    x: Tensor, weight: IntegerWeight, bias: Tensor | None, out: Tensor, tile_rows: int = ROWS
+) -> None:
+    """Fill `out` [rows, n], columns of a wider tensor perhaps, from `x` [rows, k].
+
+    Args:
+        tile_rows: height of the tiles where there are more rows than 16.
+    """
     rows, n = out.shape
     if out.numel() == 0:
         return
     x = x if x.stride(1) == 1 else x.contiguous()
-    integer_product_kernel[(triton.cdiv(n, OUTPUTS), triton.cdiv(rows, ROWS))](
+    height = tile_rows if rows > ROWS else ROWS
+    integer_product_kernel[(triton.cdiv(n, OUTPUTS), triton.cdiv(rows, height))](
         *(x, weight.q, weight.scales, weight.minima, bias, out),
         *(x.stride(0), weight.q.stride(0), weight.scales.shape[1], out.stride(0)),
         *(rows, n, weight.k, weight.zero),
@@ -126,6 +135,6 @@ def integer_product(x: Tensor, weight: IntegerWeight, bias: Tensor | None, out: 
         DTYPE=product_dtype(x.dtype),
         MINIMA=weight.minima is not None,
         BIAS=bias is not None,
-        ROWS=ROWS,
+        ROWS=height,
         OUTPUTS=OUTPUTS,
     )
