@@ -82,7 +82,7 @@ class Stopwatch:
         if self._flushed is None:
             return self.elapsed(work)
         work()
-        run = _recorded(work) if replay else work
+        run = self._recorded(work) if replay else work
         count = self._runs(run)
         events = [
             (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
@@ -116,15 +116,18 @@ class Stopwatch:
         once = max(time.perf_counter() - begin, 1e-6)
         return max(FEWEST_RUNS, min(MOST_RUNS, int(self._seconds / once)))
 
-
-def _recorded(work: Callable[[], object]) -> Callable[[], None]:
-    """`work` as a graph; it runs on a stream of its own first, as recording demands."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+    def _recorded(self, work: Callable[[], object]) -> Callable[[], object]:
+        """`work` as a graph; as it is where it does something that cannot be recorded."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # recording demands that it ran on another stream before
+            work()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                work()
+        except RuntimeError:
+            synchronize(self.device)
+            return work
+        return graph.replay
