@@ -120,17 +120,23 @@ def make_runner(
     dtype: torch.dtype,
     *,
     tokens: int,
+    longest: int,
     max_num_seqs: int,
     bits: int | None = None,
 ) -> tuple[TorchRunner, EngineConfig]:
-    """A runner over random weights, with room for `tokens` in its KV pool."""
+    """A runner over random weights.
+
+    Args:
+        tokens: that there is room for in the KV pool.
+        longest: prompt and answer of one sequence.
+    """
     model = build_model(config, DeviceWeights(config, device, bits), ops, dtype, device)
     settings = EngineConfig.of(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         max_num_seqs=max_num_seqs,
         num_kv_blocks=tokens // 16 + max_num_seqs,
-        max_model_len=min(config.max_position, tokens),
+        max_model_len=min(config.max_position, longest),
         prefix_caching=False,
     )
     return TorchRunner(settings, model=model), settings

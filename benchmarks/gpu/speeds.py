@@ -74,14 +74,12 @@ def thresholds(context: Context) -> None:
     """Sizes from which on Triton is faster, and heights of tiles; kept for later."""
     if context.triton() is None:
         return
-    from pellucid.kernels.triton.calibrate import calibrate
+    from pellucid.kernels.triton.calibrate import Sizes, calibrate
 
     context.keep("lines", [])
-    small: dict[str, Any] = {}
-    if context.tiny:
-        small = {"rows": [1], "columns": [64], "heads": [64], "tall_shapes": [(40, 96)]}
+    sizes = Sizes((1,), (64,), (64,), 70, ((40, 96),), 70) if context.tiny else Sizes()
     found = calibrate(
-        context.stopwatch(), context.dtype, tell=lambda line: context.keep("lines", line), **small
+        context.stopwatch(), context.dtype, sizes, lambda line: context.keep("lines", line)
     )
     context.keep("thresholds", asdict(found))
     if not context.tiny:

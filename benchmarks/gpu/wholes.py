@@ -40,7 +40,14 @@ def _decoding(
 ) -> Callable[[], dict[str, Any]]:
     def run() -> dict[str, Any]:
         runner, settings = models.make_runner(
-            config, ops, context.device, context.dtype, tokens=2048, max_num_seqs=4, bits=bits
+            config,
+            ops,
+            context.device,
+            context.dtype,
+            tokens=2048,
+            longest=256,
+            max_num_seqs=4,
+            bits=bits,
         )
         core = models.engine(runner, settings)
         length = 4 if context.tiny else 64
@@ -79,7 +86,10 @@ def _all_at_once(
     prompts, answers = workload(config.vocab_size, tiny=context.tiny)
     tokens = sum(map(len, prompts)) + sum(answers)
     runner, settings = models.make_runner(
-        config, ops, context.device, context.dtype, tokens=tokens, max_num_seqs=len(prompts)
+        *(config, ops, context.device, context.dtype),
+        tokens=tokens,
+        longest=2 * LONGEST,
+        max_num_seqs=len(prompts),
     )
     core = models.engine(runner, settings)
     warm = SamplingParams(temperature=0.6, ignore_eos=True, max_tokens=4, seed=0)

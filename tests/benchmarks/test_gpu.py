@@ -41,7 +41,7 @@ def test_whole_models_run_on_the_reference(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_kernels_are_checked_and_timed_in_the_interpreter(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton is not installed: pip install 'pellucid[gpu]'")
-    report = run(tmp_path, "--only", "machine,checks,sampling,by_tokens,thresholds", interpret=True)
+    report = run(tmp_path, "--only", "machine,checks,sampling,by_tokens", interpret=True)
     assert {stage["state"] for stage in report.values() if isinstance(stage, dict)} == {"done"}
     checks = report["checks"]["found"]
     assert not [name for name, found in checks.items() if found is not True and "failed" in found]
@@ -51,7 +51,6 @@ def test_kernels_are_checked_and_timed_in_the_interpreter(tmp_path: Path) -> Non
     assert all(found["differ"] == 0 for found in report["sampling"]["found"].values())
     kernels = {line["kernels"] for line in report["by_tokens"]["found"]["rms_norm"]}
     assert kernels == {"triton", "torch", "torch fused"}
-    assert report["thresholds"]["found"]["thresholds"]["dense"] > 0
 
 
 def test_what_was_found_before_a_failure_is_kept(tmp_path: Path) -> None:

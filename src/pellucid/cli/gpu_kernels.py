@@ -48,7 +48,7 @@ def bench_gpu(
     watch, cases = Stopwatch(device), Cases(device, dtype)
     with notes().status("measuring") as status:
         limits = measure_limits(watch, dtype)
-        measured = []
+        measured: list[GpuMeasurement] = []
         for case in cases.all(shapes, load.rows or list(ROWS), load.context):
             status.update(f"measuring {case.op}, {case.rows} rows")
             measured += measure_case(watch, case, [triton, ReferenceOps()])

@@ -100,7 +100,7 @@ class Cases:
         def prepare(ops: ReferenceOps, x: tuple[Tensor, ...]) -> Callable[[], Tensor]:
             kv = KVLayer(x[0].new_zeros(pool), x[0].new_zeros(pool))
             cos, sin = angles.cos(), angles.sin()
-            return lambda: ops.rope_and_write_kv(*x, cos, sin, inputs, kv)
+            return lambda: ops.rope_and_write_kv(x[0], x[1], x[2], cos, sin, inputs, kv)
 
         size = 2 * (q.numel() + k.numel() + v.numel())
         return self._case(

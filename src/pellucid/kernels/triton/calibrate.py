@@ -7,7 +7,8 @@ faster and give the bits of the usual ones, row for row.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 
@@ -19,49 +20,48 @@ from pellucid.kernels.triton import dense
 from pellucid.kernels.triton.thresholds import NEVER, Thresholds
 from pellucid.kernels.triton_ops import TritonOps
 
-ROWS = (1, 16, 128)
-COLUMNS = (64, 128, 512, 2048, 8192)
-HEADS = (64, 128, 256)
-CONTEXT = 1024
-TALL_SHAPES = ((6144, 4096), (4096, 14336))
-TALL_ROWS = 512
 HEIGHTS = {"product_rows": (16, 32, 64), "dense_rows": (dense.ROWS, dense.TALL_ROWS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What is tried."""
+
+    rows: tuple[int, ...] = (1, 16, 128)
+    columns: tuple[int, ...] = (64, 128, 512, 2048, 8192)
+    heads: tuple[int, ...] = (64, 128, 256)
+    context: int = 1024
+    tall_shapes: tuple[tuple[int, int], ...] = ((6144, 4096), (4096, 14336))
+    tall_rows: int = 512
 
 
 def calibrate(
     watch: Stopwatch,
     dtype: torch.dtype,
-    *,
-    rows: Sequence[int] = ROWS,
-    columns: Sequence[int] = COLUMNS,
-    heads: Sequence[int] = HEADS,
-    tall_shapes: Sequence[tuple[int, int]] = TALL_SHAPES,
+    sizes: Sizes | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Thresholds:
     """Measure; `tell` hears a line for every comparison."""
-    cases = Cases(watch.device, dtype)
+    cases, sizes = Cases(watch.device, dtype), sizes or Sizes()
 
-    def threshold(name: str, sizes: Sequence[int], make: Callable[[int, int], Case]) -> int:
+    def threshold(name: str, columns: Iterable[int], make: Callable[[int, int], Case]) -> int:
         ratios = {}
-        for size in sizes:
-            every = [_ratio(watch, make(count, size)) for count in rows]
+        for size in columns:
+            every = [_ratio(watch, make(count, size)) for count in sizes.rows]
             ratios[size] = math.exp(sum(map(math.log, every)) / len(every))
             tell(f"{name}, {size} columns: Triton takes {ratios[size]:.2f} of torch's time")
         return first_won(ratios)
 
+    def decoding(count: int, size: int) -> Case:
+        return cases.attention(_heads(size), [(sizes.context, 1)] * count)
+
     return Thresholds(
-        rms_norm=threshold("rms_norm", columns, cases.rms_norm),
-        gated=threshold("gated", columns, cases.gated),
-        rope=threshold("rope", heads, lambda count, size: cases.rope(_heads(size), count)),
-        attention=threshold(
-            "attention",
-            heads,
-            lambda count, size: cases.attention(_heads(size), [(CONTEXT, 1)] * count),
-        ),
-        product_rows=_height(watch, cases, tall_shapes, (16, 32, 64), "product_rows", tell),
-        dense_rows=_height(
-            watch, cases, tall_shapes, (dense.ROWS, dense.TALL_ROWS), "dense_rows", tell
-        ),
+        rms_norm=threshold("rms_norm", sizes.columns, cases.rms_norm),
+        gated=threshold("gated", sizes.columns, cases.gated),
+        rope=threshold("rope", sizes.heads, lambda count, size: cases.rope(_heads(size), count)),
+        attention=threshold("attention", sizes.heads, decoding),
+        product_rows=_height(watch, cases, sizes, "product_rows", tell),
+        dense_rows=_height(watch, cases, sizes, "dense_rows", tell),
     )
 
 
@@ -92,24 +92,21 @@ def _ratio(watch: Stopwatch, case: Case) -> float:
 
 
 def _height(
-    watch: Stopwatch,
-    cases: Cases,
-    shapes: Sequence[tuple[int, int]],
-    name: str,
-    tell: Callable[[str], None],
+    watch: Stopwatch, cases: Cases, sizes: Sizes, name: str, tell: Callable[[str], None]
 ) -> int:
-    heights, seconds = HEIGHTS[name], {}
+    heights, rows, seconds = HEIGHTS[name], sizes.tall_rows, {}
     for height in heights:
         if height != heights[0] and not all(
-            same_bits(cases, shape, name, height, TALL_ROWS) for shape in shapes
+            same_bits(cases, shape, name, height, rows) for shape in sizes.tall_shapes
         ):
             tell(f"{name}={height}: other bits than {heights[0]}")
             continue
         thresholds = Thresholds(dense=1, **{name: height})
         seconds[height] = sum(
-            watch.median(_tall_case(cases, shape, name, TALL_ROWS, thresholds)) for shape in shapes
+            watch.median(_tall_case(cases, shape, name, rows, thresholds))
+            for shape in sizes.tall_shapes
         )
-        tell(f"{name}={height}: {seconds[height] * 1e6:,.0f} us for {TALL_ROWS} rows")
+        tell(f"{name}={height}: {seconds[height] * 1e6:,.0f} us for {rows} rows")
     return min(seconds, key=lambda height: seconds[height])
 
 

@@ -23,6 +23,9 @@ PART = tl.constexpr(4096)  # ids
 DIGITS = tl.constexpr(4)  # of a float's 32 bits
 BINS = tl.constexpr(256)
 NOWHERE = tl.constexpr(0x7FFFFFFF)
+MOST_DRAWS = tl.constexpr(
+    1000
+)  # each leaves fewer tokens; should rounding not, a GPU must not hang
 BELOW_ONE = tl.constexpr(1.0 - 2.0**-52)
 
 
@@ -273,7 +276,7 @@ def drawn_token(
                     logits, peak_weight, row, best, temperature, floor, bound, vocab, PARTS, LANES
                 )
                 total = tl.sum(mass, axis=0)
-                drawing = (total >= capacity) & (total > 0.0)
+                drawing = (total >= capacity) & (total > 0.0) & (draw < MOST_DRAWS)
                 draw += 1
     return token
 
