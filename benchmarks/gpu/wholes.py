@@ -88,7 +88,7 @@ def _all_at_once(
     runner, settings = models.make_runner(
         *(config, ops, context.device, context.dtype),
         tokens=tokens,
-        longest=2 * LONGEST,
+        longest=max(map(len, prompts)) + max(answers),
         max_num_seqs=len(prompts),
     )
     core = models.engine(runner, settings)
