@@ -23,9 +23,7 @@ PART = tl.constexpr(4096)  # ids
 DIGITS = tl.constexpr(4)  # of a float's 32 bits
 BINS = tl.constexpr(256)
 NOWHERE = tl.constexpr(0x7FFFFFFF)
-MOST_DRAWS = tl.constexpr(
-    1000
-)  # each leaves fewer tokens; should rounding not, a GPU must not hang
+MOST_DRAWS = tl.constexpr(1000)  # each leaves fewer tokens; if rounding did not, it would hang
 BELOW_ONE = tl.constexpr(1.0 - 2.0**-52)
 
 
