@@ -72,3 +72,13 @@ def test_the_workload_is_that_of_the_published_numbers() -> None:
     assert sum(answers) == 133_966
     assert len(prompts) == 256
     assert max(map(max, prompts)) <= 10_000
+
+
+def test_it_needs_few_packages() -> None:
+    """So that it runs from source on a bare PyTorch machine, where none of the others are."""
+    absent = {"fastapi", "gguf", "huggingface_hub", "jinja2", "llguidance", "prometheus_client"}
+    absent |= {"psutil", "yaml", "rich", "typer", "uvicorn", "transformers", "matplotlib"}
+    absent |= {"pellucid._native"}
+    statement = f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
+    statement += "from benchmarks.gpu import checks, models, others, pictures, speeds, wholes"
+    subprocess.run([sys.executable, "-c", statement], check=True)
