@@ -46,6 +46,9 @@ def main() -> None:
             report[name] = _in_process(name, limit, report, options)
         print(f"-- {name}: {report[name]['state']}", flush=True)
         _write(report, options.out)
+    from benchmarks.gpu.summary import lines
+
+    print("\n".join(lines(report)))
     failed = [name for name in names if report[name]["state"] != "done"]
     print(f"report: {options.out / 'report.json'}" + (f"; not done: {failed}" if failed else ""))
 

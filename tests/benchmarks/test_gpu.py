@@ -19,7 +19,9 @@ from benchmarks.gpu.wholes import workload
 def run(folder: Path, *options: str, interpret: bool) -> dict[str, Any]:
     environment = os.environ | {"TRITON_INTERPRET": "1"} if interpret else os.environ
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny"]
-    subprocess.run([*command, "--out", str(folder), *options], env=environment, check=True)
+    command += ["--out", str(folder), *options]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert "limits: copy" in done.stdout
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
@@ -80,5 +82,7 @@ def test_it_needs_few_packages() -> None:
     absent |= {"psutil", "yaml", "rich", "typer", "uvicorn", "transformers", "matplotlib"}
     absent |= {"pellucid._native"}
     statement = f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
-    statement += "from benchmarks.gpu import checks, models, others, pictures, speeds, wholes"
+    statement += (
+        "from benchmarks.gpu import checks, models, others, pictures, speeds, summary, wholes"
+    )
     subprocess.run([sys.executable, "-c", statement], check=True)
