@@ -14,7 +14,7 @@ from pellucid.kernels.interface import AttentionInputs, KVLayer, Matrix, Weight
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.kernels.triton import activation, attention_plan, dense, norm, product, rope
 from pellucid.kernels.triton.thresholds import Thresholds
-from pellucid.kernels.triton.weights import StackedWeight, pack
+from pellucid.kernels.triton.weights import IntegerWeight, StackedWeight, pack
 
 
 class TritonOps(ReferenceOps):
@@ -53,14 +53,18 @@ class TritonOps(ReferenceOps):
             if isinstance(piece, Tensor):
                 out[:, part] = self._dense(x, piece, piece_bias)
             else:
-                height = self.thresholds.product_rows
-                product.integer_product(x, piece, piece_bias, out[:, part], height)
+                self._integer(x, piece, piece_bias, out[:, part])
             begin += len(piece)
         return out
 
     def logits(self, x: Tensor, weight: Weight) -> Tensor:
         if isinstance(weight, StackedWeight):
-            return self.linear(x.float(), weight)
+            (piece,) = weight.pieces  # a head stands alone
+            if isinstance(piece, Tensor):
+                return self.logits(x, piece)
+            out = torch.empty((len(x), len(piece)), dtype=torch.float32, device=x.device)
+            self._integer(x, piece, None, out)
+            return out
         if x.dtype != weight.dtype or weight.shape[1] < self.thresholds.head:
             return super().logits(x, weight)
         # Products of 16-bit floats are exact in float32, in which they are added.
@@ -70,6 +74,9 @@ class TritonOps(ReferenceOps):
         if x.dtype != weight.dtype or weight.shape[1] < self.thresholds.dense:
             return super().linear(x, weight, bias)
         return self._product(x, weight, bias, x.dtype)
+
+    def _integer(self, x: Tensor, w: IntegerWeight, bias: Tensor | None, out: Tensor) -> None:
+        product.integer_product(x, w, bias, out, self.thresholds.product_rows)
 
     def _product(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype

@@ -75,7 +75,7 @@ def _ops(dtype: torch.dtype) -> None:
     from pellucid.kernels.triton_ops import TritonOps
     from pellucid.quant.rounding import round_rows
     from tests.kernels.test_reference_ops import inputs_at
-    from tests.kernels.triton.test_product import Held
+    from tests.kernels.triton.test_product import FORMATS, Held
 
     cpu = torch.device("cpu")
     ops = TritonOps(Thresholds(dense=1))
@@ -87,8 +87,8 @@ def _ops(dtype: torch.dtype) -> None:
     ops.silu_mul(x)
     ops.gelu_mul(x, True)
     ops.gelu_mul(x, False)
-    for bits in (4, 8):
-        matrix = round_rows(np.ones((64, hidden), np.float32), bits)
+    rounded = (round_rows(np.ones((64, hidden), np.float32), bits) for bits in (4, 8))
+    for matrix in (*rounded, FORMATS["Q6_K"]):
         weight = ops.pack([Held(matrix)], dtype, cpu)
         ops.linear(x[:1], weight)
         tall.linear(x, weight)

@@ -80,8 +80,8 @@ def test_equals_the_dense_product(
     x, bias = random(rows, k, seed=2, dtype=dtype), random(n, seed=3, dtype=dtype)
     weight = ops.pack([Held(matrix)], dtype, CPU)
     product = x.double() @ torch.from_numpy(matrix.dense()).double().T
-    # The interpreter truncates weights to bfloat16.
-    near = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 0.3}
+    # Nothing but the result is rounded; the interpreter truncates that to bfloat16.
+    near = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 8e-3, "atol": 1e-2}
     found = ops.linear(x, weight, bias)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), product + bias.double(), **near)
