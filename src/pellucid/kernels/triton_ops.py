@@ -14,7 +14,7 @@ from pellucid.kernels.interface import AttentionInputs, KVLayer, Matrix, Weight
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.kernels.triton import activation, attention_plan, dense, norm, product, rope
 from pellucid.kernels.triton.thresholds import Thresholds
-from pellucid.kernels.triton.weights import IntegerWeight, StackedWeight, pack
+from pellucid.kernels.triton.weights import StackedWeight, pack
 
 
 class TritonOps(ReferenceOps):
@@ -46,14 +46,14 @@ class TritonOps(ReferenceOps):
         if not isinstance(weight, StackedWeight):
             return self._dense(x, weight, bias)
         out = torch.empty((len(x), weight.n), dtype=x.dtype, device=x.device)
-        begin = 0
+        begin, height = 0, self.thresholds.product_rows
         for piece in weight.pieces:
             part = slice(begin, begin + len(piece))
             piece_bias = None if bias is None else bias[part]
             if isinstance(piece, Tensor):
                 out[:, part] = self._dense(x, piece, piece_bias)
             else:
-                self._integer(x, piece, piece_bias, out[:, part])
+                product.integer_product(x, piece, piece_bias, out[:, part], height)
             begin += len(piece)
         return out
 
@@ -63,7 +63,7 @@ class TritonOps(ReferenceOps):
             if isinstance(piece, Tensor):
                 return self.logits(x, piece)
             out = torch.empty((len(x), len(piece)), dtype=torch.float32, device=x.device)
-            self._integer(x, piece, None, out)
+            product.integer_product(x, piece, None, out, self.thresholds.product_rows)
             return out
         if x.dtype != weight.dtype or weight.shape[1] < self.thresholds.head:
             return super().logits(x, weight)
@@ -74,9 +74,6 @@ class TritonOps(ReferenceOps):
         if x.dtype != weight.dtype or weight.shape[1] < self.thresholds.dense:
             return super().linear(x, weight, bias)
         return self._product(x, weight, bias, x.dtype)
-
-    def _integer(self, x: Tensor, w: IntegerWeight, bias: Tensor | None, out: Tensor) -> None:
-        product.integer_product(x, w, bias, out, self.thresholds.product_rows)
 
     def _product(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
