@@ -163,7 +163,7 @@ def test_tensor_side_needs_no_front_end_packages() -> None:
 
 def test_triton_is_loaded_by_its_own_kernels_only() -> None:
     statement = "import pellucid.kernels.dispatch, pellucid.runner.torch_runner\n"
-    statement += "import pellucid.kernels.triton, pellucid.engine.process"
+    statement += "import pellucid.kernels.triton, pellucid.sample.triton, pellucid.engine.process"
     assert loaded_by(statement, {"triton"}) == set()
 
 
