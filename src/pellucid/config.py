@@ -148,6 +148,10 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Literal["auto", "reference", "native", "triton"],
         _about("Implementation of the ops; auto takes the fastest that this machine has."),
     ] = "auto"
+    cuda_graphs: Annotated[
+        bool,
+        _about("Replay steps that only decode from CUDA graphs; nothing to do without a GPU."),
+    ] = False
     threads: Annotated[
         Threads | None, _about("Compute threads; all physical cores by default.")
     ] = None

@@ -48,6 +48,7 @@ class TorchRunner:
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
             device_api.keep_freed_memory()
+        self._graphs = device_api.graph_recorder(self.device) if config.runner.cuda_graphs else None
         name = "model"
         if model is None:
             model, name = self._load(config, files)
@@ -59,8 +60,10 @@ class TorchRunner:
             self._kv,
             self.device,
             max_rows=max_rows,
+            max_num_seqs=config.scheduler.max_num_seqs,
             max_model_len=self._max_model_len,
             threads=threads,
+            graphs=self._graphs,
         )
         self._info = self._describe(config, name)
         self._steps = Steps(self._executor, self._info, config.scheduler.max_num_seqs, self.device)
@@ -122,7 +125,7 @@ class TorchRunner:
         self._capacity = KVCapacity(num_blocks, block_size, block_bytes)
         self._kv = allocate_kv(
             shape.num_layers,
-            num_blocks,
+            num_blocks + (self._graphs is not None),  # scratch for the rows that fill up a graph
             block_size,
             shape.num_kv_heads,
             shape.head_dim,
@@ -161,6 +164,7 @@ class TorchRunner:
             ValueError: a chunk reaches beyond what its request knows or holds.
         """
         begin = time.monotonic()
+        self._steps.settle()
         for request_id in plan.dropped:
             self._steps.drop(request_id)
         for row in plan.new_rows:

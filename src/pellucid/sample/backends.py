@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pellucid.sample.logprobs import Logprobs, compute_logprobs
 from pellucid.sample.penalties import Penalties, apply_penalties
-from pellucid.sample.sampler import SamplingColumns, sample
+from pellucid.sample.sampler import SamplingColumns, greedy, sample
 
 if TYPE_CHECKING:
     from pellucid import _native
@@ -35,10 +35,11 @@ class Sampler(Protocol[Logits]):
 
     def sample(
         self, logits: Logits, columns: SamplingColumns, rows: Ints
-    ) -> tuple[Ints, NDArray[np.bool_]]:
+    ) -> tuple[Ints | Tensor, NDArray[np.bool_] | Tensor]:
         """A token for each row; row i of the logits is row rows[i] of the columns.
 
-        See `sampler.sample`. The logits are left as they are.
+        See `sampler.sample`. The logits are left as they are. Both results are arrays, or both
+        tensors on the device, which may still be computing them.
         """
         ...
 
@@ -55,8 +56,11 @@ class TorchSampler:
 
     def sample(
         self, logits: Tensor, columns: SamplingColumns, rows: Ints
-    ) -> tuple[Ints, NDArray[np.bool_]]:
-        return sample(logits, columns.take(rows))
+    ) -> tuple[Ints | Tensor, NDArray[np.bool_] | Tensor]:
+        taken = columns.take(rows)
+        if logits.device.type != "cpu" and not taken.temperature.any():
+            return greedy(logits)
+        return sample(logits, taken)
 
     def logprobs(self, logits: Tensor, token_ids: Ints, num_top: int) -> Logprobs:
         return compute_logprobs(logits, token_ids, num_top)
