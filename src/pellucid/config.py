@@ -102,6 +102,10 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             "CPU, 2048 on a GPU, and at least twice --max-num-seqs."
         ),
     ] = None
+    async_scheduling: Annotated[
+        bool,
+        _about("Plan and launch each step while the one before it still runs, which a GPU allows."),
+    ] = False
     max_chunk_tokens: Annotated[
         int,
         _about("Most prompt tokens of one request in one step, so that others keep moving.", ge=1),

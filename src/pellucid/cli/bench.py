@@ -37,7 +37,7 @@ def throughput(engine: EngineConfig, load: Workload, json: JsonFile = None) -> N
     from pellucid.bench.throughput import measure
     from pellucid.cli.console import notes, progress_bar
     from pellucid.cli.download import fetch
-    from pellucid.engine.core import EngineCore
+    from pellucid.engine.ahead import create_core
     from pellucid.runner.factory import create_runner
 
     if load.batch_size > engine.scheduler.max_num_seqs:
@@ -49,7 +49,7 @@ def throughput(engine: EngineConfig, load: Workload, json: JsonFile = None) -> N
     with notes().status("loading the model"):
         runner = create_runner(engine)
     try:
-        core = EngineCore(runner, engine.cache, engine.scheduler)
+        core = create_core(runner, engine.cache, engine.scheduler)
         with progress_bar("prompts", load.num_prompts) as advance:
             result = measure(core, load, advance)
     finally:

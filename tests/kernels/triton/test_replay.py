@@ -74,7 +74,7 @@ def test_replayed_steps_give_the_bits_of_others(
         cpu = torch.device("cpu")
         model = build_model(CONFIG, random_weights(CONFIG), ops, torch.float32, cpu)
         greedy = SamplingParams(temperature=0.0, logprobs=1)
-        jobs = {name: Job([5] * length, greedy, 4) for name, length in (("a", 3), ("b", 14))}
+        jobs = {name: Job([5] * length, greedy, 6) for name, length in (("a", 3), ("b", 14))}
         jobs["c"] = Job([7, 9], greedy, 2)
         Driver(TorchRunner(config, model=model)).run(jobs)
         found.append({name: (job.tokens, job.logprobs) for name, job in jobs.items()})

@@ -200,6 +200,11 @@ def check_settings(config: EngineConfig) -> None:
         "dtype": model.dtype != "auto",
         "quantization": model.quantization != "none",
     }
+    if config.scheduler.async_scheduling:
+        raise ConfigError(
+            "--async-scheduling is not for --runner llama-cpp, whose cells follow each step's end",
+            param="async_scheduling",
+        )
     for name, is_set in refused.items():
         if is_set:
             flag = name.replace("_", "-")
