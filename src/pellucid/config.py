@@ -156,6 +156,10 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         bool,
         _about("Replay steps that only decode from CUDA graphs; nothing to do without a GPU."),
     ] = False
+    torch_compile: Annotated[
+        bool,
+        _about("Let torch.compile fuse norms, rotations and activations; starts much later."),
+    ] = False
     threads: Annotated[
         Threads | None, _about("Compute threads; all physical cores by default.")
     ] = None

@@ -176,7 +176,7 @@ class EngineLifeAhead(EngineLife):
     ahead = True
 
 
-EngineLife.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+EngineLife.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 TestEngineLife = EngineLife.TestCase
 EngineLifeAhead.TestCase.settings = EngineLife.TestCase.settings
 TestEngineLifeAhead = EngineLifeAhead.TestCase

@@ -56,18 +56,24 @@ def pick_kv_dtype(name: str, dtype: torch.dtype, kernels: str) -> torch.dtype:
 def available_memory(device: torch.device) -> int:
     """Bytes that could be taken now: of the GPU, or of this process's share of the machine."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what loading has left behind
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    import psutil
+    try:
+        import psutil
 
-    available = int(psutil.virtual_memory().available)
+        available = int(psutil.virtual_memory().available)
+    except ImportError:  # a bare machine with torch, as GPUs are lent
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([available, *(limit - used for limit, used in _cgroup_memory())])
 
 
 def resident_memory() -> int:
-    """Bytes of memory that this process takes now."""
-    import psutil
-
+    """Bytes of memory that this process takes now; 0 if that cannot be told."""
+    try:
+        import psutil
+    except ImportError:
+        return 0
     return int(psutil.Process().memory_info().rss)
 
 
