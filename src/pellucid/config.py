@@ -158,7 +158,7 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = False
     torch_compile: Annotated[
         bool,
-        _about("Let torch.compile fuse norms, rotations and activations; starts much later."),
+        _about("Let torch.compile fuse norms, rotations and activations where no kernel does."),
     ] = False
     threads: Annotated[
         Threads | None, _about("Compute threads; all physical cores by default.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import psutil
@@ -71,3 +72,29 @@ def test_a_gpu_that_is_not_here_is_named(monkeypatch):
     with pytest.raises(ConfigError, match="cuda:1") as caught:
         device.pick_device("cuda:1")
     assert caught.value.param == "device"
+
+
+def test_memory_of_a_gpu_is_what_is_free_once_the_allocator_gave_back(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("emptied"))
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda _: (calls.append("asked"), (7 << 30, 9 << 30))[1]
+    )
+    assert device.available_memory(torch.device("cuda")) == 7 << 30
+    assert calls == ["emptied", "asked"]
+
+
+def test_memory_is_told_without_psutil(groups, monkeypatch) -> None:
+    found = device.available_memory(CPU)
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert abs(device.available_memory(CPU) - found) < found
+    assert device.resident_memory() == 0
+
+
+def test_what_is_fetched_arrives_as_arrays() -> None:
+    ids, failed = device.Fetched([torch.tensor([3, 1]), torch.tensor([True, False])]).wait()
+    assert (ids.tolist(), failed.tolist()) == ([3, 1], [True, False])
+
+
+def test_only_a_gpu_records() -> None:
+    assert device.graph_recorder(CPU) is None
