@@ -58,9 +58,9 @@ def run(config: EngineConfig, load: Workload, shape: str) -> dict[str, Any]:
     about = {
         "shape": shape,
         "workload": load,
-        "engine": core.info,
+        "engine": msgspec.structs.asdict(core.info),
         "settings": config,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
     }
     report: dict[str, Any] = {**msgspec.to_builtins(result), **msgspec.to_builtins(about)}
