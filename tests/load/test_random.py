@@ -13,7 +13,7 @@ from pellucid.models.registry import ARCHITECTURES, build_model
 from pellucid.models.shapes import weight_shapes
 
 PARAMETERS = {  # in millions, as their makers give them, embeddings included
-    "smollm2-135m": 135,
+    "smollm2-135m": 134.5,
     "qwen3-0.6b": 596,
     "llama3.2-1b": 1236,
     "qwen2.5-7b": 7616,

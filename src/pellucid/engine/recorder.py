@@ -38,7 +38,7 @@ class _Planning:
 
 
 class Recorder:
-    """Watches a scheduler (see `scheduler.Watcher`) and sums up each of its steps."""
+    """Watches a scheduler (see `watcher.Watcher`) and sums up each of its steps."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,6 +23,7 @@ from pellucid.engine.events import Wait
 from pellucid.engine.kv_cache import KVCacheManager
 from pellucid.engine.policy import SchedulingPolicy
 from pellucid.engine.request import Request, Status
+from pellucid.engine.watcher import Watcher
 from pellucid.messages import FinishReason, TokenDelta
 from pellucid.runner.base import Chunk, NewRow, StepPlan, StepResult
 
@@ -38,20 +39,6 @@ class Counters(msgspec.Struct):
     preemptions: int = 0
     prefix_queries: int = 0  # tokens looked up at a request's first admission
     prefix_hits: int = 0  # of these, found
-
-
-class Watcher(Protocol):
-    """Is told what cannot be read off a step's plan and result; see `engine/recorder.py`."""
-
-    def entered(self, request: Request) -> None: ...
-
-    def admitted(self, request: Request, num_found: int, *, is_return: bool) -> None: ...
-
-    def preempted(self, request: Request) -> None:
-        """Its blocks are still in its table."""
-
-    def finished(self, request: Request, reason: FinishReason) -> None:
-        """Its blocks are still in its table."""
 
 
 class Scheduler:

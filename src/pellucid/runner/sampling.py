@@ -150,7 +150,7 @@ class RowSampling:
         if wanted and (len(wanted) < len(rows) or edits):
             raw = logits[wanted]
         self._edit(logits, rows, batch)
-        self._grammars.constrain(logits, rows)
+        self._grammars.constrain(logits, rows, self._sampler)
         self._columns.position = batch.num_tokens
         token_ids, failed = self._sampler.sample(logits, self._columns, rows)
         places = batch.num_tokens[rows]

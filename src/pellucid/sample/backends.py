@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pellucid.sample.bitmask import apply_bitmask
 from pellucid.sample.logprobs import Logprobs, compute_logprobs
 from pellucid.sample.penalties import Penalties, apply_penalties
 from pellucid.sample.sampler import SamplingColumns, greedy, sample
@@ -31,6 +32,10 @@ class Sampler(Protocol[Logits]):
 
     def penalise(self, logits: Logits, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
         """Apply each of the penalties to its row, in place; see `apply_penalties`."""
+        ...
+
+    def forbid(self, logits: Logits, rows: Sequence[int], masks: NDArray[np.uint32]) -> None:
+        """Set to -inf what the masks do not allow in the rows, in place; see `apply_bitmask`."""
         ...
 
     def sample(
@@ -53,6 +58,9 @@ class TorchSampler:
 
     def penalise(self, logits: Tensor, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
         apply_penalties(logits, rows, penalties)
+
+    def forbid(self, logits: Tensor, rows: Sequence[int], masks: NDArray[np.uint32]) -> None:
+        apply_bitmask(logits, rows, masks)
 
     def sample(
         self, logits: Tensor, columns: SamplingColumns, rows: Ints
@@ -84,6 +92,9 @@ class NativeSampler:
             [p.counts.generated for p in penalties],
             [(p.repetition, p.frequency, p.presence) for p in penalties],
         )
+
+    def forbid(self, logits: Floats, rows: Sequence[int], masks: NDArray[np.uint32]) -> None:
+        apply_bitmask(logits, rows, masks)
 
     def sample(
         self, logits: Floats, columns: SamplingColumns, rows: Ints
