@@ -12,6 +12,7 @@ from pellucid.kernels.reference import ReferenceOps
 from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model, random_weights
 from pellucid.runner import graphs, torch_runner
+from pellucid.runner.base import Chunk, NewRow, StepPlan
 from pellucid.runner.graphs import GraphExecutor, context_buckets, row_buckets
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
@@ -101,6 +102,25 @@ def test_rows_that_fill_up_write_nowhere_but_to_the_scratch_block() -> None:
         assert torch.equal(with_graphs.v[:used], without.v)
         assert with_graphs.k[used, 0].any()
         assert not with_graphs.k[used, 1:].any()
+
+
+def test_a_row_that_left_is_not_computed_again() -> None:
+    """Its blocks may be another's by then."""
+    runner = make_runner(PLAIN, TapeRecorder(), max_num_seqs=8)
+    names = [f"r{i}" for i in range(7)]
+    greedy = SamplingParams(temperature=0.0)
+    rows = [NewRow(name, [1, 2], 2, greedy) for name in names]
+    chunks = [Chunk(name, 0, 2, True, [i]) for i, name in enumerate(names)]
+    runner.execute(StepPlan(0, new_rows=rows, chunks=chunks)).result()
+    runner.execute(StepPlan(1, chunks=[Chunk(name, 2, 1, True, []) for name in names])).result()
+    for layer in runner._kv:
+        layer.k[5:7], layer.v[5:7] = torch.nan, torch.nan
+    rest = [Chunk(name, 3, 1, True, []) for name in names[:5]]
+    runner.execute(StepPlan(2, dropped=names[5:], chunks=rest)).result()
+    assert runner._executor.recorded.count((8, 64)) == 1
+    for layer in runner._kv:
+        assert layer.k[5:7].isnan().all()
+        assert layer.v[5:7].isnan().all()
 
 
 def test_steps_with_prompts_and_steps_too_large_run_op_by_op(
