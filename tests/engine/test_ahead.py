@@ -11,6 +11,7 @@ import torch
 from pellucid.config import EngineConfig
 from pellucid.engine.ahead import AheadCore, create_core
 from pellucid.engine.core import EngineCore
+from pellucid.errors import ConfigError
 from pellucid.kernels.dispatch import select_ops
 from pellucid.kernels.native import obstacle
 from pellucid.messages import TokenDelta
@@ -19,6 +20,7 @@ from pellucid.models.registry import build_model, random_weights
 from pellucid.runner import torch_runner
 from pellucid.runner.base import PendingStep, StepPlan, StepResult
 from pellucid.runner.fake import FakeRunner, expected_answer
+from pellucid.runner.llama_cpp.runner import check_settings
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sample.backends import TorchSampler
 from tests.engine.helpers import core, drain, message, tokens
@@ -191,3 +193,10 @@ def test_everyone_gone_leaves_nothing_under_way() -> None:
     assert drain(engine) == {}
     assert engine.is_between_steps
     assert np.all(engine.scheduler.kv.num_used == 0)
+
+
+def test_llama_cpp_does_not_plan_ahead() -> None:
+    config = EngineConfig.of(runner="llama-cpp", async_scheduling=True)
+    with pytest.raises(ConfigError) as caught:
+        check_settings(config)
+    assert caught.value.param == "async_scheduling"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -98,3 +101,55 @@ def test_what_is_fetched_arrives_as_arrays() -> None:
 
 def test_only_a_gpu_records() -> None:
     assert device.graph_recorder(CPU) is None
+
+
+class FakeCuda:
+    """Notes what is asked of `torch.cuda`, and what runs meanwhile."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.inside: list[str] = []
+
+    def within(self, name: str) -> AbstractContextManager[None]:
+        @contextmanager
+        def entered() -> Iterator[None]:
+            self.inside.append(name)
+            yield
+            self.inside.remove(name)
+
+        return entered()
+
+    def graph(self, graph: object, **how: object) -> AbstractContextManager[None]:
+        return self.within(f"capture {how['pool']} {how['stream']}")
+
+    def stream_named(self, name: str) -> SimpleNamespace:
+        return FakeStream(self, name)
+
+
+class FakeStream(SimpleNamespace):
+    def __init__(self, cuda: FakeCuda, name: str) -> None:
+        super().__init__(wait_stream=lambda other: cuda.notes.append(f"{name} waits for {other}"))
+        self.label = name
+
+    def __str__(self) -> str:
+        return str(self.label)
+
+
+def test_graphs_are_recorded_after_a_first_run_on_the_same_stream_and_pool(monkeypatch) -> None:
+    cuda = FakeCuda()
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: cuda.stream_named("side"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: cuda.stream_named("main"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: cuda.within(str(stream)))
+    monkeypatch.setattr(torch.cuda, "graph", cuda.graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay="replay"))
+    graphs = device.CudaGraphs()
+    for _ in range(2):
+        replay = graphs.record(lambda: cuda.notes.append(f"run in {cuda.inside}"))
+        assert replay == "replay"
+    assert cuda.notes == 2 * [
+        "side waits for main",
+        "run in ['side']",
+        "main waits for side",
+        "run in ['capture pool side']",
+    ]

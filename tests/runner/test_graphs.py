@@ -46,8 +46,9 @@ def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_runner(
     config: ModelConfig, recorder: TapeRecorder | None = None, **settings: object
 ) -> TorchRunner:
-    model = build_model(config, random_weights(config, 1), ReferenceOps(), torch.float32, CPU)
-    defaults = {"dtype": "float32", "device": "cpu", "threads": 1, "num_kv_blocks": 120}
+    dtype = getattr(torch, str(settings.setdefault("dtype", "float32")))
+    model = build_model(config, random_weights(config, 1), ReferenceOps(), dtype, CPU)
+    defaults = {"device": "cpu", "threads": 1, "num_kv_blocks": 120}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_runner.device_api, "graph_recorder", lambda device: recorder)
         return TorchRunner(
@@ -83,6 +84,18 @@ def test_answers_have_the_bits_of_those_without_graphs(
     assert len({context for _, context in recorded}) > 1
     assert recorder.num_recorded == len(recorded), "each bucket once, when it comes up"
     assert recorder.num_replayed > recorder.num_recorded
+
+
+@pytest.mark.parametrize(
+    "types", [{"dtype": "bfloat16"}, {"dtype": "float16"}, {"kv_cache_dtype": "int8"}], ids=str
+)
+def test_so_they_have_in_other_types(types: dict[str, str]) -> None:
+    found, expected = (
+        Driver(make_runner(PLAIN, recorder, max_num_seqs=8, **types)).run(make_jobs())
+        for recorder in (TapeRecorder(), None)
+    )
+    for name, job in expected.items():
+        assert (found[name].tokens, found[name].logprobs) == (job.tokens, job.logprobs), name
 
 
 def test_rows_that_fill_up_write_nowhere_but_to_the_scratch_block() -> None:
