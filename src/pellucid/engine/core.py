@@ -132,6 +132,8 @@ class EngineCore:
         return deltas + expired
 
     def _plan(self, now: float) -> StepPlan:
+        if self._recorder.active:
+            self._recorder.planning()
         plan = self.scheduler.schedule(now)
         if self._recorder.active:
             self._recorder.planned(plan)

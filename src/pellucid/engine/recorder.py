@@ -48,6 +48,7 @@ class Recorder:
         self._steps_to_snapshot = events.SNAPSHOT_STEPS
         self._snapshot: events.Snapshot | None = None  # for the next step
         self._plannings: deque[_Planning] = deque()  # of steps that have yet to be told
+        self._journal: list[int] | None = None  # of blocks, from before what is being planned
         self._admitted: list[events.Admitted]
         self._preempted: list[events.Preempted]
         self._clear()
@@ -109,12 +110,15 @@ class Recorder:
 
     # ---- a step
 
+    def planning(self) -> None:
+        """A step is about to be planned: what happens to blocks meanwhile is told with it."""
+        kv = self._scheduler.kv
+        self._journal, kv.journal = kv.journal, None if kv.journal is None else []
+
     def planned(self, plan: StepPlan) -> None:
         """A step was just planned. It is told by a later `step`, in the order of planning."""
         kv = self._scheduler.kv
-        journal: list[int] = []
-        if kv.journal is not None:
-            journal, kv.journal = kv.journal, []
+        journal, kv.journal = kv.journal or [], self._journal
         waits_for = self._scheduler.queue_waits_for if self._scheduler.waiting else None
         self._plannings.append(
             _Planning(self._admitted, self._preempted, self._stalls(plan), waits_for, journal)
