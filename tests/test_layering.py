@@ -164,7 +164,7 @@ def test_tensor_side_needs_no_front_end_packages() -> None:
 
 def test_triton_is_loaded_by_its_own_kernels_only() -> None:
     statement = "import pellucid.kernels.dispatch, pellucid.runner.torch_runner\n"
-    statement += "import pellucid.kernels.triton, pellucid.engine.process"
+    statement += "import pellucid.kernels.triton, pellucid.sample.triton, pellucid.engine.process"
     assert loaded_by(statement, {"triton"}) == set()
 
 
@@ -213,6 +213,7 @@ def test_the_engine_generates_from_source_on_a_bare_machine(ahead: str) -> None:
 
 def test_only_the_runners_device_module_knows_cuda() -> None:
     knows = {"pellucid.runner.device", "pellucid.bench.machine"}  # the latter names the GPU
+    knows.add("pellucid.kernels.gpu")  # measures kernels, which know nothing of runners
     wrong = [
         name
         for name, tree in modules()

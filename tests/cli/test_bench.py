@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from pellucid.bench.settings import KernelSettings
+from pellucid.config import ModelSettings, RunnerSettings
 from pellucid.kernels import machine_limits, measure, native
 from tests.bench.fake_server import Behaviour, fake_server
 from tests.cli.helpers import Pellucid
 from tests.tiny_models import make_hf
+from tests.triton_interpreter import interpreting
 
 
 def test_throughput_writes_what_was_measured_where(
@@ -37,6 +40,48 @@ def test_throughput_writes_what_was_measured_where(
 def test_throughput_definition_is_in_the_help(pellucid: Pellucid) -> None:
     help_text = " ".join(pellucid("bench", "throughput", "--help").out.split())
     assert "Prefill rate: prompt tokens over the seconds of steps" in help_text
+
+
+def test_a_gpu_that_is_not_there_is_said_so(pellucid: Pellucid) -> None:
+    outcome = pellucid("bench", "kernels", "--device", "cuda:7")
+    assert outcome.code != 0
+    assert "device 'cuda:7' is not here" in outcome.err
+    outcome = pellucid("bench", "kernels", "--write-thresholds")
+    assert outcome.code != 0
+    assert "need a GPU" in outcome.err
+
+
+def test_the_kernels_of_a_gpu_are_shown_written_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In Triton's interpreter, at few sizes."""
+    pytest.importorskip("triton", reason="Triton is not installed: pip install 'pellucid[gpu]'")
+    make_hf("qwen3", tmp_path / "model")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with interpreting():
+        from pellucid.cli import gpu_kernels
+        from pellucid.kernels import gpu_measure
+        from pellucid.kernels.triton import calibrate
+        from pellucid.kernels.triton.thresholds import Thresholds
+
+        limits = gpu_measure.GpuLimits(memory=1e9, compute=1e9)
+        monkeypatch.setattr(gpu_measure, "measure_limits", lambda watch, dtype: limits)
+        monkeypatch.setattr(gpu_kernels, "NORM_ROWS", (1, 2))
+        monkeypatch.setattr(calibrate, "calibrate", lambda *_, **__: Thresholds(rope=32))
+        report = gpu_kernels.bench_gpu(
+            ModelSettings(model=str(tmp_path / "model")),
+            RunnerSettings(device="cpu"),
+            KernelSettings(rows=[1], context=20, write_thresholds=True),
+            tmp_path / "norms.png",
+        )
+        assert Thresholds.current() == Thresholds(rope=32)
+    shown = capsys.readouterr().out
+    assert "gate_up" in shown
+    assert "torch fused" in shown
+    assert "limits: copy 1 GB/s" in shown
+    assert {m.kernels for m in report["norm_by_tokens"]} == {"triton", "torch", "torch fused"}
+    assert (tmp_path / "norms.png").stat().st_size > 1000
+    assert "rope=32" in report["thresholds"]
 
 
 @pytest.mark.skipif(native.obstacle(torch.device("cpu")) is not None, reason="not built")

@@ -63,6 +63,10 @@ class KernelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _about("Tokens of a step; may be repeated; 1, 8, 32 and 256 by default."),
     ] = []
     context: Annotated[int, _about("Tokens that attention looks back on.", ge=1, le=1 << 17)] = 512
+    write_thresholds: Annotated[
+        bool,
+        _about("On a GPU: measure from which sizes on Triton is faster, and keep that for later."),
+    ] = False
 
 
 class LoadSettings(_Prompts, frozen=True, kw_only=True):

@@ -70,24 +70,47 @@ def throughput(
 
 
 @app.command()
-@configured(only=("model", "cache_dir", "offline", "threads", "rows", "context"))
+@configured(
+    only=(
+        *("model", "cache_dir", "offline", "device", "threads"),
+        *("rows", "context", "write_thresholds"),
+    )
+)
 def kernels(
-    model: ModelSettings, runner: RunnerSettings, load: KernelSettings, json: JsonFile = None
+    model: ModelSettings,
+    runner: RunnerSettings,
+    load: KernelSettings,
+    json: JsonFile = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE", help="On a GPU: draw RMSNorm by tokens (needs matplotlib)."
+        ),
+    ] = None,
 ) -> None:
-    """Measure every native kernel on the shapes of a model, whose weights are not needed.
+    """Measure every kernel on the shapes of a model, whose weights are not needed.
 
     Each against what this machine can do, which is measured first: bytes read from memory per
-    second, and products in registers. Error: against the float32 reference, as a share of the norm;
-    that of int4 and int8 is the rounding of activations.
+    second, and products. On a CPU the native kernels, on a GPU Triton's and torch's. Error: against
+    the float32 reference, as a share of the norm; that of int4 and int8 on a CPU is the rounding of
+    activations.
     """
     from pellucid.cli.console import notes
-    from pellucid.cli.kernels import measure_kernels, show_kernels
+    from pellucid.cli.kernels import measure_kernels, on_gpu, show_kernels
 
-    with notes().status("measuring"):
-        limits, results = measure_kernels(model, runner.threads, load)
-    show_kernels(limits, results)
+    if on_gpu(runner):
+        from pellucid.cli.gpu_kernels import bench_gpu
+
+        results = bench_gpu(model, runner, load, plot)
+    else:
+        if plot or load.write_thresholds:
+            raise ConfigError("--plot and --write-thresholds need a GPU", param="write_thresholds")
+        with notes().status("measuring"):
+            limits, measured = measure_kernels(model, runner.threads, load)
+        show_kernels(limits, measured)
+        results = {"limits": limits, "kernels": measured}
     if json:
-        _write(json, {"limits": limits, "kernels": results}, {"settings": load})
+        _write(json, results, {"settings": load})
 
 
 @app.command()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pellucid.bench.settings import KernelSettings
-from pellucid.config import ModelSettings
+from pellucid.config import ModelSettings, RunnerSettings
 from pellucid.errors import ConfigError
 
 if TYPE_CHECKING:
     from pellucid.kernels.machine_limits import Limits
-    from pellucid.kernels.measure import Measurement
+    from pellucid.kernels.measure import Measurement, Shapes
 
 
 ROWS = (1, 8, 32, 256)
@@ -26,14 +26,30 @@ def measure_kernels(
         ConfigError: the kernels do not run here, or not on heads of the model's size.
         ModelError: the model cannot be found or read.
     """
-    from pellucid.cli.download import fetch
     from pellucid.kernels.dispatch import KernelsUnavailable
-    from pellucid.kernels.measure import Shapes, measure
-    from pellucid.load.model_config import load_config
+    from pellucid.kernels.measure import measure
     from pellucid.runner.device import compute_threads
 
+    shapes = shapes_of(model)
+    try:
+        return measure(shapes, load.rows or ROWS, load.context, threads or compute_threads())
+    except KernelsUnavailable as error:
+        raise ConfigError(str(error)) from None
+
+
+def on_gpu(runner: RunnerSettings) -> bool:
+    """Whether a GPU is to be measured: only if it is asked for by name."""
+    return runner.device.startswith("cuda")
+
+
+def shapes_of(model: ModelSettings) -> Shapes:
+    """The sizes of a model. Raises ModelError if it cannot be found or read."""
+    from pellucid.cli.download import fetch
+    from pellucid.kernels.measure import Shapes
+    from pellucid.load.model_config import load_config
+
     config = load_config(fetch(model))
-    shapes = Shapes(
+    return Shapes(
         hidden=config.hidden_size,
         inner=config.intermediate_size,
         heads=config.num_heads,
@@ -41,10 +57,6 @@ def measure_kernels(
         head_dim=config.head_dim,
         vocab=config.vocab_size,
     )
-    try:
-        return measure(shapes, load.rows or ROWS, load.context, threads or compute_threads())
-    except KernelsUnavailable as error:
-        raise ConfigError(str(error)) from None
 
 
 def show_kernels(limits: Limits, measured: list[Measurement]) -> None:

@@ -175,7 +175,7 @@ class Bench:
     ) -> Measurement:
         """Attention for sequences of (length, tokens of it in this step)."""
         heads, kv_heads, head_dim = shapes.heads, shapes.kv_heads, shapes.head_dim
-        inputs, num_blocks = _attention_inputs(sequences)
+        inputs, num_blocks = attention_inputs(sequences)
         rows = len(inputs.positions)
         slot_bytes = 2 * kv_heads * kv_head_bytes(head_dim, dtype)
         pool_bytes = sum(length for length, _ in sequences) * slot_bytes
@@ -244,7 +244,7 @@ class Bench:
 
     def _rope(self, shapes: Shapes, rows: int) -> Measurement:
         heads, kv_heads, head_dim = shapes.heads, shapes.kv_heads, shapes.head_dim
-        inputs, num_blocks = _attention_inputs([(rows, rows)])
+        inputs, num_blocks = attention_inputs([(rows, rows)])
         angles = torch.outer(torch.arange(rows).float(), torch.rand(head_dim // 2))
         sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
         shape = (1, num_blocks, BLOCK_SIZE, kv_heads, head_dim)
@@ -298,7 +298,7 @@ class Bench:
             return output
 
         program = ops.record(forward, rows)
-        step = _attention_inputs([(rows, rows)])[0] if inputs is None else inputs
+        step = attention_inputs([(rows, rows)])[0] if inputs is None else inputs
         out = torch.empty(shape)
         ours = [line.split()[0] == instruction for line in program.describe()]
         program.timed = True
@@ -326,7 +326,7 @@ def _error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def _attention_inputs(sequences: list[tuple[int, int]]) -> tuple[AttentionInputs, int]:
+def attention_inputs(sequences: list[tuple[int, int]]) -> tuple[AttentionInputs, int]:
     """A step of sequences of (length, tokens of it in the step), and the blocks that they take."""
     lengths = torch.tensor([length for length, _ in sequences])
     counts = torch.tensor([count for _, count in sequences])

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pellucid.kernels.interface import AttentionInputs, KVLayer, Matrix, Weight
 from pellucid.kernels.reference import ReferenceOps
-from pellucid.kernels.triton import activation, attention_plan, norm, product, rope
+from pellucid.kernels.triton import activation, attention_plan, dense, norm, product, rope
 from pellucid.kernels.triton.thresholds import Thresholds
-from pellucid.kernels.triton.weights import StackedWeight, pack
+from pellucid.kernels.triton.weights import IntegerWeight, StackedWeight, pack
 from pellucid.kernels.triton_replay import plan_unseen
 
 
@@ -24,7 +24,7 @@ class TritonOps(ReferenceOps):
     name = "triton"
 
     def __init__(self, thresholds: Thresholds | None = None) -> None:
-        self.thresholds = Thresholds.from_environment() if thresholds is None else thresholds
+        self.thresholds = Thresholds.current() if thresholds is None else thresholds
         self.weight_bytes = 0
 
     def pack(self, parts: Sequence[Matrix], dtype: torch.dtype, device: torch.device) -> Weight:
@@ -45,23 +45,47 @@ class TritonOps(ReferenceOps):
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         if not isinstance(weight, StackedWeight):
-            return super().linear(x, weight, bias)
+            return self._dense(x, weight, bias)
         out = torch.empty((len(x), weight.n), dtype=x.dtype, device=x.device)
         begin = 0
         for piece in weight.pieces:
             part = slice(begin, begin + len(piece))
             piece_bias = None if bias is None else bias[part]
             if isinstance(piece, Tensor):
-                out[:, part] = super().linear(x, piece, piece_bias)
+                out[:, part] = self._dense(x, piece, piece_bias)
             else:
-                product.integer_product(x, piece, piece_bias, out[:, part])
+                self._integer(x, piece, piece_bias, out[:, part])
             begin += len(piece)
         return out
 
     def logits(self, x: Tensor, weight: Weight) -> Tensor:
-        if not isinstance(weight, StackedWeight):
+        if isinstance(weight, StackedWeight):
+            (piece,) = weight.pieces  # a head stands alone
+            if isinstance(piece, Tensor):
+                return self.logits(x, piece)
+            out = torch.empty((len(x), len(piece)), dtype=torch.float32, device=x.device)
+            self._integer(x, piece, None, out)
+            return out
+        if x.dtype != weight.dtype or weight.shape[1] < self.thresholds.head:
             return super().logits(x, weight)
-        return self.linear(x.float(), weight)
+        # Products of 16-bit floats are exact in float32, in which they are added.
+        return self._product(x, weight, None, torch.float32)
+
+    def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.dtype != weight.dtype or weight.shape[1] < self.thresholds.dense:
+            return super().linear(x, weight, bias)
+        return self._product(x, weight, bias, x.dtype)
+
+    def _integer(self, x: Tensor, w: IntegerWeight, bias: Tensor | None, out: Tensor) -> None:
+        product.integer_product(x, w, bias, out, self.thresholds.product_rows)
+
+    def _product(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        out = torch.empty((len(x), len(weight)), dtype=dtype, device=x.device)
+        tall = self.thresholds.dense_rows == dense.TALL_ROWS
+        dense.dense_product(x, weight, bias, out, tall)
+        return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if x.shape[-1] < self.thresholds.rms_norm:

@@ -22,7 +22,7 @@ from pellucid.models.base import Model
 from pellucid.runner import device as device_api
 from pellucid.runner.batch import Ints, StepRows
 from pellucid.runner.staging import Staging
-from pellucid.sample.backends import NativeSampler, Sampler, TorchSampler
+from pellucid.sample.backends import NativeSampler, Sampler, TorchSampler, gpu_sampler
 
 if TYPE_CHECKING:
     from pellucid import _native
@@ -115,7 +115,8 @@ class TorchExecutor:
         self._model = model
         self._kv = kv
         self._staging = staging
-        self.sampler: Sampler[Any] = TorchSampler()
+        # Triton's leaves its tokens on the device, where the next step finds them.
+        self.sampler: Sampler[Any] = gpu_sampler() if model.ops.name == "triton" else TorchSampler()
 
     def launch(self, step: StepRows, wanted: Ints) -> Forward:
         return TorchForward(self._model, self.hidden(step, wanted))

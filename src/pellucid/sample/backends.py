@@ -1,6 +1,6 @@
-"""Who does the sampling: torch on any device, or the C++ kernels on a CPU.
+"""Who does the sampling: torch on any device, the C++ kernels on a CPU, or Triton's on a GPU.
 
-Both choose the same token from the same logits and seed, except where rounding decides: where the
+All choose the same token from the same logits and seed, except where rounding decides: where the
 number drawn falls between two tokens, or a logit or a nucleus ends at a bound, within some 1e-6 of
 the row's probability. Each by itself gives a row the same bits whatever other rows there are.
 """
@@ -21,6 +21,7 @@ from pellucid.sample.sampler import SamplingColumns, greedy, sample
 
 if TYPE_CHECKING:
     from pellucid import _native
+    from pellucid.sample.triton.sampler import TritonSampler
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -72,6 +73,13 @@ class TorchSampler:
 
     def logprobs(self, logits: Tensor, token_ids: Ints, num_top: int) -> Logprobs:
         return compute_logprobs(logits, token_ids, num_top)
+
+
+def gpu_sampler() -> TritonSampler:
+    """Triton's kernels, which hand out tensors that may still be computed; needs Triton."""
+    from pellucid.sample.triton.sampler import TritonSampler
+
+    return TritonSampler()
 
 
 class NativeSampler:

@@ -8,6 +8,14 @@ from pellucid.kernels.reference import ReferenceOps
 from tests.triton_interpreter import interpreting
 
 
+@pytest.fixture(scope="package", autouse=True)
+def nothing_measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Thresholds that were measured on this machine do not count here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="package")
 def ops() -> Iterator[ReferenceOps]:
     """The ops of Triton, run by its interpreter."""

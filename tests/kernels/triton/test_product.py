@@ -11,6 +11,7 @@ import torch
 
 from pellucid.kernels.interface import IntegerMatrix
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.kernels.triton.thresholds import Thresholds
 from pellucid.quant.rounding import round_rows
 from tests.kernels.test_reference_ops import random
 
@@ -79,8 +80,8 @@ def test_equals_the_dense_product(
     x, bias = random(rows, k, seed=2, dtype=dtype), random(n, seed=3, dtype=dtype)
     weight = ops.pack([Held(matrix)], dtype, CPU)
     product = x.double() @ torch.from_numpy(matrix.dense()).double().T
-    # The interpreter truncates weights to bfloat16.
-    near = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 0.3}
+    # Nothing but the result is rounded; the interpreter truncates that to bfloat16.
+    near = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 8e-3, "atol": 1e-2}
     found = ops.linear(x, weight, bias)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), product + bias.double(), **near)
@@ -119,3 +120,11 @@ def test_integers_stay_as_small_as_they_are(ops: ReferenceOps) -> None:
     ops.pack([Held(FORMATS["int4"])], torch.float32, CPU)
     padded = 128
     assert ops.weight_bytes - before == 35 * (padded // 2 + 2 * 2 * padded // 32)
+
+
+@pytest.mark.parametrize("height", [32, 64])
+def test_taller_tiles_compute_the_same(ops: ReferenceOps, height: int) -> None:
+    x, parts = random(70, 512, seed=2), [Held(FORMATS["Q4_K"])]
+    tall = type(ops)(Thresholds(product_rows=height))
+    weight = ops.pack(parts, torch.float32, CPU)
+    torch.testing.assert_close(tall.linear(x, weight), ops.linear(x, weight), rtol=1e-5, atol=1e-4)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from pellucid.kernels.dispatch import KernelsUnavailable, select_ops
+from pellucid.kernels.dispatch import KernelsUnavailable, describe, select_ops
 from pellucid.kernels.interface import KVLayer
 from pellucid.kernels.reference import ReferenceOps
-from pellucid.kernels.triton.thresholds import Thresholds
+from pellucid.kernels.triton import thresholds
+from pellucid.kernels.triton.thresholds import Thresholds, origin
 from tests.kernels.test_reference_attention import Case
 from tests.kernels.test_reference_ops import inputs_at, random
 from tests.kernels.triton.test_attention import attend
@@ -28,11 +31,36 @@ def test_thresholds_come_from_the_environment(
     ops: ReferenceOps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, "rms_norm=256, gated=1024")
-    assert Thresholds.from_environment() == Thresholds(rms_norm=256, gated=1024)
+    assert Thresholds.current() == Thresholds(rms_norm=256, gated=1024)
     for wrong in ("softmax=1", "rope", "rope=-1", "rope=x"):
         monkeypatch.setenv(VARIABLE, wrong)
-        with pytest.raises(KernelsUnavailable, match=f"'{wrong}' is not NAME=COLUMNS"):
+        with pytest.raises(KernelsUnavailable, match=f"'{wrong}' is not NAME=NUMBER"):
             select_ops("triton", CPU)
+    monkeypatch.setenv(VARIABLE, "product_rows=20")
+    with pytest.raises(KernelsUnavailable, match="product_rows is 16, 32 or 64"):
+        select_ops("triton", CPU)
+
+
+def test_measured_thresholds_hold_for_this_device_until_the_environment_says_otherwise(
+    ops: ReferenceOps, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "defaults" in origin()
+    path = Thresholds(rms_norm=512, product_rows=32).write()
+    assert path.is_relative_to(tmp_path)
+    assert Thresholds.current() == Thresholds(rms_norm=512, product_rows=32)
+    assert "measured" in origin()
+    monkeypatch.setenv(VARIABLE, "rms_norm=7")
+    assert Thresholds.current() == Thresholds(rms_norm=7, product_rows=32)
+    assert VARIABLE in origin()
+    (line,) = (line for line in describe() if line.name == "triton")
+    assert "rms_norm=7" in line.reason
+    monkeypatch.delenv(VARIABLE)
+    with monkeypatch.context() as patch:  # another GPU, or another version
+        patch.setattr(thresholds, "platform_key", lambda device: "NVIDIA H200, torch 9")
+        assert Thresholds.current() == Thresholds()
+    path.write_text("[1]")
+    assert Thresholds.current() == Thresholds()
 
 
 def test_below_a_threshold_torch_computes(

@@ -41,8 +41,14 @@ def obstacle(device: torch.device) -> str | None:
 
 def about() -> str:
     """What `doctor` says of kernels that run."""
-    how = "in the interpreter" if interpreted() else "not yet measured"
-    return f"ready, {how}; taken only where --kernels triton says so"
+    from pellucid.kernels.triton.thresholds import Thresholds, origin
+
+    how = "in the interpreter" if interpreted() else "not yet run on a GPU"
+    try:
+        thresholds = f"{Thresholds.current()} ({origin()})"
+    except ValueError as error:
+        thresholds = str(error)
+    return f"ready, {how}; taken only where --kernels triton says so; thresholds: {thresholds}"
 
 
 def head_dim_obstacle(head_dim: int) -> str | None:

@@ -1,0 +1,168 @@
+"""Models of known shapes with random weights, made on the device, and engines over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.config import EngineConfig
+from pellucid.engine.ahead import create_core
+from pellucid.engine.core import EngineCore
+from pellucid.kernels.interface import IntegerMatrix
+from pellucid.kernels.measure import Shapes
+from pellucid.kernels.reference import ReferenceOps
+from pellucid.messages import AddRequest, pack_tokens
+from pellucid.models.config import ModelConfig
+from pellucid.models.registry import build_model
+from pellucid.models.shapes import weight_shapes
+from pellucid.runner.torch_runner import TorchRunner
+from pellucid.sampling_params import SamplingParams
+
+LLAMA3_8B = ModelConfig(
+    architecture="llama",
+    vocab_size=128_256,
+    hidden_size=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=14_336,
+    max_position=8192,
+    norm_eps=1e-5,
+    rope_theta=500_000.0,
+)
+QWEN3_06B = ModelConfig(
+    architecture="qwen3",
+    vocab_size=151_936,
+    hidden_size=1024,
+    num_layers=28,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=3072,
+    max_position=40_960,
+    rope_theta=1_000_000.0,
+    tie_embeddings=True,
+    qk_norm=True,
+)
+TINY = ModelConfig(
+    architecture="qwen3",
+    vocab_size=96,
+    hidden_size=64,
+    num_layers=1,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    intermediate_size=96,
+    max_position=256,
+    tie_embeddings=True,
+    qk_norm=True,
+)
+
+
+def shapes_of(config: ModelConfig) -> Shapes:
+    return Shapes(
+        hidden=config.hidden_size,
+        inner=config.intermediate_size,
+        heads=config.num_heads,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        vocab=config.vocab_size,
+    )
+
+
+class DeviceWeights:
+    """Random weights drawn where they are needed; activations stay of order one.
+
+    Args:
+        bits: 4 or 8: matrices are integers with scales, the embedding and the head 8-bit ones.
+    """
+
+    def __init__(self, config: ModelConfig, device: torch.device, bits: int | None = None) -> None:
+        self._shapes = weight_shapes(config)
+        self._device, self._bits = device, bits
+        self._generator = torch.Generator(device=device).manual_seed(0)
+        self._made: dict[tuple[int, int, int], IntegerMatrix] = {}
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
+
+    def get(self, name: str, dtype: torch.dtype) -> Tensor:
+        shape = self._shapes[name]
+        noise = torch.randn(shape, generator=self._generator, device=self._device)
+        if len(shape) == 2:
+            return noise.mul_(shape[-1] ** -0.5).to(dtype)
+        return noise.mul_(0.1).add_(1.0).to(dtype)
+
+    def integers(self, name: str) -> Iterator[IntegerMatrix] | None:
+        """The same numbers for matrices of one shape, each in memory of its own all the same."""
+        shape = self._shapes[name]
+        if self._bits is None or len(shape) != 2:
+            return None
+        n, k = shape
+        bits = 8 if name.endswith(("embed_tokens.weight", "lm_head.weight")) else self._bits
+        if (n, k, bits) not in self._made:
+            rng = np.random.default_rng(n + k)
+            q = rng.integers(0, 1 << bits, (n, k), dtype=np.uint8)
+            scale = np.float32(np.float16(4 / (k**0.5 * (1 << bits))))
+            scales = np.full((n, k // 32), scale, np.float32)
+            self._made[n, k, bits] = IntegerMatrix(q, scales, bits=bits, zero=1 << (bits - 1))
+        return iter([self._made[n, k, bits]])
+
+
+def make_runner(
+    config: ModelConfig,
+    ops: ReferenceOps,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    tokens: int,
+    longest: int,
+    max_num_seqs: int,
+    bits: int | None = None,
+    replayed: bool = False,
+) -> tuple[TorchRunner, EngineConfig]:
+    """A runner over random weights.
+
+    Args:
+        replayed: steps from CUDA graphs, each planned and launched while the one before it runs.
+        tokens: that there is room for in the KV pool.
+        longest: prompt and answer of one sequence.
+    """
+    model = build_model(config, DeviceWeights(config, device, bits), ops, dtype, device)
+    settings = EngineConfig.of(
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        max_num_seqs=max_num_seqs,
+        num_kv_blocks=tokens // 16 + max_num_seqs,
+        max_model_len=min(config.max_position, longest),
+        prefix_caching=False,
+        cuda_graphs=replayed,
+        async_scheduling=replayed,
+    )
+    return TorchRunner(settings, model=model), settings
+
+
+def engine(runner: TorchRunner, settings: EngineConfig, budget: int | None = None) -> EngineCore:
+    """An engine over the runner, whose steps have at most `budget` tokens."""
+    scheduler = settings.scheduler
+    if budget is not None:
+        scheduler = EngineConfig.of(
+            max_num_seqs=scheduler.max_num_seqs,
+            max_num_batched_tokens=budget,
+            async_scheduling=scheduler.async_scheduling,
+        ).scheduler
+    return create_core(runner, settings.cache, scheduler)
+
+
+def request(name: str, prompt: list[int], sampling: SamplingParams) -> AddRequest:
+    return AddRequest(
+        request_id=name,
+        prompt=pack_tokens(prompt),
+        sampling=sampling,
+        arrival_time=time.monotonic(),
+    )

@@ -1,0 +1,146 @@
+"""How fast are the kernels? Beside what this device reached on a copy and on a matrix product."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu import models
+from benchmarks.gpu.context import Context
+from pellucid.kernels.gpu import describe_device
+from pellucid.kernels.gpu_cases import Cases
+from pellucid.kernels.gpu_measure import (
+    GpuLimits,
+    GpuMeasurement,
+    measure_case,
+    measure_limits,
+    measure_norm_by_rows,
+)
+from pellucid.kernels.reference import ReferenceOps
+from pellucid.sample.sampler import SamplingColumns
+
+TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16_384)
+
+
+def machine(context: Context) -> None:
+    """The device, versions, and its limits."""
+    import triton
+
+    context.keep("device", describe_device(context.device))
+    context.keep("versions", {"torch": torch.__version__, "triton": triton.__version__})
+    sizes = {"copy_bytes": 1 << 20, "matrix": 64} if context.tiny else {}
+    context.keep("limits", measure_limits(context.stopwatch(), context.dtype, **sizes))
+
+
+def kernels(context: Context) -> None:
+    """Every op on the shapes of llama3-8b, Triton's and torch's."""
+    shapes = models.shapes_of(models.TINY if context.tiny else models.LLAMA3_8B)
+    rows, length = ([1], 20) if context.tiny else ([1, 16, 256], 2048)
+    watch, cases = context.stopwatch(), Cases(context.device, context.dtype)
+    triton = context.triton(dense=1)
+    context.keep("kernels", [])
+    for case in cases.all(shapes, rows, length):
+        if context.seconds_left < 5:
+            return
+        every = [ops for ops in (triton, ReferenceOps()) if ops is not None]
+        try:
+            for measured in measure_case(watch, case, every):
+                context.keep("kernels", with_share(measured, context.limits))
+        except Exception as error:
+            context.keep("kernels", {"op": case.op, "rows": case.rows, "failed": str(error)[:500]})
+
+
+def by_tokens(context: Context) -> None:
+    """RMSNorm and SwiGLU by the number of tokens, on the shapes of llama3-8b."""
+    hidden, inner = (64, 96) if context.tiny else (4096, 14_336)
+    watch, cases = context.stopwatch(), Cases(context.device, context.dtype)
+    triton = context.triton()
+    if triton is None:
+        return
+    tokens = TOKENS[:2] if context.tiny else TOKENS
+    context.keep("rms_norm", [])
+    for measured in measure_norm_by_rows(watch, cases, hidden, tokens, triton):
+        context.keep("rms_norm", with_share(measured, context.limits))
+    context.keep("silu_mul", [])
+    for count in tokens:
+        for measured in measure_case(watch, cases.gated(count, inner), [triton, ReferenceOps()]):
+            context.keep("silu_mul", with_share(measured, context.limits))
+
+
+def thresholds(context: Context) -> None:
+    """Sizes from which on Triton is faster, and heights of tiles; kept for later."""
+    if context.triton() is None:
+        return
+    from pellucid.kernels.triton.calibrate import Sizes, calibrate
+
+    context.keep("lines", [])
+    sizes = Sizes((1,), (64,), (64,), 70, ((40, 96),), 70) if context.tiny else Sizes()
+    found = calibrate(
+        context.stopwatch(), context.dtype, sizes, lambda line: context.keep("lines", line)
+    )
+    context.keep("thresholds", asdict(found))
+    if not context.tiny:
+        context.keep("written to", str(found.write()))
+
+
+def sampling(context: Context) -> None:
+    """The samplers: the same tokens, and how long they take by the clock, launches included."""
+    from pellucid.sample.backends import TorchSampler, gpu_sampler
+
+    if context.triton() is None:
+        return
+    vocab, batches = (300, (2,)) if context.tiny else (151_936, (1, 32, 256))
+    watch, ours, theirs = context.stopwatch(), gpu_sampler(), TorchSampler()
+    generator = torch.Generator(device=context.device).manual_seed(0)
+    for rows in batches:
+        logits = 3 * torch.randn(rows, vocab, generator=generator, device=context.device)
+        every = np.arange(rows)
+        for name, columns in _settings(rows).items():
+
+            def compare(
+                logits: torch.Tensor = logits,
+                columns: SamplingColumns = columns,
+                every: np.ndarray = every,
+            ) -> dict[str, Any]:
+                tokens, failed = ours.sample(logits, columns, every)
+                alone, _ = ours.sample(logits[-1:].clone(), columns, every[-1:])
+                expected, _ = theirs.sample(logits, columns, every)
+                return {
+                    "differ": int((tokens.cpu().numpy() != expected).sum()),
+                    "failed": int(failed.sum()),
+                    "alone = together": bool((alone == tokens[-1:]).all()),
+                    "triton_seconds": watch.elapsed(lambda: ours.sample(logits, columns, every)),
+                    "torch_seconds": watch.elapsed(lambda: theirs.sample(logits, columns, every)),
+                }
+
+            context.attempt(f"{name}, {rows} rows", compare)
+
+
+def with_share(measured: GpuMeasurement, limits: GpuLimits | None) -> dict[str, Any]:
+    """As JSON has it, with its rates and its share of the limits."""
+    found = asdict(measured)
+    found["gb_per_s"] = measured.bytes / measured.seconds / 1e9
+    found["tflop_per_s"] = measured.operations / measured.seconds / 1e12
+    if limits is not None:
+        found["limit"], found["share"] = measured.share(limits)
+    return found
+
+
+def _settings(rows: int) -> dict[str, SamplingColumns]:
+    def of(temperature: float, top_k: int, top_p: float) -> SamplingColumns:
+        floats = np.ones(rows, np.float32)
+        numbers = np.arange(rows, dtype=np.int64)
+        return SamplingColumns(
+            *(floats * np.float32(temperature), numbers * 0 + top_k, floats * np.float32(top_p)),
+            *(floats * 0, numbers, numbers + 7),
+        )
+
+    return {
+        "greedy": of(0, 0, 1),
+        "temperature": of(1, 0, 1),
+        "top-p 0.9": of(1, 0, 0.9),
+        "top-k 50, top-p 0.9": of(0.8, 50, 0.9),
+    }

@@ -1,0 +1,182 @@
+"""The launches of a step's sampling; see the package for what each of them finds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pellucid.sample.groups import largest
+from pellucid.sample.logprobs import Logprobs
+from pellucid.sample.penalties import Penalties
+from pellucid.sample.sampler import SamplingColumns
+from pellucid.sample.triton import describe, draw, edits
+from pellucid.sample.triton.columns import table_of, to_device
+
+Ints = NDArray[np.int64]
+FEWEST_LANES = 32
+# Products are not contracted with sums, or variants of a kernel could round differently.
+LAUNCH: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """Log probabilities on the device; the chosen token's come first in each row."""
+
+    ids: Tensor  # [n, 1 + k] int64
+    logprobs: Tensor  # [n, 1 + k] float32
+    ranks: Tensor  # [n] int64
+
+    def read(self) -> Logprobs:
+        """Wait for them, and copy them to the host at once."""
+        bits = self.logprobs.view(torch.int32).long()
+        width = bits.shape[1]
+        every = torch.cat((bits, self.ids, self.ranks[:, None]), dim=1).cpu().numpy()
+        logprobs = every[:, :width].astype(np.int32).view(np.float32)
+        return Logprobs(
+            chosen=logprobs[:, 0].copy(),
+            rank=every[:, -1].copy(),
+            top_ids=every[:, width + 1 : -1].copy(),
+            top=logprobs[:, 1:].copy(),
+        )
+
+
+class TritonSampler:
+    """Samples from float32 tensors [n, V] on a GPU.
+
+    Everything is put on torch's current stream, in the order of the calls; but for `logprobs`,
+    which hands out arrays, nothing waits for it.
+    """
+
+    def penalise(self, logits: Tensor, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
+        """See `apply_penalties`: the same bits."""
+        lengths = [len(p.counts.token_ids) for p in penalties]
+        if not sum(lengths):
+            return
+        device = logits.device
+        starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+        ids = np.concatenate([p.counts.token_ids for p in penalties]).astype(np.int32)
+        counts = np.concatenate([p.counts.generated for p in penalties])
+        factors = [(p.repetition, p.frequency, p.presence) for p in penalties]
+        edits.penalty_kernel[(len(lengths), triton.cdiv(max(lengths), edits.BLOCK.value))](
+            _checked(logits),
+            *(to_device(values, device) for values in (ids, counts, starts)),
+            to_device(np.asarray(rows, np.int32), device),
+            to_device(np.asarray(factors, np.float32), device),
+            logits.shape[1],
+            enable_fp_fusion=False,
+        )
+
+    def forbid(self, logits: Tensor, rows: Sequence[int], masks: NDArray[np.uint32]) -> None:
+        """See `apply_bitmask`."""
+        if not len(rows):
+            return
+        device, vocab = logits.device, logits.shape[1]
+        edits.forbid_kernel[(len(rows), triton.cdiv(vocab, edits.BLOCK.value))](
+            _checked(logits),
+            to_device(np.ascontiguousarray(masks).view(np.int32), device),
+            to_device(np.asarray(rows, np.int32), device),
+            masks.shape[1],
+            vocab,
+        )
+
+    def sample(self, logits: Tensor, columns: SamplingColumns, rows: Ints) -> tuple[Tensor, Tensor]:
+        """See `sampler.sample`: int64 and bool tensors, which may still be computed."""
+        n, vocab = logits.shape
+        device = logits.device
+        tokens = torch.empty(n, dtype=torch.int64, device=device)
+        failed = torch.empty(n, dtype=torch.int32, device=device)
+        if n == 0:
+            return tokens, failed.bool()
+        logits = _aligned(logits)
+        host_table, wanted = table_of(columns, rows, vocab)
+        table = to_device(host_table, device)
+        parts, lanes = _parts(vocab)
+        peaks = torch.empty((n, parts), dtype=torch.float32, device=device)
+        places = torch.empty((n, parts), dtype=torch.int32, device=device)
+        draw.scan_kernel[(n, parts)](logits, peaks, places, vocab, PARTS=parts, **LAUNCH)
+        floors = masses = None
+        if wanted.drawn:
+            floors = torch.empty(n, dtype=torch.float32, device=device)
+            masses = torch.empty((n, parts), dtype=torch.float64, device=device)
+            counts, state = self._select(logits, table) if wanted.top_k else (None, None)
+            draw.weigh_kernel[(n, parts)](
+                *(logits, table, peaks, counts, state, floors, masses, vocab),
+                TOP_KS=wanted.top_k,
+                PARTS=parts,
+                LANES=lanes,
+                **LAUNCH,
+            )
+        draw.draw_kernel[(n,)](
+            *(logits, table, peaks, places, floors, masses, tokens, failed, vocab),
+            DRAWN=wanted.drawn,
+            NUCLEUS=wanted.nucleus,
+            PARTS=parts,
+            LANES=lanes,
+            **LAUNCH,
+        )
+        return tokens, failed.bool()
+
+    def logprobs(self, logits: Tensor, token_ids: Ints, num_top: int) -> Logprobs:
+        return self.describe(logits, to_device(token_ids, logits.device), num_top).read()
+
+    def describe(self, logits: Tensor, token_ids: Tensor, num_top: int) -> Described:
+        """Start on the log probabilities of tokens [n] on the device; see `compute_logprobs`."""
+        n, vocab = logits.shape
+        device = logits.device
+        logits = _aligned(logits)
+        parts, lanes = _parts(vocab)
+        peaks = torch.empty((n, parts), dtype=torch.float32, device=device)
+        sums = torch.empty((n, parts), dtype=torch.float64, device=device)
+        likelier = torch.empty((n, parts), dtype=torch.int32, device=device)
+        normalisers = torch.empty(n, dtype=torch.float64, device=device)
+        ranks = torch.empty(n, dtype=torch.int64, device=device)
+        if n:
+            describe.describe_parts_kernel[(n, parts)](
+                *(logits, token_ids, peaks, sums, likelier, vocab), PARTS=parts, **LAUNCH
+            )
+            describe.describe_rows_kernel[(n,)](
+                *(peaks, sums, likelier, normalisers, ranks), PARTS=parts, LANES=lanes, **LAUNCH
+            )
+        ids = torch.cat((token_ids[:, None], largest(logits, min(num_top, vocab))), dim=1)
+        found = logits.gather(1, ids).double() - normalisers[:, None]
+        return Described(ids, found.float(), ranks)
+
+    def _select(self, logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """The digits of each row's k-th largest logit, counted."""
+        n, vocab = logits.shape
+        parts, lanes = _parts(vocab)
+        digits, bins = draw.DIGITS.value, draw.BINS.value
+        counts = torch.empty((n, digits, parts, bins), dtype=torch.int32, device=logits.device)
+        state = torch.empty((n, digits, 2), dtype=torch.int32, device=logits.device)
+        for digit in range(digits):
+            draw.digit_kernel[(n, parts)](
+                *(logits, table, counts, state, vocab),
+                DIGIT=digit,
+                PARTS=parts,
+                LANES=lanes,
+                **LAUNCH,
+            )
+        return counts, state
+
+
+def _parts(vocab: int) -> tuple[int, int]:
+    parts = triton.cdiv(vocab, draw.PART.value)
+    return parts, max(FEWEST_LANES, triton.next_power_of_2(parts))
+
+
+def _checked(logits: Tensor) -> Tensor:
+    if logits.dtype != torch.float32 or logits.dim() != 2 or not logits.is_contiguous():
+        kind = f"{logits.dtype} {list(logits.shape)}"
+        raise ValueError(f"logits must be dense float32 [n, V], not {kind}")
+    return logits
+
+
+def _aligned(logits: Tensor) -> Tensor:
+    """The logits where every step's would lie: alignment decides about the variant of a kernel."""
+    logits = _checked(logits.contiguous())
+    return logits if logits.data_ptr() % 16 == 0 else logits.clone()

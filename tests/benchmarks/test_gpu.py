@@ -1,0 +1,88 @@
+"""The script for a GPU, tried out on the CPU: every stage runs, and a failure stays its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.wholes import workload
+
+
+def run(folder: Path, *options: str, interpret: bool) -> dict[str, Any]:
+    environment = os.environ | {"TRITON_INTERPRET": "1"} if interpret else os.environ
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny"]
+    command += ["--out", str(folder), *options]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert "limits: copy" in done.stdout
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_whole_models_run_on_the_reference(tmp_path: Path) -> None:
+    report = run(tmp_path, "--only", "machine,invariance,decode,nano_vllm", interpret=False)
+    assert {stage["state"] for stage in report.values() if isinstance(stage, dict)} == {"done"}
+    assert report["machine"]["found"]["limits"]["memory"] > 0
+    same = report["invariance"]["found"]["reference"]
+    assert same["alone = together"]
+    assert same["chunked = together"]
+    assert same["values compared"] == 12
+    assert report["decode"]["found"]["bfloat16, torch"]["share_of_copy"] > 0
+    nano = report["nano_vllm"]["found"]["torch"]
+    assert nano["finished"]
+    assert nano["output_tokens"] == nano["of"]
+
+
+@pytest.mark.slow
+def test_kernels_are_checked_and_timed_in_the_interpreter(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: pip install 'pellucid[gpu]'")
+    report = run(tmp_path, "--only", "machine,checks,sampling,by_tokens", interpret=True)
+    assert {stage["state"] for stage in report.values() if isinstance(stage, dict)} == {"done"}
+    checks = report["checks"]["found"]
+    errors = {name: found for name, found in checks.items() if "float32" in name}
+    assert {name for name, found in errors.items() if "failed" in found} == set()
+    del errors["rows alone torch.float32"]  # numpy's products depend on a row's place
+    assert all(found["ok"] for found in errors.values())
+    assert any("prompt attention" in name for name in errors)
+    assert all(found["differ"] == 0 for found in report["sampling"]["found"].values())
+    kernels = {line["kernels"] for line in report["by_tokens"]["found"]["rms_norm"]}
+    assert kernels == {"triton", "torch", "torch fused"}
+
+
+def test_what_was_found_before_a_failure_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    context = Context(torch.device("cpu"), True, time.monotonic() + 60, path)
+    context.keep("list", [])
+    context.keep("list", 1)
+    context.attempt("quotient", lambda: 1 // 0)
+    context.attempt("sum", lambda: 1 + 1)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["list"] == [1]
+    assert found["quotient"]["failed"].startswith("ZeroDivisionError")
+    assert found["sum"] == 2
+
+
+def test_the_workload_is_that_of_the_published_numbers() -> None:
+    prompts, answers = workload(151_936)
+    assert sum(answers) == 133_966
+    assert len(prompts) == 256
+    assert max(map(max, prompts)) <= 10_000
+
+
+def test_it_needs_few_packages() -> None:
+    """So that it runs from source on a bare PyTorch machine, where none of the others are."""
+    absent = {"fastapi", "gguf", "huggingface_hub", "jinja2", "llguidance", "prometheus_client"}
+    absent |= {"psutil", "yaml", "rich", "typer", "uvicorn", "transformers", "matplotlib"}
+    absent |= {"pellucid._native"}
+    statement = f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
+    statement += (
+        "from benchmarks.gpu import checks, models, others, pictures, speeds, summary, wholes"
+    )
+    subprocess.run([sys.executable, "-c", statement], check=True)

@@ -1,0 +1,155 @@
+"""Compiles every kernel for an H100 or H200 (sm_90) without a GPU: `python -m ...compiling`.
+
+Ops are called as they are on a GPU, on small tensors of the CPU's; each launch compiles the variant
+of the kernel that it would run, and runs nothing. It prints a line for each: the kernel, its shared
+memory in bytes, and which instructions of the tensor cores it has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+SM_90 = GPUTarget("cuda", 90, 32)
+TENSOR_CORE = re.compile(r"(wgmma\.mma_async|mma)\.sync\.aligned\.m\d+n\d+k\d+")
+
+
+@dataclass
+class Compiled:
+    """One variant of a kernel."""
+
+    name: str
+    shared: int  # bytes
+    instructions: set[str]
+
+
+@dataclass
+class Compiler:
+    """Stands in for the driver of a GPU, and for launches."""
+
+    variants: dict[str, Compiled] = field(default_factory=dict)  # by the hash of what was compiled
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return SM_90
+
+    def launcher(self, kernel: JITFunction, grid: Any) -> Callable[..., None]:
+        def compile_only(*args: Any, **options: Any) -> None:
+            found = kernel.run(*args, grid=grid, warmup=True, **options)
+            instructions = {match.group() for match in TENSOR_CORE.finditer(found.asm["ptx"])}
+            self.variants[found.hash] = Compiled(
+                kernel.__name__, found.metadata.shared, instructions
+            )
+
+        return compile_only
+
+
+def compile_all() -> Iterator[Compiled]:
+    """Every variant that the ops and the sampler launch on the shapes below."""
+    compiler = Compiler()
+    triton.runtime.driver.set_active(compiler)
+    launch = lambda kernel, grid: compiler.launcher(kernel, grid)  # noqa: E731 - so that it is a method
+    JITFunction.__getitem__ = launch  # type: ignore[method-assign]
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        _ops(dtype)
+    _sampler()
+    yield from compiler.variants.values()
+
+
+def _ops(dtype: torch.dtype) -> None:
+    from pellucid.kernels.interface import KVLayer, allocate_kv
+    from pellucid.kernels.triton.thresholds import Thresholds
+    from pellucid.kernels.triton_ops import TritonOps
+    from pellucid.quant.rounding import round_rows
+    from tests.kernels.test_reference_ops import inputs_at
+    from tests.kernels.triton.test_product import FORMATS, Held
+
+    cpu = torch.device("cpu")
+    ops = TritonOps(Thresholds(dense=1))
+    tall = TritonOps(Thresholds(dense=1, product_rows=32, dense_rows=128))
+    hidden, heads, kv_heads, head_dim = 256, 8, 2, 128
+    x, norm = torch.ones(20, hidden, dtype=dtype), torch.ones(hidden)
+    ops.rms_norm(x, norm, 1e-6)
+    ops.add_rms_norm(x, x, norm, 1e-6)
+    ops.silu_mul(x)
+    ops.gelu_mul(x, True)
+    ops.gelu_mul(x, False)
+    rounded = (round_rows(np.ones((64, hidden), np.float32), bits) for bits in (4, 8))
+    for matrix in (*rounded, FORMATS["Q6_K"]):
+        weight = ops.pack([Held(matrix)], dtype, cpu)
+        ops.linear(x[:1], weight)
+        tall.linear(x, weight)
+        ops.logits(x[:1], weight)
+    wide = torch.ones(200, 4096, dtype=dtype)
+    float_weight = torch.ones(300, 4096, dtype=dtype)
+    for rows in (1, 65):
+        ops.linear(wide[:rows], float_weight, float_weight[:, 0].contiguous())
+        tall.linear(wide[:rows], float_weight)
+        ops.logits(wide[:rows], float_weight)
+    angles = torch.ones(64, head_dim // 2)
+    q, k = (
+        torch.ones(20, heads, head_dim, dtype=dtype),
+        torch.ones(20, kv_heads, head_dim, dtype=dtype),
+    )
+    for kv_dtype in (dtype, torch.int8):
+        pool: KVLayer = allocate_kv(1, 40, 16, kv_heads, head_dim, kv_dtype, cpu)[0]
+        inputs = inputs_at(list(range(20)), list(range(20)))
+        ops.rope_and_write_kv(q, k, k, angles, angles, inputs, pool)
+        for chunk in (inputs, _decoding()):
+            for window, softcap in ((None, None), (30, 5.0)):
+                rows = len(chunk.positions)
+                chunk.plan = ops.plan_attention(chunk, pool, heads, [window])
+                ops.paged_attention(q[:rows], pool, chunk, 0.1, window, softcap)
+
+
+def _decoding() -> Any:
+    """Two sequences with a token each, one of them in its second partition."""
+    from tests.kernels.paged import Pool
+
+    pool = Pool(16, 40)
+    return pool.inputs([(pool.add_sequence(300), 299, 1), (pool.add_sequence(20), 19, 1)])
+
+
+def _sampler() -> None:
+    from pellucid.sample.penalties import Penalties, TokenCounts
+    from pellucid.sample.sampler import SamplingColumns
+    from pellucid.sample.triton.sampler import TritonSampler
+
+    sampler = TritonSampler()
+    for vocab in (32_000, 151_936, 256_001):
+        logits = torch.zeros(2, vocab)
+        sampler.penalise(logits, [1], [Penalties(TokenCounts([1], [2]), 1.1, 0.1, 0.1)])
+        sampler.forbid(logits, [1], np.zeros((1, -(-vocab // 32)), np.uint32))
+        sampler.describe(logits, torch.zeros(2, dtype=torch.int64), 5)
+        for temperature, top_k, top_p in (
+            (0, 0, 1),
+            (1, 0, 1),
+            (1, 50, 1),
+            (1, 0, 0.9),
+            (1, 9, 0.9),
+        ):
+            every = np.ones(2)
+            columns = SamplingColumns(
+                *((every * temperature).astype(np.float32), (every * top_k).astype(np.int64)),
+                *((every * top_p).astype(np.float32), np.zeros(2, np.float32)),
+                *(np.zeros(2, np.int64), np.zeros(2, np.int64)),
+            )
+            sampler.sample(logits, columns, np.arange(2))
+
+
+if __name__ == "__main__":
+    for variant in compile_all():
+        print(variant.name, variant.shared, *sorted(variant.instructions))

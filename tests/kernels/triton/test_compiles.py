@@ -1,0 +1,28 @@
+"""Every kernel compiles for a GPU that is not here, and multiplies with its tensor cores."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_sm_90() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: pip install 'pellucid[gpu]'")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.triton.compiling"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    instructions = defaultdict(set)
+    for line in done.stdout.splitlines():
+        name, shared, *found = line.split()
+        assert int(shared) <= 227 << 10  # what a block may have on this GPU
+        instructions[name].update(found)
+    assert {"rope_and_write_kv_kernel", "draw_kernel", "digit_kernel"} <= instructions.keys()
+    # One instruction each, whatever the height of a tile: that is why bits should be the same.
+    for name in ("attention_kernel", "integer_product_kernel"):
+        assert instructions[name] == {"mma.sync.aligned.m16n8k16"}
+    assert instructions["dense_kernel"] == {"wgmma.mma_async.sync.aligned.m64n128k16"}
