@@ -79,6 +79,7 @@ def run() -> list[dict[str, tuple[str, int]]]:
             cells[chunk.request_id] = (kind, chunk.num_tokens)
         steps.append(cells)
         if plan.chunks:
+            scheduler.begin(plan)
             scheduler.update(plan, engine.runner.execute(plan).result(), 0.0)
     return steps
 

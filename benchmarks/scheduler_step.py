@@ -56,6 +56,7 @@ def measure(policy: str) -> dict[str, Summary | None]:
         plan_seconds.append(time.perf_counter() - begin)
         result = engine.runner.execute(plan).result()
         begin = time.perf_counter()
+        engine.scheduler.begin(plan)
         engine.scheduler.update(plan, result, time.monotonic())
         update_seconds.append(time.perf_counter() - begin)
     both = [a + b for a, b in zip(plan_seconds, update_seconds, strict=True)]

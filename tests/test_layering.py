@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -175,3 +176,49 @@ def test_the_engine_needs_torch_and_four_small_packages_only() -> None:
     statement = f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
     statement += "import pellucid.runner.torch_runner, pellucid.engine.core, pellucid.load.weights"
     loaded_by(statement, set())
+
+
+# A bare PyTorch machine: what is there beside the standard library, and what torch itself brings.
+BARE = {"pellucid", "benchmarks", "torch", "numpy", "safetensors", "tokenizers", "msgspec"}
+BARE |= {"filelock", "fsspec", "functorch", "mpmath", "networkx", "sympy", "torchgen"}
+BARE |= {"typing_extensions"}
+ON_A_BARE_MACHINE = f"""
+import runpy, sys
+PRESENT = {sorted(BARE)} + list(sys.stdlib_module_names)
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pellucid._native" or name.partition(".")[0] not in PRESENT:
+            raise ModuleNotFoundError("there is no " + name + " here", name=name)
+sys.meta_path.insert(0, Nothing())
+runpy.run_module("benchmarks.offline", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("ahead", ["true", "false"])
+def test_the_engine_generates_from_source_on_a_bare_machine(ahead: str) -> None:
+    arguments = ["--shape", "tiny", "device=cpu", "max_model_len=128", "num_prompts=2"]
+    arguments += ["input_len=20", "output_len=4", f"async_scheduling={ahead}"]
+    found = subprocess.run(
+        [sys.executable, "-c", ON_A_BARE_MACHINE, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT.parents[1],
+        env={"PATH": "/usr/bin", "PYTHONPATH": str(ROOT.parent)},
+    )
+    assert found.returncode == 0, found.stderr
+    report = json.loads(found.stdout)
+    assert report["output_tokens"] == 2 * 4
+    assert report["engine"]["kernels"] == "reference"
+
+
+def test_only_the_runners_device_module_knows_cuda() -> None:
+    knows = {"pellucid.runner.device", "pellucid.bench.machine"}  # the latter names the GPU
+    knows.add("pellucid.kernels.gpu")  # measures kernels, which know nothing of runners
+    wrong = [
+        name
+        for name, tree in modules()
+        if name not in knows
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.cuda")
+    ]
+    assert wrong == []

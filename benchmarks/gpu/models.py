@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.config import EngineConfig
+from pellucid.engine.ahead import create_core
 from pellucid.engine.core import EngineCore
 from pellucid.kernels.interface import IntegerMatrix
 from pellucid.kernels.measure import Shapes
@@ -123,10 +124,12 @@ def make_runner(
     longest: int,
     max_num_seqs: int,
     bits: int | None = None,
+    replayed: bool = False,
 ) -> tuple[TorchRunner, EngineConfig]:
     """A runner over random weights.
 
     Args:
+        replayed: steps from CUDA graphs, each planned and launched while the one before it runs.
         tokens: that there is room for in the KV pool.
         longest: prompt and answer of one sequence.
     """
@@ -138,6 +141,8 @@ def make_runner(
         num_kv_blocks=tokens // 16 + max_num_seqs,
         max_model_len=min(config.max_position, longest),
         prefix_caching=False,
+        cuda_graphs=replayed,
+        async_scheduling=replayed,
     )
     return TorchRunner(settings, model=model), settings
 
@@ -147,9 +152,11 @@ def engine(runner: TorchRunner, settings: EngineConfig, budget: int | None = Non
     scheduler = settings.scheduler
     if budget is not None:
         scheduler = EngineConfig.of(
-            max_num_seqs=scheduler.max_num_seqs, max_num_batched_tokens=budget
+            max_num_seqs=scheduler.max_num_seqs,
+            max_num_batched_tokens=budget,
+            async_scheduling=scheduler.async_scheduling,
         ).scheduler
-    return EngineCore(runner, settings.cache, scheduler)
+    return create_core(runner, settings.cache, scheduler)
 
 
 def request(name: str, prompt: list[int], sampling: SamplingParams) -> AddRequest:

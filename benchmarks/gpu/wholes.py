@@ -24,19 +24,21 @@ LARGEST_ID = 10_000
 def decode(context: Context) -> None:
     """llama3-8b's shape at batch 1: what of the memory's speed is left, in 16 and in 4 bits."""
     config = models.TINY if context.tiny else models.LLAMA3_8B
-    every: list[tuple[str, ReferenceOps | None, int | None]] = [
-        ("bfloat16, torch", ReferenceOps(), None),
-        ("bfloat16, triton", context.triton(), None),
-        ("int4, triton", context.triton(), 4),
-        ("bfloat16, triton, float weights too", context.triton(dense=1), None),
+    every: list[tuple[str, ReferenceOps | None, int | None, bool]] = [
+        ("bfloat16, torch", ReferenceOps(), None, False),
+        ("bfloat16, triton", context.triton(), None, False),
+        ("bfloat16, triton, replayed", context.triton(), None, True),
+        ("int4, triton", context.triton(), 4, False),
+        ("int4, triton, replayed", context.triton(), 4, True),
+        ("bfloat16, triton, float weights too", context.triton(dense=1), None, False),
     ]
-    for name, ops, bits in every:
+    for name, ops, bits, replayed in every:
         if ops is not None and context.seconds_left > 10:
-            context.attempt(name, _decoding(context, config, ops, bits))
+            context.attempt(name, _decoding(context, config, ops, bits, replayed))
 
 
 def _decoding(
-    context: Context, config: ModelConfig, ops: ReferenceOps, bits: int | None
+    context: Context, config: ModelConfig, ops: ReferenceOps, bits: int | None, replayed: bool
 ) -> Callable[[], dict[str, Any]]:
     def run() -> dict[str, Any]:
         runner, settings = models.make_runner(
@@ -48,6 +50,7 @@ def _decoding(
             longest=256,
             max_num_seqs=4,
             bits=bits,
+            replayed=replayed,
         )
         core = models.engine(runner, settings)
         length = 4 if context.tiny else 64
@@ -69,6 +72,7 @@ def nano_vllm(context: Context) -> None:
     """nano-vllm's benchmark: 256 requests at once, lengths 100 to 1,024, end tokens ignored."""
     config = models.TINY if context.tiny else models.QWEN3_06B
     every: dict[str, ReferenceOps | None] = {
+        "triton, replayed": context.triton(),
         "triton": context.triton(),
         "torch": ReferenceOps(),
         "triton, float weights too": context.triton(dense=1),
@@ -76,11 +80,17 @@ def nano_vllm(context: Context) -> None:
     share = context.seconds_left / len(every)
     for name, ops in every.items():
         if ops is not None:
-            context.attempt(name, lambda ops=ops: _all_at_once(context, config, ops, share))
+            replayed = name.endswith("replayed")
+            context.attempt(
+                name,
+                lambda ops=ops, replayed=replayed: _all_at_once(
+                    context, config, ops, share, replayed
+                ),
+            )
 
 
 def _all_at_once(
-    context: Context, config: ModelConfig, ops: ReferenceOps, seconds: float
+    context: Context, config: ModelConfig, ops: ReferenceOps, seconds: float, replayed: bool
 ) -> dict[str, Any]:
     end = time.monotonic() + seconds
     prompts, answers = workload(config.vocab_size, tiny=context.tiny)
@@ -90,6 +100,7 @@ def _all_at_once(
         tokens=tokens,
         longest=max(map(len, prompts)) + max(answers),
         max_num_seqs=len(prompts),
+        replayed=replayed,
     )
     core = models.engine(runner, settings)
     warm = SamplingParams(temperature=0.6, ignore_eos=True, max_tokens=4, seed=0)

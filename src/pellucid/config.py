@@ -102,6 +102,10 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             "CPU, 2048 on a GPU, and at least twice --max-num-seqs."
         ),
     ] = None
+    async_scheduling: Annotated[
+        bool,
+        _about("Plan and launch each step while the one before it still runs, which a GPU allows."),
+    ] = False
     max_chunk_tokens: Annotated[
         int,
         _about("Most prompt tokens of one request in one step, so that others keep moving.", ge=1),
@@ -148,6 +152,14 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Literal["auto", "reference", "native", "triton"],
         _about("Implementation of the ops; auto takes the fastest that this machine has."),
     ] = "auto"
+    cuda_graphs: Annotated[
+        bool,
+        _about("Replay steps that only decode from CUDA graphs; nothing to do without a GPU."),
+    ] = False
+    torch_compile: Annotated[
+        bool,
+        _about("Let torch.compile fuse norms, rotations and activations where no kernel does."),
+    ] = False
     threads: Annotated[
         Threads | None, _about("Compute threads; all physical cores by default.")
     ] = None

@@ -176,3 +176,33 @@ def test_throughput_of_the_real_model(
     report = json.loads(file.read_text())
     assert (report["prompt_tokens"], report["output_tokens"]) == (32, 6)
     assert report["weight_gb_per_s"] > 0
+
+
+def test_throughput_of_random_weights_needs_no_model(pellucid: Pellucid, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    outcome = pellucid(
+        *("bench", "throughput", "--random-weights", "--shape", "tiny", "--device", "cpu"),
+        *("--num-prompts", "2", "--input-len", "16", "--output-len", "3", "--json", str(file)),
+        *("--quantization", "int8", "--max-model-len", "64", "--cache-dir", str(tmp_path / "none")),
+    )
+    assert outcome.code == 0, outcome.err
+    report = json.loads(file.read_text())
+    assert report["output_tokens"] == 6
+    assert report["engine"]["model"] == "tiny, random weights"
+    assert report["random"] == {"random_weights": True, "shape": "tiny"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--shape", "tiny"], "needs --random-weights"),
+        (["--random-weights", "--shape", "gpt9"], "none of tiny"),
+        (["--random-weights", "--runner", "fake"], "--random-weights is for --runner torch"),
+    ],
+)
+def test_random_weights_that_cannot_be_are_told(
+    pellucid: Pellucid, flags: list[str], complaint: str
+) -> None:
+    outcome = pellucid("bench", "throughput", *flags)
+    assert outcome.code != 0
+    assert complaint in " ".join(outcome.err.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pellucid.config import CacheSettings, SchedulerSettings
+from pellucid.engine.ahead import create_core
 from pellucid.engine.core import EngineCore
 from pellucid.engine.request import Request
 from pellucid.messages import AddRequest, TokenDelta, pack_tokens
@@ -36,7 +37,7 @@ def request(request_id: str, prompt: list[int], **fields: Any) -> Request:
 def core(
     *, num_blocks: int = 64, block_size: int = 4, prefix_caching: bool = True, **scheduler: Any
 ) -> EngineCore:
-    return EngineCore(
+    return create_core(
         FakeRunner(num_blocks=num_blocks, block_size=block_size),
         CacheSettings(prefix_caching=prefix_caching),
         SchedulerSettings(**scheduler),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from pellucid.config import CacheSettings, SchedulerSettings
+from pellucid.engine.ahead import create_core
 from pellucid.engine.core import EngineCore
 from pellucid.grammar import source
 from pellucid.grammar.compiler import Grammar, GrammarCompiler
@@ -24,12 +25,13 @@ VOCABULARY = Vocabulary(
 )
 
 
-@pytest.fixture
-def core() -> EngineCore:
+@pytest.fixture(params=[False, True], ids=["plain", "ahead"])
+def core(request: pytest.FixtureRequest) -> EngineCore:
     runner = FakeRunner(
         vocab_size=len(TOKENS), eos_token_ids=(EOS,), answer_vocab=range(256), num_blocks=64
     )
-    return EngineCore(runner, CacheSettings(), SchedulerSettings())
+    settings = SchedulerSettings(async_scheduling=request.param)
+    return create_core(runner, CacheSettings(), settings)
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ def test_budget_and_chunk_limit_hold_in_every_step_and_decodes_go_first() -> Non
         assert all(chunk.num_tokens <= 8 for chunk in plan.chunks)
         assert plan.chunks[0].request_id == "short" or "short" not in engine.scheduler.requests
         sizes.append(len(plan.chunks))
+        engine.scheduler.begin(plan)
         engine.scheduler.update(plan, engine.runner.execute(plan).result(), 0.0)
     assert 2 in sizes  # the stream went on while the long prompt was computed
 
@@ -187,6 +188,7 @@ def test_two_runs_of_the_same_requests_take_the_same_steps() -> None:
         while engine.scheduler.requests:
             plan = engine.scheduler.schedule(0.0)
             steps.append([(c.request_id, c.start, c.num_tokens) for c in plan.chunks])
+            engine.scheduler.begin(plan)
             engine.scheduler.update(plan, engine.runner.execute(plan).result(), 0.0)
         return steps
 
@@ -214,6 +216,7 @@ def test_nobody_is_admitted_in_a_step_that_preempted() -> None:
         if engine.scheduler.counters.preemptions > before:
             preempting_steps += 1
             assert plan.new_rows == []
+        engine.scheduler.begin(plan)
         engine.scheduler.update(plan, engine.runner.execute(plan).result(), 0.0)
     assert preempting_steps > 0
 

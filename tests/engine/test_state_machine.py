@@ -18,7 +18,10 @@ PROMPTS = st.lists(st.integers(5, 7), min_size=1, max_size=30)
 
 
 class EngineLife(RuleBasedStateMachine):
+    """Of the plain loop, and with `ahead` of the one that plans ahead."""
+
     engine: EngineCore
+    ahead = False
 
     @initialize(
         num_blocks=st.integers(12, 40),
@@ -46,6 +49,7 @@ class EngineLife(RuleBasedStateMachine):
             max_num_batched_tokens=budget,
             max_chunk_tokens=chunk,
             policy=policy,
+            async_scheduling=self.ahead,
         )
         self.budget = budget
         self.count = 0
@@ -112,6 +116,9 @@ class EngineLife(RuleBasedStateMachine):
         if listening != self.listening or detail != self.detail:
             self.replay: Replay | None = None  # until the first snapshot
         self.listening, self.detail = listening, detail
+        if self.engine.is_between_steps:
+            return
+        self._take(self.engine.step().deltas)  # who listens begins behind the step under way
 
     @rule(times=st.integers(1, 6))
     def step(self, times: int) -> None:
@@ -147,7 +154,8 @@ class EngineLife(RuleBasedStateMachine):
             assert step.snapshot is not None
             self.replay = Replay()
         self.replay.apply(step)
-        self.replay.check(self.engine, step, detail=self.detail)
+        if self.engine.is_between_steps:
+            self.replay.check(self.engine, step, detail=self.detail)
 
     @invariant()
     def blocks_and_queues_agree(self) -> None:
@@ -164,5 +172,11 @@ class EngineLife(RuleBasedStateMachine):
         assert self.engine.scheduler.kv.num_used == 0
 
 
-EngineLife.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+class EngineLifeAhead(EngineLife):
+    ahead = True
+
+
+EngineLife.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 TestEngineLife = EngineLife.TestCase
+EngineLifeAhead.TestCase.settings = EngineLife.TestCase.settings
+TestEngineLifeAhead = EngineLifeAhead.TestCase

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from pellucid.runner.base import Chunk, NewRow
-from pellucid.runner.batch import Batch
+from pellucid.runner.batch import UNKNOWN, Batch
 from pellucid.sampling_params import SamplingParams
 
 BLOCK = 4
@@ -68,24 +67,6 @@ def test_a_step_of_prompts_chunks_and_decodes(batch):
     assert triples(batch.gather(third)) == expected_step(third, tokens, tables)
 
 
-def test_device_inputs_describe_the_step(batch):
-    batch.add(new_row("a", [1, 2, 3, 4, 5, 6]))
-    batch.add(new_row("b", [7, 8]))
-    batch.gather([Chunk("a", 0, 4, False, [5, 6])])
-    chunks = [Chunk("a", 4, 2, True, []), Chunk("b", 0, 2, True, [3])]
-    token_ids, inputs = batch.gather(chunks).to_device(torch.device("cpu"))
-    assert token_ids.dtype == torch.int64
-    assert token_ids.tolist() == [5, 6, 7, 8]
-    assert inputs.positions.tolist() == [4, 5, 0, 1]
-    assert inputs.slot_mapping.tolist() == [24, 25, 12, 13]
-    assert inputs.query_start.tolist() == [0, 2, 4]
-    assert inputs.seq_lens.tolist() == inputs.seq_lens_list == [6, 2]
-    assert inputs.query_lens_list == [2, 2]
-    assert inputs.block_tables.tolist() == [[5, 6], [3, 0]]
-    kinds = (inputs.positions, inputs.slot_mapping, inputs.block_tables, inputs.seq_lens)
-    assert [t.dtype for t in kinds] == [torch.int64, torch.int64, torch.int32, torch.int32]
-
-
 def test_rows_are_reused_and_leave_nothing_behind(batch):
     for name in "abc":
         batch.add(new_row(name, [1] * 30))
@@ -126,3 +107,15 @@ def test_an_empty_step_is_empty(batch):
     step = batch.gather([])
     assert triples(step) == []
     assert step.query_start.tolist() == [0]
+
+
+def test_tokens_are_filled_in_later_unless_the_row_changed_hands(batch):
+    rows = np.array([batch.add(new_row("a", [1])), batch.add(new_row("b", [2, 3]))])
+    places = batch.num_tokens[rows]
+    batch.append(rows, np.array([UNKNOWN, UNKNOWN]))
+    batch.drop("b")
+    other = batch.add(new_row("c", [4, 5, 6]))
+    assert other == rows[1]
+    batch.fill(rows, places, np.array([7, 8]))
+    assert batch.known_tokens(rows[0]).tolist() == [1, 7]
+    assert batch.known_tokens(other).tolist() == [4, 5, 6]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -71,3 +75,81 @@ def test_a_gpu_that_is_not_here_is_named(monkeypatch):
     with pytest.raises(ConfigError, match="cuda:1") as caught:
         device.pick_device("cuda:1")
     assert caught.value.param == "device"
+
+
+def test_memory_of_a_gpu_is_what_is_free_once_the_allocator_gave_back(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("emptied"))
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda _: (calls.append("asked"), (7 << 30, 9 << 30))[1]
+    )
+    assert device.available_memory(torch.device("cuda")) == 7 << 30
+    assert calls == ["emptied", "asked"]
+
+
+def test_memory_is_told_without_psutil(groups, monkeypatch) -> None:
+    found = device.available_memory(CPU)
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert abs(device.available_memory(CPU) - found) < found
+    assert device.resident_memory() == 0
+
+
+def test_what_is_fetched_arrives_as_arrays() -> None:
+    ids, failed = device.Fetched([torch.tensor([3, 1]), torch.tensor([True, False])]).wait()
+    assert (ids.tolist(), failed.tolist()) == ([3, 1], [True, False])
+
+
+def test_only_a_gpu_records() -> None:
+    assert device.graph_recorder(CPU) is None
+
+
+class FakeCuda:
+    """Notes what is asked of `torch.cuda`, and what runs meanwhile."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.inside: list[str] = []
+
+    def within(self, name: str) -> AbstractContextManager[None]:
+        @contextmanager
+        def entered() -> Iterator[None]:
+            self.inside.append(name)
+            yield
+            self.inside.remove(name)
+
+        return entered()
+
+    def graph(self, graph: object, **how: object) -> AbstractContextManager[None]:
+        return self.within(f"capture {how['pool']} {how['stream']}")
+
+    def stream_named(self, name: str) -> SimpleNamespace:
+        return FakeStream(self, name)
+
+
+class FakeStream(SimpleNamespace):
+    def __init__(self, cuda: FakeCuda, name: str) -> None:
+        super().__init__(wait_stream=lambda other: cuda.notes.append(f"{name} waits for {other}"))
+        self.label = name
+
+    def __str__(self) -> str:
+        return str(self.label)
+
+
+def test_graphs_are_recorded_after_a_first_run_on_the_same_stream_and_pool(monkeypatch) -> None:
+    cuda = FakeCuda()
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: cuda.stream_named("side"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: cuda.stream_named("main"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: cuda.within(str(stream)))
+    monkeypatch.setattr(torch.cuda, "graph", cuda.graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay="replay"))
+    graphs = device.CudaGraphs()
+    for _ in range(2):
+        replay = graphs.record(lambda: cuda.notes.append(f"run in {cuda.inside}"))
+        assert replay == "replay"
+    assert cuda.notes == 2 * [
+        "side waits for main",
+        "run in ['side']",
+        "main waits for side",
+        "run in ['capture pool side']",
+    ]

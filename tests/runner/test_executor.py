@@ -42,7 +42,9 @@ pytestmark = pytest.mark.skipif(
 def make(ops: ReferenceOps, max_rows: int = ROWS, config: ModelConfig = CONFIG) -> Executor:
     model = build_model(config, random_weights(config), ops, torch.float32, CPU)
     kv = allocate_kv(config.num_layers, 8, 16, 2, config.head_dim, torch.float32, CPU)
-    return make_executor(model, kv, CPU, max_rows=max_rows, max_model_len=128, threads=2)
+    return make_executor(
+        model, kv, CPU, max_rows=max_rows, max_num_seqs=2, max_model_len=128, threads=2
+    )
 
 
 def step() -> StepRows:
@@ -57,6 +59,7 @@ def step() -> StepRows:
         positions=positions,
         slot_mapping=first_block * 16 + positions,
         block_tables=np.array([[2, 3], [5, 0]], np.int32),
+        new_blocks=[(0, 0, [2, 3]), (1, 0, [5])],
     )
 
 

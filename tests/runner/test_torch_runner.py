@@ -324,6 +324,41 @@ def test_settings_that_do_not_fit_are_named(model, settings, param):
     assert caught.value.param == param
 
 
+def test_compiled_ops_give_the_same_tokens(monkeypatch):
+    """By the compiler's own front end; what it makes of the ops is its affair."""
+    compiled = []
+
+    def compile_op(op, dynamic):
+        compiled.append(op.__name__)
+        return torch_compile(op, backend="eager", dynamic=dynamic)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_op)
+    answers = []
+    for setting in (False, True):
+        config = EngineConfig.of(
+            device="cpu", kernels="reference", num_kv_blocks=20, max_model_len=64,
+            dtype="float32", threads=1, torch_compile=setting,
+        )  # fmt: skip
+        runner = TorchRunner(config, shape="tiny")
+        jobs = {
+            name: Job(list(name.encode()), SamplingParams(temperature=0.0), num_tokens=4)
+            for name in ("a", "two")
+        }
+        Driver(runner).run(jobs)
+        answers.append([job.tokens for job in jobs.values()])
+    assert answers[0] == answers[1]
+    assert {"rms_norm", "silu_mul", "rope"} <= set(compiled)
+
+
+@pytest.mark.skipif(native.obstacle(CPU) is not None, reason="the C++ part is not built")
+def test_native_ops_are_not_compiled_twice():
+    config = EngineConfig.of(device="cpu", torch_compile=True)
+    with pytest.raises(ConfigError) as caught:
+        TorchRunner(config, shape="tiny")
+    assert caught.value.param == "torch_compile"
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_default_model_knows_the_capital_of_france(smollm2_path, dtype):

@@ -40,6 +40,21 @@ class Workload(_Prompts, frozen=True, kw_only=True):
     batch_size: Annotated[int, _about("Prompts that run together, a wave.", ge=1)] = 8
 
 
+class RandomModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model that need not be there."""
+
+    random_weights: Annotated[
+        bool, _about("Measure random weights, in the shape that --shape names.")
+    ] = False
+    shape: Annotated[
+        str | None, _about("tiny, smollm2-135m (default), qwen3-0.6b, llama3-8b, or another.")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.shape is not None and not self.random_weights:
+            raise ConfigError("--shape: needs --random-weights", param="shape")
+
+
 class KernelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which shapes to measure kernels on, beside the model's."""
 

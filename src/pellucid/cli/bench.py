@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.bench.settings import KernelSettings, LoadSettings, Workload
+from pellucid.bench.settings import KernelSettings, LoadSettings, RandomModel, Workload
 from pellucid.cli.options import configured
 from pellucid.config import EngineConfig, ModelSettings, RunnerSettings
 from pellucid.errors import ConfigError
@@ -27,29 +27,35 @@ JsonFile = Annotated[
 
 @app.command()
 @configured()
-def throughput(engine: EngineConfig, load: Workload, json: JsonFile = None) -> None:
+def throughput(
+    engine: EngineConfig, load: Workload, random: RandomModel, json: JsonFile = None
+) -> None:
     """Measure the engine in this process: no HTTP, no text.
 
     Prompts are random token ids; greedy, EOS ignored; waves of --batch-size after a warm-up wave.
     Prefill rate: prompt tokens over the seconds of steps that compute prompt tokens. Decode rate:
     tokens over the seconds of all other steps. Seconds are wall-clock around a whole engine step.
+    With --random-weights no model is needed.
     """
     from pellucid.bench.throughput import measure
     from pellucid.cli.console import notes, progress_bar
     from pellucid.cli.download import fetch
-    from pellucid.engine.core import EngineCore
-    from pellucid.runner.factory import create_runner
+    from pellucid.engine.ahead import create_core
+    from pellucid.runner.factory import create_random_runner, create_runner
 
     if load.batch_size > engine.scheduler.max_num_seqs:
         raise ConfigError(
             f"--batch-size: must be at most --max-num-seqs, {engine.scheduler.max_num_seqs}"
         )
-    if engine.runner.runner != "fake":
+    if engine.runner.runner != "fake" and not random.random_weights:
         fetch(engine.model)
     with notes().status("loading the model"):
-        runner = create_runner(engine)
+        if random.random_weights:
+            runner = create_random_runner(engine, random.shape or "smollm2-135m")
+        else:
+            runner = create_runner(engine)
     try:
-        core = EngineCore(runner, engine.cache, engine.scheduler)
+        core = create_core(runner, engine.cache, engine.scheduler)
         with progress_bar("prompts", load.num_prompts) as advance:
             result = measure(core, load, advance)
     finally:
@@ -58,7 +64,8 @@ def throughput(engine: EngineConfig, load: Workload, json: JsonFile = None) -> N
     if json:
         from msgspec.structs import asdict
 
-        about = {"workload": load, "engine": asdict(core.info), "settings": engine}
+        about = {"workload": load, "random": random, "engine": asdict(core.info)}
+        about["settings"] = engine
         _write(json, result, about)
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from pellucid.config import EngineConfig
+from pellucid.engine.ahead import create_core
 from pellucid.engine.core import EngineCore
 from pellucid.engine.grammars import GRAMMAR_POLL
 from pellucid.engine.link import FrontEnd
@@ -65,7 +66,7 @@ class InProcessClient:
         def make_core() -> EngineCore:
             from pellucid.runner.factory import create_runner
 
-            return EngineCore(create_runner(config), config.cache, config.scheduler)
+            return create_core(create_runner(config), config.cache, config.scheduler)
 
         return cls(make_core)
 

@@ -60,6 +60,11 @@ class EngineCore:
         return bool(can_run or self._refused or self._untold)
 
     @property
+    def is_between_steps(self) -> bool:
+        """No step is under way."""
+        return True
+
+    @property
     def is_compiling(self) -> bool:
         """A grammar is on its way, which will be work."""
         return bool(self._grammars)
@@ -109,19 +114,44 @@ class EngineCore:
         """Plan, execute and account one step; without requests, only report the state."""
         begin = time.monotonic()
         before = copy(self.scheduler.counters)
-        deltas, self._refused = self._refused, []
-        deltas += self._collect_grammars(begin)
-        expired = self.scheduler.expire(begin)
-        self._grammars.forget(delta.request_id for delta in expired)
-        deltas += expired
-        plan = self.scheduler.schedule(begin)
+        deltas = self._take_news(begin)
+        plan = self._plan(begin)
         planned = time.monotonic()
         result: StepResult | None = None
         if plan.chunks:
+            self.scheduler.begin(plan)
             result = self.runner.execute(plan).result()
             deltas += self.scheduler.update(plan, result, time.monotonic())
+        stats = self._stats(plan, result, before, planned - begin)
+        return self._output(plan, deltas, stats, begin, planned)
+
+    def _take_news(self, now: float) -> list[TokenDelta]:
+        """What ends without a step: the refused, those whose grammar is no good, the expired."""
+        deltas, self._refused = self._refused, []
+        deltas += self._collect_grammars(now)
+        expired = self.scheduler.expire(now)
+        self._grammars.forget(delta.request_id for delta in expired)
         self._untold = False
-        output = StepOutput(deltas=deltas, stats=self._stats(plan, result, before, planned - begin))
+        return deltas + expired
+
+    def _plan(self, now: float) -> StepPlan:
+        if self._recorder.active:
+            self._recorder.planning()
+        plan = self.scheduler.schedule(now)
+        if self._recorder.active:
+            self._recorder.planned(plan)
+        return plan
+
+    def _output(
+        self,
+        plan: StepPlan,
+        deltas: list[TokenDelta],
+        stats: StepStats,
+        begin: float,
+        planned: float,
+    ) -> StepOutput:
+        """What is told of a step; `plan` holds the chunks that had a result."""
+        output = StepOutput(deltas=deltas, stats=stats)
         if self._recorder.active:
             output.events = self._recorder.step(
                 plan,
@@ -130,12 +160,12 @@ class EngineCore:
                     previous=self._ended,
                     begin=begin,
                     planned=planned,
-                    end=output.stats.time,
-                    forward_seconds=output.stats.forward_seconds,
-                    sample_seconds=output.stats.sample_seconds,
+                    end=stats.time,
+                    forward_seconds=stats.forward_seconds,
+                    sample_seconds=stats.sample_seconds,
                 ),
             )
-        self._ended = output.stats.time
+        self._ended = stats.time
         return output
 
     def _collect_grammars(self, now: float) -> list[TokenDelta]:

@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 
 from pellucid.config import EngineConfig
+from pellucid.engine.ahead import create_core
 from pellucid.engine.core import EngineCore
 from pellucid.engine.grammars import GRAMMAR_POLL
 from pellucid.engine.link import EngineEnd
@@ -43,7 +44,7 @@ def main() -> None:
         threading.Thread(target=_exit_with_parent, daemon=True).start()
         from pellucid.runner.factory import create_runner
 
-        core = EngineCore(create_runner(config), config.cache, config.scheduler)
+        core = create_core(create_runner(config), config.cache, config.scheduler)
         gc.collect()
         gc.freeze()  # what lives until the end need not be visited by every collection
         link.send(core.info)

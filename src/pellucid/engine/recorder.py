@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -25,8 +26,19 @@ class StepTimes:
     sample_seconds: float
 
 
+@dataclass(slots=True)
+class _Planning:
+    """What was decided when a step was planned; told when the step is done."""
+
+    admitted: list[events.Admitted]
+    preempted: list[events.Preempted]
+    stalls: list[events.Stall]
+    queue_waits_for: events.Wait | None
+    journal: list[int]
+
+
 class Recorder:
-    """Watches a scheduler (see `scheduler.Watcher`) and sums up each of its steps."""
+    """Watches a scheduler (see `watcher.Watcher`) and sums up each of its steps."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
@@ -35,6 +47,10 @@ class Recorder:
         self._next_number = 0
         self._steps_to_snapshot = events.SNAPSHOT_STEPS
         self._snapshot: events.Snapshot | None = None  # for the next step
+        self._plannings: deque[_Planning] = deque()  # of steps that have yet to be told
+        self._journal: list[int] | None = None  # of blocks, from before what is being planned
+        self._admitted: list[events.Admitted]
+        self._preempted: list[events.Preempted]
         self._clear()
 
     @property
@@ -56,6 +72,12 @@ class Recorder:
             for request in self._scheduler.requests.values():
                 self._introduce(request, request.arrival_time)
         self._snapshot = self._take_snapshot() if self.active else None
+        self._plannings.clear()
+
+    @property
+    def needs_rest(self) -> bool:
+        """The next step ends with a snapshot: none may be under way then."""
+        return self.active and self._steps_to_snapshot == 1
 
     # ---- what the scheduler tells
 
@@ -73,6 +95,9 @@ class Recorder:
     def finished(self, request: Request, reason: str) -> None:
         self._gone.append((self._live(request), request))
         queued = self._numbers.pop(request.request_id)
+        for planning in list(self._plannings)[1:]:  # who ends with a step had no part in the next
+            planning.preempted = [e for e in planning.preempted if e.number != queued.number]
+            planning.stalls = [e for e in planning.stalls if e.number != queued.number]
         self._finished.append(
             events.Finished(
                 queued.number,
@@ -85,11 +110,32 @@ class Recorder:
 
     # ---- a step
 
+    def planning(self) -> None:
+        """A step is about to be planned: what happens to blocks meanwhile is told with it."""
+        kv = self._scheduler.kv
+        self._journal, kv.journal = kv.journal, None if kv.journal is None else []
+
+    def planned(self, plan: StepPlan) -> None:
+        """A step was just planned. It is told by a later `step`, in the order of planning."""
+        kv = self._scheduler.kv
+        journal, kv.journal = kv.journal or [], self._journal
+        waits_for = self._scheduler.queue_waits_for if self._scheduler.waiting else None
+        self._plannings.append(
+            _Planning(self._admitted, self._preempted, self._stalls(plan), waits_for, journal)
+        )
+        self._admitted, self._preempted = [], []
+
+    def unplanned(self) -> None:
+        """The step planned last computes nothing, changed nothing, and will not be told."""
+        if self.active:
+            self._plannings.pop()
+
     def step(self, plan: StepPlan, deltas: Iterable[TokenDelta], times: StepTimes) -> bytes:
         """The encoded `StepEvents` of a step that was just accounted."""
-        scheduler = self._scheduler
-        kv = scheduler.kv
+        kv = self._scheduler.kv
+        planning = self._plannings.popleft()
         planned = times.planned - times.begin
+        journal = planning.journal + (kv.journal or [])
         step = events.StepEvents(
             step=plan.step,
             time=times.begin,
@@ -100,14 +146,15 @@ class Recorder:
             update_seconds=times.end - times.planned - times.forward_seconds - times.sample_seconds,
             pool=events.Pool(kv.num_used, kv.num_free, kv.num_named),
             queued=self._queued,
-            admitted=self._admitted,
+            admitted=planning.admitted,
             finished=self._finished,
-            preempted=self._preempted,
-            forgotten=[~entry for entry in kv.journal or () if entry < 0],
-            named=[entry for entry in kv.journal or () if entry >= 0],
+            preempted=planning.preempted,
+            stalls=planning.stalls,
+            queue_waits_for=planning.queue_waits_for,
+            forgotten=[~entry for entry in journal if entry < 0],
+            named=[entry for entry in journal if entry >= 0],
         )
         self._add_shares(step, plan, deltas)
-        self._add_stalls(step, plan)
         step.snapshot, self._snapshot = self._snapshot, None
         encoded = events.encode(step)
         self._clear()
@@ -147,18 +194,19 @@ class Recorder:
             tokens if self._wanted.tokens else [],
         )
 
-    def _add_stalls(self, step: events.StepEvents, plan: StepPlan) -> None:
+    def _stalls(self, plan: StepPlan) -> list[events.Stall]:
         scheduler = self._scheduler
-        for request_id, why in scheduler.stalls.items():
-            if queued := self._numbers.get(request_id):
-                step.stalls.append(events.Stall(queued.number, why))
-        served = {chunk.request_id for chunk in plan.chunks}
-        step.stalls += [
-            events.Stall(self._numbers[request_id].number, "budget")
-            for request_id in scheduler.running
-            if request_id not in served
+        stalls = [
+            events.Stall(queued.number, why)
+            for request_id, why in scheduler.stalls.items()
+            if (queued := self._numbers.get(request_id))
         ]
-        step.queue_waits_for = scheduler.queue_waits_for if scheduler.waiting else None
+        served = {chunk.request_id for chunk in plan.chunks}
+        return stalls + [
+            events.Stall(self._numbers[request_id].number, "budget")
+            for request_id, request in scheduler.running.items()
+            if request_id not in served and not request.is_ending
+        ]
 
     # ---- state
 
@@ -201,8 +249,7 @@ class Recorder:
 
     def _clear(self) -> None:
         self._queued: list[events.Queued] = []
-        self._admitted: list[events.Admitted] = []
-        self._preempted: list[events.Preempted] = []
+        self._admitted, self._preempted = [], []
         self._finished: list[events.Finished] = []
         self._gone: list[tuple[events.Live, Request]] = []
         if self._scheduler.kv.journal is not None:

@@ -23,6 +23,7 @@ from pellucid.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from pellucid.grammar.compiler import Grammar
+    from pellucid.runner.base import Chunk
 
 
 class Status(enum.Enum):
@@ -58,6 +59,7 @@ class Request:
         "stop_token_id",
         "times",
         "token_ids",
+        "under_way",
         "user",
     )
 
@@ -68,6 +70,7 @@ class Request:
         self.token_ids = unpack_tokens(message.prompt)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        self.under_way: Chunk | None = None  # its share of a step whose result is not there yet
         self.num_cached_tokens = 0  # of the prompt, at first admission
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []  # of full blocks, computed or not; grows with tokens
@@ -108,10 +111,29 @@ class Request:
         return self.sampling.prompt_logprobs is not None or self.pooling == "mean"
 
     @property
+    def next_start(self) -> int:
+        """Where the next chunk begins: behind what is computed, or is being computed."""
+        chunk = self.under_way
+        return self.num_computed_tokens if chunk is None else chunk.start + chunk.num_tokens
+
+    @property
+    def num_expected_tokens(self) -> int:
+        """The tokens, and the one that the step under way will bring."""
+        chunk = self.under_way
+        return len(self.token_ids) + (chunk is not None and chunk.samples)
+
+    @property
+    def is_ending(self) -> bool:
+        """The step under way is its last, whatever token that brings."""
+        expected = self.num_expected_tokens
+        is_full = expected > len(self.token_ids) and expected >= self.max_total_tokens
+        return is_full or self.next_start == expected
+
+    @property
     def is_prefilling(self) -> bool:
         """More than the next token is left to compute, or nothing was generated yet."""
-        known = len(self.token_ids)
-        return self.num_computed_tokens < known - 1 or known == self.num_prompt_tokens
+        known = self.num_expected_tokens
+        return self.next_start < known - 1 or known == self.num_prompt_tokens
 
     def append(self, token_id: int) -> bool:
         """Take a sampled token; return whether the request has come to its end."""

@@ -1,17 +1,20 @@
 """Each step, hand out tokens from one budget until computed catches up with known.
 
-`schedule()` plans a step, `update()` takes its result. Those who run go first, decodes before
-prompts, so that a long prompt cannot stall a stream; then whoever waits, in the policy's order, as
-long as there is budget, a row and memory. A request enters with blocks for every token it already
-knows, so only the growth of answers can exhaust the pool; then the policy names a victim, which
-gives up its blocks and waits to be computed again, mostly from the prefix cache.
+`schedule()` plans a step, `begin()` says that it is under way, `update()` takes its result. One
+more step may be planned in between: a request then counts as if the step under way were done.
+
+Those who run go first, decodes before prompts, so that a long prompt cannot stall a stream; then
+whoever waits, in the policy's order, as long as there is budget, a row and memory. A request enters
+with blocks for every token it already knows, so only the growth of answers can exhaust the pool;
+then the policy names a victim, which gives up its blocks and waits to be computed again, mostly
+from the prefix cache.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,6 +23,7 @@ from pellucid.engine.events import Wait
 from pellucid.engine.kv_cache import KVCacheManager
 from pellucid.engine.policy import SchedulingPolicy
 from pellucid.engine.request import Request, Status
+from pellucid.engine.watcher import Watcher
 from pellucid.messages import FinishReason, TokenDelta
 from pellucid.runner.base import Chunk, NewRow, StepPlan, StepResult
 
@@ -35,20 +39,6 @@ class Counters(msgspec.Struct):
     preemptions: int = 0
     prefix_queries: int = 0  # tokens looked up at a request's first admission
     prefix_hits: int = 0  # of these, found
-
-
-class Watcher(Protocol):
-    """Is told what cannot be read off a step's plan and result; see `engine/recorder.py`."""
-
-    def entered(self, request: Request) -> None: ...
-
-    def admitted(self, request: Request, num_found: int, *, is_return: bool) -> None: ...
-
-    def preempted(self, request: Request) -> None:
-        """Its blocks are still in its table."""
-
-    def finished(self, request: Request, reason: FinishReason) -> None:
-        """Its blocks are still in its table."""
 
 
 class Scheduler:
@@ -125,7 +115,11 @@ class Scheduler:
     # ---- planning a step
 
     def schedule(self, now: float) -> StepPlan:
-        """Plan the next step. Block tables are extended here; counters advance in `update`."""
+        """Plan the next step. Block tables are extended here; counters advance in `update`.
+
+        Before the result of a step under way, its tokens are expected but not known: who ends with
+        one of them gets a share of this step for nothing, which `update` then ignores.
+        """
         self._budget = self.token_budget
         self._chunks, self._new_rows, self._preempted = {}, {}, False
         self.stalls = {}
@@ -144,12 +138,13 @@ class Scheduler:
         for request in decodes + prompts:
             if self._budget == 0:
                 break
-            if request.status is Status.RUNNING:  # not preempted for an earlier one
+            # Not preempted for an earlier one, nor at its end once the step under way is done.
+            if request.status is Status.RUNNING and not request.is_ending:
                 self._schedule_one_running(request, now)
 
     def _schedule_one_running(self, request: Request, now: float) -> None:
-        num_new = self._affordable(request, request.num_computed_tokens)
-        end = request.num_computed_tokens + num_new
+        num_new = self._affordable(request)
+        end = request.next_start + num_new
         while (blocks := self.kv.allocate(request, end)) is None:
             victim = self.policy.victim(list(self.running.values()), now)
             self._preempt(victim)
@@ -180,7 +175,7 @@ class Scheduler:
                 self.stalls[request.request_id] = "blocks"
                 return "turn"
             self._admit(request, len(prefix) * self.kv.block_size)
-            num_new = self._affordable(request, request.num_computed_tokens)
+            num_new = self._affordable(request)
             self._put_chunk(request, num_new, blocks, now)
         return None
 
@@ -205,8 +200,8 @@ class Scheduler:
         if self.watcher is not None:
             self.watcher.admitted(request, num_found, is_return=is_return)
 
-    def _affordable(self, request: Request, start: int) -> int:
-        left = request.num_tokens - start
+    def _affordable(self, request: Request) -> int:
+        left = request.num_expected_tokens - request.next_start
         return min(left, self._budget, self.settings.max_chunk_tokens)
 
     def _put_chunk(self, request: Request, num_new: int, blocks: list[int], now: float) -> None:
@@ -214,12 +209,12 @@ class Scheduler:
         self.policy.charge(request, num_new)
         if request.times.scheduled is None:
             request.times.scheduled = now
-        start = request.num_computed_tokens
+        start = request.next_start
         self._chunks[request.request_id] = Chunk(
             request_id=request.request_id,
             start=start,
             num_tokens=num_new,
-            samples=start + num_new == request.num_tokens and request.pooling is None,
+            samples=start + num_new == request.num_expected_tokens and request.pooling is None,
             new_block_ids=blocks,
         )
 
@@ -233,7 +228,7 @@ class Scheduler:
         self.kv.free(request)
         request.num_computed_tokens = 0
         request.status = Status.WAITING
-        if request.num_output_tokens == 0:
+        if request.num_expected_tokens == request.num_prompt_tokens:
             request.prompt_logprobs = [None]
         request.times.num_preemptions += 1
         self.counters.preemptions += 1
@@ -256,6 +251,18 @@ class Scheduler:
 
     # ---- taking a step's result
 
+    def begin(self, plan: StepPlan) -> None:
+        """The step is under way; the one before it is not any more."""
+        for chunk in plan.chunks:
+            request = self.running.get(chunk.request_id)
+            if request is not None:
+                request.under_way = chunk
+
+    def is_awaited(self, chunk: Chunk) -> bool:
+        """Whether the chunk's request is still here to take its result."""
+        request = self.requests.get(chunk.request_id)
+        return request is not None and request.under_way is chunk
+
     def update(self, plan: StepPlan, result: StepResult, now: float) -> list[TokenDelta]:
         """Advance the counters, name finished blocks, append tokens, end what has come to its end.
 
@@ -264,21 +271,27 @@ class Scheduler:
         deltas: list[TokenDelta] = []
         self.kv.forget(result.lost_blocks)
         for index, chunk in enumerate(plan.chunks):
+            if not self.is_awaited(chunk):
+                continue
             request = self.requests[chunk.request_id]
-            request.num_computed_tokens += chunk.num_tokens
-            prompt_end = min(request.num_computed_tokens, request.num_prompt_tokens)
-            self.counters.prompt_tokens += max(0, prompt_end - chunk.start)
-            self.kv.commit(request)
+            request.under_way = None
+            end = chunk.start + chunk.num_tokens
+            self.counters.prompt_tokens += max(0, min(end, request.num_prompt_tokens) - chunk.start)
+            # Who was preempted while the step was under way keeps nothing of it but its token.
+            if request.status is Status.RUNNING:
+                request.num_computed_tokens = end
+                self.kv.commit(request)
             if request.request_id in result.errors:
                 self._finish(request, "error", now)
                 deltas.append(_delta(request, [], error=result.errors[request.request_id]))
                 continue
             prompt_logprobs = result.prompt_logprobs[index]
-            if prompt_logprobs and request.num_output_tokens == 0:
+            kept = request.status is Status.RUNNING or chunk.samples
+            if prompt_logprobs and kept and request.num_output_tokens == 0:
                 request.prompt_logprobs.extend(prompt_logprobs)
             if chunk.samples:
                 deltas.append(self._take_tokens(request, result, index, now))
-            elif request.pooling and request.num_computed_tokens == request.num_tokens:
+            elif request.pooling and end == request.num_tokens:
                 self._finish(request, "stop", now)
                 deltas.append(_delta(request, []))
                 deltas[-1].embedding = result.embeddings[request.request_id]

@@ -103,7 +103,16 @@ class AttentionInputs:
     seq_lens: Tensor  # [S] int32
     query_lens_list: list[int]  # host copies, so that planning needs no synchronisation
     seq_lens_list: list[int]
+    # Not 0 in a step that is replayed, which is planned before its numbers are known: each
+    # sequence has one token, no context is longer, and the lists are empty.
+    context_limit: int = 0
     plan: object | None = None  # what the backend's plan_attention prepared, once per step
+
+
+def most_partitions(context_limit: int, window: int | None, partition: int) -> int:
+    """How many partitions of a context one token can see, wherever up to the limit it stands."""
+    most = -(-context_limit // partition)
+    return most if window is None else min(most, (window - 2) // partition + 2)
 
 
 @dataclass(slots=True)

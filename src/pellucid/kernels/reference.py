@@ -197,6 +197,20 @@ class ReferenceOps:
         return torch.tanh(x / cap) * cap
 
 
+ROW_OPS = ("rms_norm", "add_rms_norm", "add_layer_norm", "silu_mul", "gelu_mul", "gelu", "rope")
+
+
+def compile_row_ops(ops: ReferenceOps) -> None:
+    """Let torch.compile fuse what `ops` computes row by row, unless it has kernels of its own.
+
+    The compiler settles the order of sums for each number of rows that it meets, so that bits may
+    depend on it.
+    """
+    for name in ROW_OPS:
+        if getattr(type(ops), name) is getattr(ReferenceOps, name):
+            setattr(ops, name, torch.compile(getattr(ops, name), dynamic=True))
+
+
 def round_heads(x: Tensor) -> tuple[Tensor, Tensor]:
     """Heads [..., D] as int8, to nearest, and their float32 scales [...]: absmax / 127.
 

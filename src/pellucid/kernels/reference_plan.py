@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.kernels.interface import AttentionInputs, KVLayer
+from pellucid.kernels.interface import AttentionInputs, KVLayer, most_partitions
 
 PARTITION = 256  # positions
 LONG_TILE = 32  # query tokens of a tile cut from a chunk; a decoding sequence has a tile of 1
@@ -95,8 +95,33 @@ class Planner:
 
     def plan(self, windows: Sequence[int | None]) -> dict[int | None, WindowPlan]:
         """The work under each of `windows`."""
+        if self.inputs.context_limit:
+            return {window: self._unseen(window) for window in set(windows)}
         tiles = self._cut()
         return {window: self._window(tiles, window) for window in set(windows)}
+
+    def _unseen(self, window: int | None) -> WindowPlan:
+        """The work of a step of single tokens that may be replayed with other numbers.
+
+        Every tile meets as many partitions as there can be; those that it has not are masked.
+        """
+        limit, height = self.inputs.context_limit, self.decode_height
+        position = self.inputs.positions.unsqueeze(1)
+        device = position.device
+        sequence = torch.arange(len(position), device=device)
+        lowest = torch.zeros_like(position)
+        if window is not None:
+            lowest = (position - (window - 1)).clamp_min(0)
+        first_key = lowest // PARTITION * PARTITION + torch.arange(PARTITION, device=device)
+        meetings = []
+        for number in range(most_partitions(limit, window, PARTITION)):
+            keys = first_key + number * PARTITION
+            seen = torch.minimum(torch.maximum(keys, lowest), position)
+            kv_rows = self._kv_rows(seen, sequence.unsqueeze(1))
+            mask = self._mask(position.expand(-1, height), keys, window)
+            meetings.append(Meeting(len(position), kv_rows, mask))
+        rows = sequence.repeat_interleave(height)
+        return WindowPlan([TileGroup(height, rows, meetings)], sequence * height)
 
     def _cut(self) -> list[list[Tile]]:
         """Decoding tiles and long tiles."""

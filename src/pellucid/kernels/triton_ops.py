@@ -15,6 +15,7 @@ from pellucid.kernels.reference import ReferenceOps
 from pellucid.kernels.triton import activation, attention_plan, dense, norm, product, rope
 from pellucid.kernels.triton.thresholds import Thresholds
 from pellucid.kernels.triton.weights import StackedWeight, pack
+from pellucid.kernels.triton_replay import plan_unseen
 
 
 class TritonOps(ReferenceOps):
@@ -119,6 +120,8 @@ class TritonOps(ReferenceOps):
         _, _, num_kv_heads, head_dim = kv.k.shape
         if head_dim < self.thresholds.attention:
             return super().plan_attention(inputs, kv, num_heads, windows)
+        if inputs.context_limit:
+            return plan_unseen(inputs, num_heads, num_kv_heads, windows)
         return attention_plan.plan(inputs, num_heads, num_kv_heads, windows)
 
     def paged_attention(

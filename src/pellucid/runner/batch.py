@@ -7,17 +7,16 @@ whole, one number per block of context, because attention reads them all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from pellucid.kernels.interface import AttentionInputs
 from pellucid.runner.base import Chunk, NewRow
 
 Ints = NDArray[np.int64]
+
+UNKNOWN = -1  # a token that was drawn on the device and has yet to reach the host
 
 
 @dataclass(slots=True)
@@ -27,23 +26,17 @@ class StepRows:
     rows: Ints  # [S] row of each chunk's request
     query_start: NDArray[np.int32]  # [S + 1]
     seq_lens: NDArray[np.int32]  # [S] of the sequence, up to the end of the chunk
-    token_ids: Ints  # [T]
+    token_ids: Ints  # [T]; UNKNOWN where only the device knows
     positions: Ints  # [T]
     slot_mapping: Ints  # [T]
     block_tables: NDArray[np.int32]  # [S, widest]
+    # (row, its number of blocks before, what was appended) where a block table grew.
+    new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
 
-    def to_device(self, device: torch.device) -> tuple[Tensor, AttentionInputs]:
-        """`Model.forward`'s token_ids and inputs."""
-        inputs = AttentionInputs(
-            positions=torch.from_numpy(self.positions).to(device),
-            slot_mapping=torch.from_numpy(self.slot_mapping).to(device),
-            block_tables=torch.from_numpy(self.block_tables).to(device),
-            query_start=torch.from_numpy(self.query_start).to(device),
-            seq_lens=torch.from_numpy(self.seq_lens).to(device),
-            query_lens_list=np.diff(self.query_start).tolist(),
-            seq_lens_list=self.seq_lens.tolist(),
-        )
-        return torch.from_numpy(self.token_ids).to(device), inputs
+    @property
+    def is_decode(self) -> bool:
+        """Every chunk is a single token."""
+        return len(self.token_ids) == len(self.rows)
 
 
 class Batch:
@@ -91,6 +84,11 @@ class Batch:
         self.token_ids[rows, self.num_tokens[rows]] = token_ids
         self.num_tokens[rows] += 1
 
+    def fill(self, rows: Ints, places: Ints, token_ids: Ints) -> None:
+        """Put in tokens that were appended as UNKNOWN; not where a row has changed hands since."""
+        waits = self.token_ids[rows, places] == UNKNOWN
+        self.token_ids[rows[waits], places[waits]] = token_ids[waits]
+
     def known_tokens(self, row: int) -> NDArray[np.int32]:
         """All tokens of a row, as a view."""
         return self.token_ids[row, : self.num_tokens[row]]
@@ -103,9 +101,11 @@ class Batch:
                 would read or write what belongs to others.
         """
         row_of_chunk = [self._row_of[chunk.request_id] for chunk in chunks]
-        for chunk, row in zip(chunks, row_of_chunk, strict=True):
-            if chunk.new_block_ids:
-                self._extend_blocks(row, chunk.new_block_ids)
+        new_blocks = [
+            (row, self._extend_blocks(row, chunk.new_block_ids), chunk.new_block_ids)
+            for chunk, row in zip(chunks, row_of_chunk, strict=True)
+            if chunk.new_block_ids
+        ]
         rows = np.array(row_of_chunk, np.int64)
         starts = np.array([chunk.start for chunk in chunks], np.int64)
         counts = [chunk.num_tokens for chunk in chunks]
@@ -128,12 +128,15 @@ class Batch:
             positions=positions,
             slot_mapping=slots,
             block_tables=self._block_tables[rows, :widest],
+            new_blocks=new_blocks,
         )
 
-    def _extend_blocks(self, row: int, block_ids: list[int]) -> None:
-        held = self._num_blocks[row]
+    def _extend_blocks(self, row: int, block_ids: list[int]) -> int:
+        """Returns how many blocks the row had."""
+        held = int(self._num_blocks[row])
         self._block_tables[row, held : held + len(block_ids)] = block_ids
         self._num_blocks[row] = held + len(block_ids)
+        return held
 
     def _check(self, chunks: list[Chunk], rows: Ints, ends: Ints) -> None:
         limits = np.minimum(self.num_tokens[rows], self._num_blocks[rows] * self.block_size)

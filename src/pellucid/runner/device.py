@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pellucid.errors import ConfigError
 from pellucid.kernels.dispatch import instruction_sets
@@ -52,18 +56,24 @@ def pick_kv_dtype(name: str, dtype: torch.dtype, kernels: str) -> torch.dtype:
 def available_memory(device: torch.device) -> int:
     """Bytes that could be taken now: of the GPU, or of this process's share of the machine."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what loading has left behind
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    import psutil
+    try:
+        import psutil
 
-    available = int(psutil.virtual_memory().available)
+        available = int(psutil.virtual_memory().available)
+    except ImportError:  # a bare machine with torch, as GPUs are lent
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([available, *(limit - used for limit, used in _cgroup_memory())])
 
 
 def resident_memory() -> int:
-    """Bytes of memory that this process takes now."""
-    import psutil
-
+    """Bytes of memory that this process takes now; 0 if that cannot be told."""
+    try:
+        import psutil
+    except ImportError:
+        return 0
     return int(psutil.Process().memory_info().rss)
 
 
@@ -71,6 +81,89 @@ def synchronize(device: torch.device) -> None:
     """Wait until all work given to `device` is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class Link:
+    """Copies to `device` that the host does not wait for. Implements `staging.Link`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._is_cuda = device.type == "cuda"
+
+    def buffer(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._is_cuda)
+
+    def send(self, source: Tensor, target: Tensor) -> None:
+        target.copy_(source, non_blocking=True)
+
+    def mark(self) -> CudaMark | NoMark:
+        return CudaMark() if self._is_cuda else NoMark()
+
+
+class CudaMark:
+    """A point in the work of the GPU's current stream."""
+
+    def __init__(self) -> None:
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record()
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+
+class NoMark:
+    """Of a device whose work is done when it was asked for."""
+
+    def wait(self) -> None:
+        """At once."""
+
+
+class Fetched:
+    """Tensors on their way to the host, which goes on meanwhile."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        link = Link(tensors[0].device)
+        self._arrived = [
+            torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda).copy_(t, non_blocking=True)
+            for t in tensors
+        ]
+        self._mark = link.mark()
+
+    def wait(self) -> list[NDArray[Any]]:
+        """Arrays of them."""
+        self._mark.wait()
+        return [tensor.numpy() for tensor in self._arrived]
+
+
+class CudaGraphs:
+    """Records what is launched on the GPU, to be launched again as one. See `graphs.Recorder`.
+
+    All graphs take their memory from one pool: they never run at the same time, and nothing that a
+    graph computes there is needed after it has ended.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        # What happens on a first call only (compiling and loading kernels, workspaces of cuBLAS)
+        # must not happen while recording.
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            function()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            function()
+        return graph.replay
+
+
+def graph_recorder(device: torch.device) -> CudaGraphs | None:
+    """What records work on `device`; None where nothing does."""
+    return CudaGraphs() if device.type == "cuda" else None
 
 
 def compute_threads() -> int:

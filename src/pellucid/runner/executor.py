@@ -1,7 +1,7 @@
 """How a step's forward pass is run: op by op by torch, or as one recorded program.
 
 The runner says which rows of the step it wants logits of; how and when they are computed is the
-executor's affair. (A recorded CUDA graph would be a third executor.)
+executor's affair. What is recorded of CUDA is in `graphs`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from pellucid.errors import ModelError
 from pellucid.kernels.interface import KVLayer
 from pellucid.kernels.native import NativeOps, thread_team
 from pellucid.models.base import Model
+from pellucid.runner import device as device_api
 from pellucid.runner.batch import Ints, StepRows
-from pellucid.sample.backends import NativeSampler, Sampler, TorchSampler
+from pellucid.runner.staging import Staging
+from pellucid.sample.backends import NativeSampler, Sampler, TorchSampler, gpu_sampler
 
 if TYPE_CHECKING:
     from pellucid import _native
+    from pellucid.runner.graphs import Recorder
 
 # Logits held at once: those of a whole prompt over a large vocabulary would take gigabytes.
 MAX_LOGITS_BYTES = 256 << 20
@@ -63,6 +66,13 @@ class Executor(Protocol):
         """
         ...
 
+    def remember(self, rows: Ints, token_ids: Tensor) -> None:
+        """Tokens [n] that the sampler drew for `rows`, where it leaves them on the device.
+
+        A later step has UNKNOWN in their place.
+        """
+        ...
+
 
 def make_executor(
     model: Model,
@@ -70,16 +80,30 @@ def make_executor(
     device: torch.device,
     *,
     max_rows: int,
+    max_num_seqs: int,
     max_model_len: int,
     threads: int,
+    graphs: Recorder | None = None,
 ) -> Executor:
-    """The executor that fits the model's ops; `max_rows` is the largest step.
+    """The executor that fits the model's ops.
+
+    Args:
+        max_rows: of the largest step.
+        graphs: records steps that decode, if that is wanted. The last block of `kv` is then to be
+            nobody's.
 
     Raises:
         ModelError: the model does something that the ops cannot.
     """
     if not isinstance(model.ops, NativeOps):
-        return TorchExecutor(model, kv, device)
+        num_blocks, block_size = kv[0].k.shape[:2]
+        widest = -(-max_model_len // block_size)
+        staging = Staging(device_api.Link(device), max_num_seqs, widest, num_blocks - 1)
+        if graphs is None:
+            return TorchExecutor(model, kv, staging)
+        from pellucid.runner.graphs import GraphExecutor
+
+        return GraphExecutor(model, kv, staging, graphs, max_num_seqs, max_model_len)
     try:
         return NativeExecutor(model, model.ops, kv, max_rows, max_model_len, threads)
     except ValueError as error:
@@ -91,20 +115,23 @@ def make_executor(
 class TorchExecutor:
     """Op by op, on any device. Logits are computed when they are asked for."""
 
-    def __init__(self, model: Model, kv: list[KVLayer], device: torch.device) -> None:
+    def __init__(self, model: Model, kv: list[KVLayer], staging: Staging) -> None:
         self._model = model
         self._kv = kv
-        self._device = device
-        self.sampler: Sampler[Any] = TorchSampler()
+        self._staging = staging
+        # Triton's leaves its tokens on the device, where the next step finds them.
+        self.sampler: Sampler[Any] = gpu_sampler() if model.ops.name == "triton" else TorchSampler()
 
-    def launch(self, step: StepRows, wanted: Ints) -> TorchForward:
+    def launch(self, step: StepRows, wanted: Ints) -> Forward:
         return TorchForward(self._model, self.hidden(step, wanted))
 
     @torch.no_grad()
     def hidden(self, step: StepRows, wanted: Ints) -> Tensor:
-        token_ids, inputs = step.to_device(self._device)
-        hidden = self._model.forward(token_ids, inputs, self._kv)
-        return hidden[torch.from_numpy(wanted).to(self._device)]
+        token_ids, inputs, wanted_rows = self._staging.load(step, wanted)
+        return self._model.forward(token_ids, inputs, self._kv)[wanted_rows]
+
+    def remember(self, rows: Ints, token_ids: Tensor) -> None:
+        self._staging.remember(rows, token_ids)
 
 
 class TorchForward:
@@ -204,6 +231,9 @@ class NativeExecutor:
         run = partial(self._hidden.run, self._team)
         out = np.empty((len(wanted), self._hidden_size), np.float32)
         return torch.from_numpy(_call(run, step, wanted, out))
+
+    def remember(self, rows: Ints, token_ids: Tensor) -> None:
+        """Never called: the native sampler's tokens are on the host."""
 
     def _record_hidden(self) -> _native.Program:
         model, kv = self._model, self._kv

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pellucid.config import EngineConfig
+from pellucid.errors import ConfigError
 from pellucid.runner.base import Runner
 
 
@@ -19,3 +20,16 @@ def create_runner(config: EngineConfig) -> Runner:
     from pellucid.runner.torch_runner import TorchRunner
 
     return TorchRunner(config)
+
+
+def create_random_runner(config: EngineConfig, shape: str) -> Runner:
+    """The engine's own runner with random weights in the shape of a known model.
+
+    Raises:
+        ConfigError: no such shape, or a setting that needs a file.
+    """
+    if config.runner.runner != "torch":
+        raise ConfigError("--random-weights is for --runner torch", param="random_weights")
+    from pellucid.runner.torch_runner import TorchRunner
+
+    return TorchRunner(config, shape=shape)

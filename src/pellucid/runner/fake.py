@@ -198,6 +198,7 @@ class FakeRunner:
                 token = self._next_allowed(digest, row.sampling.seed or 0, row.matcher)
             except GrammarError as error:
                 errors[chunk.request_id] = f"{CANNOT_FOLLOW}: {error}"
+                row.token_ids.append(0)  # meaningless; the next step may be planned already
                 return []
         row.token_ids.append(token)
         return [token]
@@ -208,6 +209,8 @@ class FakeRunner:
         allowed = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0].tolist()
         ends = [token for token in self._info.eos_token_ids if token in allowed]
         choices = ends or allowed
+        if not choices:
+            raise GrammarError("nothing may follow")
         token: int = choices[_mix(digest, seed) % len(choices)]
         matcher.accept([token])
         return token

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -10,7 +12,7 @@ from pellucid.grammar.compiler import Bitmask, Matcher, bitmask_words
 from pellucid.grammar.errors import CANNOT_FOLLOW, GrammarError
 from pellucid.runner.base import NewRow
 from pellucid.runner.batch import Ints
-from pellucid.sample.bitmask import apply_bitmask
+from pellucid.sample.backends import Sampler
 
 
 class GrammarRows:
@@ -39,7 +41,9 @@ class GrammarRows:
         self._matchers.pop(row, None)
         self._broken.pop(row, None)
 
-    def constrain(self, logits: Tensor | NDArray[np.float32], rows: Ints) -> None:
+    def constrain(
+        self, logits: Tensor | NDArray[np.float32], rows: Ints, sampler: Sampler[Any]
+    ) -> None:
         """Forbid in logits [n, V] what each row's grammar does not allow next; -inf, in place."""
         if not self:
             return
@@ -52,7 +56,7 @@ class GrammarRows:
             if row in self._broken:  # nothing may come, so that the row fails
                 logits[place] = -np.inf
         if places:
-            apply_bitmask(logits, places, self._masks[: len(places)])
+            sampler.forbid(logits, places, self._masks[: len(places)])
 
     def accept(self, rows: Ints, token_ids: Ints, failed: NDArray[np.bool_]) -> dict[int, str]:
         """Advance by the tokens that were chosen; says by place why a row cannot go on.

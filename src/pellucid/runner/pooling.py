@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -80,11 +81,17 @@ class Pools:
                     result.errors[chunk.request_id] = "the model's hidden states are not finite"
 
 
+class Drawable(PendingStep, Protocol):
+    """A step whose tokens may be drawn before its result is asked for."""
+
+    def draw(self) -> None: ...
+
+
 class PoolingStep:
     """A step of which some chunks pool, and the rest of it. Implements `PendingStep`."""
 
     def __init__(
-        self, plan: StepPlan, pools: Pools, chunks: list[Chunk], states: Tensor, rest: PendingStep
+        self, plan: StepPlan, pools: Pools, chunks: list[Chunk], states: Tensor, rest: Drawable
     ) -> None:
         self._plan = plan
         self._pools = pools
@@ -92,15 +99,23 @@ class PoolingStep:
         self._states = states
         self._rest = rest
 
-    def result(self) -> StepResult:
+    def draw(self) -> None:
+        """Take in the states, and draw the tokens of the rest; once."""
+        if not self._chunks:
+            return
+        self._rest.draw()
         count = len(self._plan.chunks)
-        result = StepResult([[] for _ in range(count)], [None] * count, [None] * count)
-        self._pools.take(self._chunks, self._states, result)
-        rest = self._rest.result()
+        self._result = StepResult([[] for _ in range(count)], [None] * count, [None] * count)
+        self._pools.take(self._chunks, self._states, self._result)
+        self._pooled = {chunk.request_id for chunk in self._chunks}
+        self._chunks = []
+
+    def result(self) -> StepResult:
+        self.draw()
+        result, rest = self._result, self._rest.result()
         result.forward_seconds, result.sample_seconds = rest.forward_seconds, rest.sample_seconds
         result.errors |= rest.errors
-        pooled = {chunk.request_id for chunk in self._chunks}
-        places = (i for i, c in enumerate(self._plan.chunks) if c.request_id not in pooled)
+        places = (i for i, c in enumerate(self._plan.chunks) if c.request_id not in self._pooled)
         for index, place in enumerate(places):
             result.token_ids[place] = rest.token_ids[index]
             result.logprobs[place] = rest.logprobs[index]

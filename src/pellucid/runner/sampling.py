@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pellucid.messages import TokenLogprobs
 from pellucid.runner.base import NewRow
 from pellucid.runner.batch import Batch, Ints
+from pellucid.runner.device import Fetched
 from pellucid.runner.grammar import GrammarRows
 from pellucid.sample.backends import Sampler
 from pellucid.sample.constraints import Constraints, apply_bans, apply_bias
@@ -29,6 +31,41 @@ class Choice:
     token_ids: Ints
     logprobs: list[TokenLogprobs | None]  # for rows whose request asked
     errors: dict[int, str]  # by place: why there is no token
+
+
+class Draw:
+    """Tokens that were drawn for rows, and perhaps are still on their way from the device."""
+
+    def __init__(
+        self,
+        rows: Ints,
+        places: Ints,
+        token_ids: Ints | Tensor,
+        failed: NDArray[np.bool_] | Tensor,
+        logits: Any,
+        raw: Any,
+        logprobs_of: list[tuple[int, int]],
+    ) -> None:
+        self.rows = rows
+        self.places = places  # in their rows' tokens
+        self.logits = logits  # as they were drawn from
+        self.raw = raw  # as the model gave them, of the rows whose request wants logprobs
+        self.logprobs_of = logprobs_of  # these rows' places, and how many alternatives
+        self.errors: dict[int, str] = {}  # of grammars
+        self.token_ids: Ints
+        self.failed: NDArray[np.bool_]
+        self.on_device: Tensor | None = None  # until the tokens are here
+        if isinstance(token_ids, np.ndarray) and isinstance(failed, np.ndarray):
+            self.token_ids, self.failed = token_ids, failed
+        elif isinstance(token_ids, Tensor) and isinstance(failed, Tensor):
+            self.on_device = token_ids
+            self._fetched = Fetched([token_ids, failed])
+
+    def wait(self) -> None:
+        """Until `token_ids` and `failed` are here."""
+        if self.on_device is not None:
+            self.token_ids, self.failed = self._fetched.wait()
+            self.on_device = None
 
 
 class RowSampling:
@@ -100,12 +137,11 @@ class RowSampling:
         """(place, alternatives per token) where a request asked for prompt logprobs."""
         return _found(self._num_prompt_logprobs, rows)
 
-    def choose(self, logits: Any, rows: Ints, batch: Batch) -> Choice:
-        """The next token of each row from its float32 logits [n, V], which are used up.
+    def draw(self, logits: Any, rows: Ints, batch: Batch) -> Draw:
+        """Draw the next token of each row from its float32 logits [n, V], which are used up.
 
-        They are what the sampler takes, a tensor or an array.
-
-        Logprobs are those of the model's own logits, before any of the request's parameters.
+        They are what the sampler takes, a tensor or an array. Where it leaves the tokens on the
+        device, so does this, unless what comes next needs to know them.
         """
         logprobs_of = _found(self._num_logprobs, rows)
         wanted = [i for i, _ in logprobs_of]
@@ -114,17 +150,34 @@ class RowSampling:
         if wanted and (len(wanted) < len(rows) or edits):
             raw = logits[wanted]
         self._edit(logits, rows, batch)
-        self._grammars.constrain(logits, rows)
+        self._grammars.constrain(logits, rows, self._sampler)
         self._columns.position = batch.num_tokens
         token_ids, failed = self._sampler.sample(logits, self._columns, rows)
-        errors = {}
-        if failed.any():
-            errors = {i: _why_failed(logits[i]) for i in failed.nonzero()[0].tolist()}
-        errors |= self._grammars.accept(rows, token_ids, failed)
-        self._count(rows, token_ids, failed)
-        logprobs: list[TokenLogprobs | None] = [None] * len(rows)
-        if wanted:
-            found = self.describe(raw, token_ids[wanted], [count for _, count in logprobs_of])
+        places = batch.num_tokens[rows]
+        drawn = Draw(rows, places, token_ids, failed, logits, raw, logprobs_of)
+        if self._grammars or _found(self._penalties, rows):
+            # These follow the tokens by row, and the rows may change hands before the result.
+            drawn.wait()
+            drawn.errors = self._grammars.accept(rows, drawn.token_ids, drawn.failed)
+            self._count(rows, drawn.token_ids, drawn.failed)
+        return drawn
+
+    def choose(self, drawn: Draw) -> Choice:
+        """What was drawn.
+
+        Logprobs are those of the model's own logits, before any of the request's parameters.
+        """
+        drawn.wait()
+        token_ids, errors = drawn.token_ids, {}
+        if drawn.failed.any():
+            places = drawn.failed.nonzero()[0].tolist()
+            errors = {i: _why_failed(drawn.logits[i]) for i in places}
+        errors |= drawn.errors
+        logprobs: list[TokenLogprobs | None] = [None] * len(drawn.rows)
+        if drawn.logprobs_of:
+            wanted = [i for i, _ in drawn.logprobs_of]
+            counts = [count for _, count in drawn.logprobs_of]
+            found = self.describe(drawn.raw, token_ids[wanted], counts)
             for i, entry in zip(wanted, found, strict=True):
                 logprobs[i] = entry
         return Choice(token_ids, logprobs, errors)

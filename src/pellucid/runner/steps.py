@@ -16,10 +16,10 @@ from pellucid.errors import ModelError
 from pellucid.messages import EngineInfo, TokenLogprobs
 from pellucid.runner import device as device_api
 from pellucid.runner.base import Chunk, NewRow, PendingStep, Runner, StepPlan, StepResult
-from pellucid.runner.batch import Batch, Ints, StepRows
+from pellucid.runner.batch import UNKNOWN, Batch, Ints, StepRows
 from pellucid.runner.executor import Executor, Forward
 from pellucid.runner.pooling import PoolingStep, Pools
-from pellucid.runner.sampling import RowSampling
+from pellucid.runner.sampling import Draw, RowSampling
 from pellucid.sampling_params import SamplingParams
 
 # Prompt logprobs are computed for so many tokens at a time: logits of a whole prompt over a large
@@ -41,6 +41,7 @@ class Steps:
         )
         self._executor = executor
         self._device = device
+        self._last: PendingForward | PoolingStep | None = None  # whose tokens are to be drawn
 
     def add(self, new: NewRow) -> int:
         """Make a row for a request and return it."""
@@ -59,6 +60,12 @@ class Steps:
             self._sampling.drop(row)
         return row
 
+    def settle(self) -> None:
+        """Draw the tokens of the step before, if that has not been done. Before rows change."""
+        if self._last is not None:
+            self._last.draw()
+            self._last = None
+
     def launch(self, plan: StepPlan, begin: float) -> PendingStep:
         """Launch the forward pass of the plan's chunks; the step began at `begin`.
 
@@ -69,10 +76,12 @@ class Steps:
         if self.pools:
             pooling, rest = self.pools.split(plan)
         if not pooling:
-            return self._launch(plan, begin)
+            self._last = self._launch(plan, begin)
+            return self._last
         step = self.batch.gather(pooling)
         states = self._executor.hidden(step, self.pools.wanted(pooling, step))
-        return PoolingStep(plan, self.pools, pooling, states, self._launch(rest, begin))
+        self._last = PoolingStep(plan, self.pools, pooling, states, self._launch(rest, begin))
+        return self._last
 
     def _launch(self, plan: StepPlan, begin: float) -> PendingForward:
         step = self.batch.gather(plan.chunks)
@@ -97,26 +106,33 @@ class Steps:
             wanted.append(step.query_start[index] + np.arange(len(targets)))
         return StepWork(sampling, rows, prompts, np.concatenate(wanted) if prompts else wanted[0])
 
-    def finish(
-        self, plan: StepPlan, work: StepWork, forward: Forward | None, begin: float
-    ) -> StepResult:
-        """Sample for the chunks that ask, and append the tokens to their rows."""
-        count = len(plan.chunks)
-        result = StepResult([[] for _ in range(count)], [None] * count, [None] * count)
-        if forward is not None:
-            self._sample(plan, work, forward, result)
-            self._prompt_logprobs(work, forward, result)
-        result.forward_seconds = time.monotonic() - begin - result.sample_seconds
-        return result
+    def draw(
+        self, work: StepWork, forward: Forward, result: StepResult, *, wait: bool
+    ) -> Draw | None:
+        """Draw a token for each of the chunks that ask; score the prompts that ask.
 
-    def _sample(self, plan: StepPlan, work: StepWork, forward: Forward, result: StepResult) -> None:
-        rows = work.rows
-        if not len(rows):
-            return
-        logits = forward.logits(0, len(rows))
-        device_api.synchronize(self._device)
-        computed = time.monotonic()
-        choice = self._sampling.choose(logits, rows, self.batch)
+        Afterwards the step's logits are not needed any more, and every row's number of tokens is
+        right, if not yet its tokens. `wait` for the forward pass, so as to time what comes after.
+        """
+        rows, drawn = work.rows, None
+        if len(rows):
+            logits = forward.logits(0, len(rows))
+            if wait:
+                device_api.synchronize(self._device)
+            computed = time.monotonic()
+            drawn = self._sampling.draw(logits, rows, self.batch)
+            if drawn.on_device is None:
+                self.batch.append(rows, drawn.token_ids)
+            else:
+                self._executor.remember(rows, drawn.on_device)
+                self.batch.append(rows, np.full(len(rows), UNKNOWN))
+            result.sample_seconds = time.monotonic() - computed
+        self._prompt_logprobs(work, forward, result)
+        return drawn
+
+    def finish(self, plan: StepPlan, work: StepWork, drawn: Draw, result: StepResult) -> None:
+        """Put what was drawn into the result, and into the rows if that was not possible before."""
+        choice = self._sampling.choose(drawn)
         chunks, tokens = work.sampling, choice.token_ids.tolist()
         for index, token, entry in zip(chunks, tokens, choice.logprobs, strict=True):
             result.token_ids[index] = [token]
@@ -124,9 +140,8 @@ class Steps:
         for place, error in choice.errors.items():
             result.errors[plan.chunks[chunks[place]].request_id] = error
             result.token_ids[chunks[place]], result.logprobs[chunks[place]] = [], None
-        # Whoever has no token gets a meaningless one, and leaves before the next step.
-        self.batch.append(rows, choice.token_ids)
-        result.sample_seconds = time.monotonic() - computed
+        # Whoever has no token has a meaningless one, and leaves.
+        self.batch.fill(work.rows, drawn.places, choice.token_ids)
 
     def _prompt_logprobs(self, work: StepWork, forward: Forward, result: StepResult) -> None:
         for prompt in work.prompts:
@@ -158,19 +173,38 @@ class StepWork:
     wanted: Ints  # rows of the step
 
 
-@dataclass(frozen=True, slots=True)
 class PendingForward:
     """A step whose forward pass was launched. Implements `PendingStep`."""
 
-    steps: Steps
-    plan: StepPlan
-    work: StepWork
-    forward: Forward | None
-    begin: float
+    def __init__(
+        self, steps: Steps, plan: StepPlan, work: StepWork, forward: Forward | None, begin: float
+    ) -> None:
+        count = len(plan.chunks)
+        self._result = StepResult([[] for _ in range(count)], [None] * count, [None] * count)
+        self._steps = steps
+        self._plan = plan
+        self._forward = forward
+        self._begin = begin
+        self._drawn: Draw | None = None
+        self._work = work
+
+    def draw(self, *, wait: bool = False) -> None:
+        """Draw the step's tokens, if that has not been done; they may still be on their way."""
+        if self._forward is not None:
+            self._drawn = self._steps.draw(self._work, self._forward, self._result, wait=wait)
+            self._forward = None
 
     def result(self) -> StepResult:
         """Wait for the forward pass, sample, and report."""
-        return self.steps.finish(self.plan, self.work, self.forward, self.begin)
+        result = self._result
+        self.draw(wait=True)
+        if self._drawn is not None:
+            begin = time.monotonic()
+            self._steps.finish(self._plan, self._work, self._drawn, result)
+            self._drawn = None  # its logits are large
+            result.sample_seconds += time.monotonic() - begin
+        result.forward_seconds = time.monotonic() - self._begin - result.sample_seconds
+        return result
 
 
 def warm_up(runner: Runner) -> None:

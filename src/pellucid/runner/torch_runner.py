@@ -8,14 +8,17 @@ import time
 import msgspec
 import torch
 
-from pellucid.config import EngineConfig
+from pellucid.config import EngineConfig, RunnerSettings
 from pellucid.errors import ConfigError
 from pellucid.kernels.dispatch import KernelsUnavailable, select_ops
 from pellucid.kernels.interface import allocate_kv, kv_head_bytes
-from pellucid.kernels.reference import ReferenceOps
+from pellucid.kernels.native import NativeOps
+from pellucid.kernels.reference import ReferenceOps, compile_row_ops
 from pellucid.load.files import ModelFiles
+from pellucid.load.weights import Weights
 from pellucid.messages import EngineInfo
 from pellucid.models.base import Model
+from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model
 from pellucid.models.shapes import weight_shapes
 from pellucid.runner import device as device_api
@@ -33,6 +36,7 @@ class TorchRunner:
         config: settings of the engine.
         files: where the model lies, if that is known already; resolved from the settings otherwise.
         model: a model in memory, to be used instead of loading one (tests).
+        shape: name of a known model whose shape is to be filled with random weights (benchmarks).
 
     Raises:
         ModelError: the model cannot be found, read or run.
@@ -40,7 +44,11 @@ class TorchRunner:
     """
 
     def __init__(
-        self, config: EngineConfig, files: ModelFiles | None = None, model: Model | None = None
+        self,
+        config: EngineConfig,
+        files: ModelFiles | None = None,
+        model: Model | None = None,
+        shape: str | None = None,
     ) -> None:
         self.device = device_api.pick_device(config.runner.device)
         self._dtype = device_api.pick_dtype(config.model.dtype, self.device)
@@ -48,9 +56,10 @@ class TorchRunner:
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
             device_api.keep_freed_memory()
+        self._graphs = device_api.graph_recorder(self.device) if config.runner.cuda_graphs else None
         name = "model"
         if model is None:
-            model, name = self._load(config, files)
+            model, name = self._load(config, files, shape)
         self._model = model
         self._take_memory(config)
         max_rows = max(config.scheduler.token_budget(str(self.device)), WARM_UP_TOKENS)
@@ -59,8 +68,10 @@ class TorchRunner:
             self._kv,
             self.device,
             max_rows=max_rows,
+            max_num_seqs=config.scheduler.max_num_seqs,
             max_model_len=self._max_model_len,
             threads=threads,
+            graphs=self._graphs,
         )
         self._info = self._describe(config, name)
         self._steps = Steps(self._executor, self._info, config.scheduler.max_num_seqs, self.device)
@@ -84,22 +95,20 @@ class TorchRunner:
 
     # ---- start
 
-    def _load(self, config: EngineConfig, files: ModelFiles | None) -> tuple[Model, str]:
-        from pellucid.load.hub import resolve
-        from pellucid.load.model_config import load_config
+    def _load(
+        self, config: EngineConfig, files: ModelFiles | None, shape: str | None
+    ) -> tuple[Model, str]:
         from pellucid.load.quantized import quantized
-        from pellucid.load.weights import open_weights
 
-        files = resolve(config.model) if files is None else files
-        model_config = load_config(files)
-        limit = model_len_limit(model_config, config.model.max_model_len)
-        ops = _select_ops(config.runner.kernels, self.device, model_config.head_dim)
-        weights = quantized(open_weights(files, model_config), config.model.quantization)
+        model_config, source, name = _open(config, files) if shape is None else _random(shape)
+        weights = quantized(source, config.model.quantization)
         try:
+            limit = model_len_limit(model_config, config.model.max_model_len)
+            ops = _select_ops(config.runner, self.device, model_config.head_dim)
             model = build_model(model_config, weights, ops, self._dtype, self.device, limit)
         finally:
             weights.close()
-        return model, files.name
+        return model, name
 
     def _take_memory(self, config: EngineConfig) -> None:
         """Size and allocate the KV pool, and settle how long a context may be."""
@@ -122,7 +131,7 @@ class TorchRunner:
         self._capacity = KVCapacity(num_blocks, block_size, block_bytes)
         self._kv = allocate_kv(
             shape.num_layers,
-            num_blocks,
+            num_blocks + (self._graphs is not None),  # scratch for the rows that fill up a graph
             block_size,
             shape.num_kv_heads,
             shape.head_dim,
@@ -161,6 +170,7 @@ class TorchRunner:
             ValueError: a chunk reaches beyond what its request knows or holds.
         """
         begin = time.monotonic()
+        self._steps.settle()
         for request_id in plan.dropped:
             self._steps.drop(request_id)
         for row in plan.new_rows:
@@ -168,8 +178,33 @@ class TorchRunner:
         return self._steps.launch(plan, begin)
 
 
-def _select_ops(kernels: str, device: torch.device, head_dim: int) -> ReferenceOps:
+def _open(config: EngineConfig, files: ModelFiles | None) -> tuple[ModelConfig, Weights, str]:
+    from pellucid.load.hub import resolve
+    from pellucid.load.model_config import load_config
+    from pellucid.load.weights import open_weights
+
+    files = resolve(config.model) if files is None else files
+    model_config = load_config(files)
+    return model_config, open_weights(files, model_config), files.name
+
+
+def _random(shape: str) -> tuple[ModelConfig, Weights, str]:
+    from pellucid.load.random import RepeatedNoise, named_shape
+
+    model_config = named_shape(shape)
+    return model_config, RepeatedNoise(model_config), f"{shape}, random weights"
+
+
+def _select_ops(settings: RunnerSettings, device: torch.device, head_dim: int) -> ReferenceOps:
     try:
-        return select_ops(kernels, device, head_dim)
+        ops = select_ops(settings.kernels, device, head_dim)
     except KernelsUnavailable as error:
         raise ConfigError(str(error), param="kernels") from None
+    if settings.torch_compile:
+        if isinstance(ops, NativeOps):
+            raise ConfigError(
+                "--torch-compile is for ops that torch runs; use --kernels reference or triton",
+                param="torch_compile",
+            )
+        compile_row_ops(ops)
+    return ops

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pellucid.sample.bitmask import apply_bitmask
 from pellucid.sample.logprobs import Logprobs, compute_logprobs
 from pellucid.sample.penalties import Penalties, apply_penalties
-from pellucid.sample.sampler import SamplingColumns, sample
+from pellucid.sample.sampler import SamplingColumns, greedy, sample
 
 if TYPE_CHECKING:
     from pellucid import _native
@@ -34,12 +35,17 @@ class Sampler(Protocol[Logits]):
         """Apply each of the penalties to its row, in place; see `apply_penalties`."""
         ...
 
+    def forbid(self, logits: Logits, rows: Sequence[int], masks: NDArray[np.uint32]) -> None:
+        """Set to -inf what the masks do not allow in the rows, in place; see `apply_bitmask`."""
+        ...
+
     def sample(
         self, logits: Logits, columns: SamplingColumns, rows: Ints
-    ) -> tuple[Ints, NDArray[np.bool_]]:
+    ) -> tuple[Ints | Tensor, NDArray[np.bool_] | Tensor]:
         """A token for each row; row i of the logits is row rows[i] of the columns.
 
-        See `sampler.sample`. The logits are left as they are.
+        See `sampler.sample`. The logits are left as they are. Both results are arrays, or both
+        tensors on the device, which may still be computing them.
         """
         ...
 
@@ -54,10 +60,16 @@ class TorchSampler:
     def penalise(self, logits: Tensor, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
         apply_penalties(logits, rows, penalties)
 
+    def forbid(self, logits: Tensor, rows: Sequence[int], masks: NDArray[np.uint32]) -> None:
+        apply_bitmask(logits, rows, masks)
+
     def sample(
         self, logits: Tensor, columns: SamplingColumns, rows: Ints
-    ) -> tuple[Ints, NDArray[np.bool_]]:
-        return sample(logits, columns.take(rows))
+    ) -> tuple[Ints | Tensor, NDArray[np.bool_] | Tensor]:
+        taken = columns.take(rows)
+        if logits.device.type != "cpu" and not taken.temperature.any():
+            return greedy(logits)
+        return sample(logits, taken)
 
     def logprobs(self, logits: Tensor, token_ids: Ints, num_top: int) -> Logprobs:
         return compute_logprobs(logits, token_ids, num_top)
@@ -88,6 +100,9 @@ class NativeSampler:
             [p.counts.generated for p in penalties],
             [(p.repetition, p.frequency, p.presence) for p in penalties],
         )
+
+    def forbid(self, logits: Floats, rows: Sequence[int], masks: NDArray[np.uint32]) -> None:
+        apply_bitmask(logits, rows, masks)
 
     def sample(
         self, logits: Floats, columns: SamplingColumns, rows: Ints

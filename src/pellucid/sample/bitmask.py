@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from torch import Tensor
 
 
 def apply_bitmask(
-    logits: Tensor | NDArray[np.float32], places: list[int], masks: NDArray[np.uint32]
+    logits: Tensor | NDArray[np.float32], places: Sequence[int], masks: NDArray[np.uint32]
 ) -> None:
     """Set the logits of forbidden tokens to -inf, in place.
 

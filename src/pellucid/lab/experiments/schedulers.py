@@ -116,6 +116,7 @@ def simulate(
         plan = scheduler.schedule(now)
         result = runner.execute(plan).result()
         now += (settings.step_ms + settings.token_ms * plan.num_tokens) / 1e3
+        scheduler.begin(plan)
         scheduler.update(plan, result, now)
     return [_fate(one, request) for one, request in zip(arrivals, requests, strict=True)]
 

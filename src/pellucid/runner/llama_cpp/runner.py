@@ -113,6 +113,7 @@ class LlamaCppRunner:
             RuntimeError: llama.cpp failed.
         """
         begin = time.monotonic()
+        self._steps.settle()
         for request_id in plan.dropped:
             row = self._steps.drop(request_id)
             if row is not None and self._cells.seq_of_row[row] != NO_SEQUENCE:
@@ -167,6 +168,9 @@ class LlamaCppExecutor:
         states = self._context.hidden(step.token_ids, step.positions, self._seqs(step))
         return torch.from_numpy(states[wanted])
 
+    def remember(self, rows: Ints, token_ids: Tensor) -> None:
+        """Never called: the tokens are on the host."""
+
     def _seqs(self, step: StepRows) -> Ints:
         return np.repeat(self._seq_of_row[step.rows], np.diff(step.query_start)).astype(np.int64)
 
@@ -196,6 +200,11 @@ def check_settings(config: EngineConfig) -> None:
         "dtype": model.dtype != "auto",
         "quantization": model.quantization != "none",
     }
+    if config.scheduler.async_scheduling:
+        raise ConfigError(
+            "--async-scheduling is not for --runner llama-cpp, whose cells follow each step's end",
+            param="async_scheduling",
+        )
     for name, is_set in refused.items():
         if is_set:
             flag = name.replace("_", "-")

@@ -1,0 +1,202 @@
+"""The loop that plans ahead tells of each request what the plain one does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pellucid.config import EngineConfig
+from pellucid.engine.ahead import AheadCore, create_core
+from pellucid.engine.core import EngineCore
+from pellucid.errors import ConfigError
+from pellucid.kernels.dispatch import select_ops
+from pellucid.kernels.native import obstacle
+from pellucid.messages import TokenDelta
+from pellucid.models.config import ModelConfig
+from pellucid.models.registry import build_model, random_weights
+from pellucid.runner import torch_runner
+from pellucid.runner.base import PendingStep, StepPlan, StepResult
+from pellucid.runner.fake import FakeRunner, expected_answer
+from pellucid.runner.llama_cpp.runner import check_settings
+from pellucid.runner.torch_runner import TorchRunner
+from pellucid.sample.backends import TorchSampler
+from tests.engine.helpers import core, drain, message, tokens
+from tests.runner.tape import TapeRecorder
+
+CPU = torch.device("cpu")
+MODEL = ModelConfig(
+    architecture="llama",
+    vocab_size=120,
+    hidden_size=32,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=16,
+    intermediate_size=32,
+    max_position=256,
+    eos_token_ids=(0, 5),
+)
+KINDS: list[dict[str, Any]] = [
+    {"temperature": 0.0, "logprobs": 2, "prompt_logprobs": 1},
+    {"temperature": 1.0, "seed": 7, "stop_token_ids": list(range(20, 60))},
+    {"temperature": 1.0, "seed": 3, "top_p": 0.7, "repetition_penalty": 1.5},
+    {"temperature": 0.0, "frequency_penalty": 1.0, "logprobs": 0},
+    {"temperature": 0.0, "bad_words_token_ids": [[i, j] for i in range(120) for j in (3, 4, 9)]},
+    {"temperature": 0.0, "min_tokens": 6, "logit_bias": {5: 50.0}},
+    {"temperature": 0.0},
+    {"temperature": 0.0, "allowed_token_ids": [7], "bad_words_token_ids": [[7]]},  # fails
+    {"pooling": "last"},
+    {"pooling": "mean"},
+]
+
+
+def engine(kernels: str, *, ahead: bool, num_blocks: int = 24) -> EngineCore:
+    config = EngineConfig.of(
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        block_size=4,
+        num_kv_blocks=num_blocks,
+        max_num_seqs=5,
+        max_num_batched_tokens=40,
+        async_scheduling=ahead,
+        cuda_graphs=True,
+    )
+    ops = select_ops(kernels, CPU)
+    model = build_model(MODEL, random_weights(MODEL), ops, torch.float32, CPU)
+    return create_core(TorchRunner(config, model=model), config.cache, config.scheduler)
+
+
+def told(engine: EngineCore) -> dict[str, Any]:
+    """What came of a request of each kind, some of which are preempted on the way."""
+    for i, fields in enumerate(KINDS):
+        prompt = [(11 * k * k + i) % 120 for k in range(2 + 5 * i)]
+        engine.add(message(f"r{i}", prompt, arrival=float(i), **{"max_tokens": 20, **fields}))
+    preemptions = 0
+    found: dict[str, list[TokenDelta]] = {}
+    while engine.has_work:
+        output = engine.step()
+        engine.scheduler.check_integrity()
+        preemptions += output.stats.num_preemptions
+        for delta in output.deltas:
+            found.setdefault(delta.request_id, []).append(delta)
+    assert preemptions > 0
+    assert engine.scheduler.kv.num_used == 0
+    return {
+        name: (
+            tokens(deltas),
+            [delta.logprobs for delta in deltas],
+            [delta.prompt_logprobs for delta in deltas],
+            (deltas[-1].finish_reason, deltas[-1].stop_token_id, deltas[-1].error),
+            deltas[-1].embedding,
+        )
+        for name, deltas in found.items()
+    }
+
+
+class OnDevice(TorchSampler):
+    """Leaves its tokens as tensors, as a GPU's sampler may."""
+
+    def sample(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        token_ids, failed = (torch.as_tensor(part) for part in super().sample(*arguments))
+        return token_ids, failed
+
+
+@pytest.mark.parametrize("kernels", ["reference", "native", "device", "graphs"])
+def test_requests_of_all_kinds_end_as_in_the_plain_loop(
+    kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels == "native" and obstacle(CPU) is not None:
+        pytest.skip("the C++ part is not built")
+    base = "native" if kernels == "native" else "reference"
+    expected = told(engine(base, ahead=False))
+    if kernels in ("device", "graphs"):
+        monkeypatch.setattr("pellucid.runner.executor.TorchSampler", OnDevice)
+    if kernels == "graphs":
+        recorder = TapeRecorder()
+        monkeypatch.setattr(torch_runner.device_api, "graph_recorder", lambda _: recorder)
+    assert told(engine(base, ahead=True)) == expected
+    ends = {name: end for name, (*_, end, _) in expected.items()}
+    assert ends["r1"][0] == ends["r5"][0] == "stop"
+    assert ends["r0"][0] == "length"
+    assert ends["r7"][0] == "error"
+
+
+class Slow(FakeRunner):
+    """Notes in which order steps are launched and asked for."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.calls: list[str] = []
+
+    def execute(self, plan: StepPlan) -> PendingStep:  # type: ignore[override]
+        self.calls.append(f"launch {plan.step}")
+        return Noted(self, plan.step, super().execute(plan))
+
+
+class Noted:
+    def __init__(self, runner: Slow, step: int, inner: PendingStep) -> None:
+        self.runner, self.step, self.inner = runner, step, inner
+
+    def result(self) -> StepResult:
+        self.runner.calls.append(f"result {self.step}")
+        return self.inner.result()
+
+
+def test_a_step_is_launched_before_the_one_before_it_is_waited_for() -> None:
+    config = EngineConfig()
+    runner = Slow()
+    engine = AheadCore(runner, config.cache, config.scheduler)
+    engine.add(message("a", [1, 2], max_tokens=3))
+    drain(engine)
+    assert runner.calls == ["launch 0", "launch 1", "result 0", "launch 2", "result 1", "result 2"]
+
+
+def test_who_ends_by_length_gets_no_share_too_many() -> None:
+    plain, ahead = core(), core(async_scheduling=True)
+    for each in (plain, ahead):
+        each.add(message("a", [1, 2, 3], max_tokens=5))
+        drain(each)
+    assert ahead.scheduler._step == plain.scheduler._step
+
+
+def test_a_stop_token_drops_the_share_that_was_planned_behind_it() -> None:
+    answer = expected_answer([1, 2, 3], 8)
+    engine = core(async_scheduling=True)
+    engine.add(message("a", [1, 2, 3], max_tokens=8, stop_token_ids=[answer[3]]))
+    engine.add(message("b", [4], max_tokens=8))
+    found = drain(engine)
+    assert tokens(found["a"]) == answer[:4]
+    assert (found["a"][-1].finish_reason, found["a"][-1].stop_token_id) == ("stop", answer[3])
+    assert tokens(found["b"]) == expected_answer([4], 8)
+    assert engine.scheduler.counters.generated_tokens == 12
+
+
+def test_an_id_may_come_again_while_its_last_share_is_under_way() -> None:
+    engine = core(async_scheduling=True)
+    engine.add(message("a", [1, 2, 3], max_tokens=8))
+    engine.step()
+    assert not engine.is_between_steps
+    engine.abort(["a"])
+    engine.add(message("a", [9], max_tokens=4))
+    assert tokens(drain(engine)["a"]) == expected_answer([9], 4)
+
+
+def test_everyone_gone_leaves_nothing_under_way() -> None:
+    engine = core(async_scheduling=True)
+    engine.add(message("a", [1, 2, 3]))
+    engine.step()
+    engine.abort(["a"])
+    assert drain(engine) == {}
+    assert engine.is_between_steps
+    assert np.all(engine.scheduler.kv.num_used == 0)
+
+
+def test_llama_cpp_does_not_plan_ahead() -> None:
+    config = EngineConfig.of(runner="llama-cpp", async_scheduling=True)
+    with pytest.raises(ConfigError) as caught:
+        check_settings(config)
+    assert caught.value.param == "async_scheduling"

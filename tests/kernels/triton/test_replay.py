@@ -1,0 +1,108 @@
+"""Triton's attention and whole models in steps that are planned before their numbers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pellucid.config import EngineConfig
+from pellucid.engine.ahead import create_core
+from pellucid.kernels.reference import ReferenceOps
+from pellucid.models.config import ModelConfig
+from pellucid.models.registry import build_model, random_weights
+from pellucid.runner import graphs, torch_runner
+from pellucid.runner.torch_runner import TorchRunner
+from pellucid.sampling_params import SamplingParams
+from tests.engine.helpers import drain, message, tokens
+from tests.kernels.test_reference_attention import Case
+from tests.runner.driver import Driver, Job
+
+CPU = torch.device("cpu")
+CONFIG = ModelConfig(
+    architecture="qwen3",
+    vocab_size=64,
+    hidden_size=32,
+    num_layers=1,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    intermediate_size=32,
+    max_position=512,
+    qk_norm=True,
+)
+
+
+class Again:
+    """Records nothing: computes again, from the buffers of the recording."""
+
+    def __init__(self) -> None:
+        self.num_replayed = 0
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        function()
+
+        def replay() -> None:
+            self.num_replayed += 1
+            function()
+
+        return replay
+
+
+@pytest.mark.parametrize("window", [None, 1, 40, 300])
+@pytest.mark.parametrize("limit", [601, 1500])
+def test_a_bound_on_contexts_gives_the_bits_of_their_lengths(
+    ops: ReferenceOps, window: int | None, limit: int
+) -> None:
+    q, kv, inputs = Case(4, 2, 32).step([(0, 254, 1), (1, 255, 1), (2, 600, 1), (3, 3, 1)])
+    unseen = replace(inputs, query_lens_list=[], seq_lens_list=[], context_limit=limit)
+    found = []
+    for step in (inputs, unseen):
+        step.plan = ops.plan_attention(step, kv, 4, [window])
+        found.append(ops.paged_attention(q, kv, step, 0.2, window))
+    assert torch.equal(*found)
+
+
+def test_replayed_steps_give_the_bits_of_others(
+    ops: ReferenceOps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "FIRST_CONTEXT", 16)
+    recorder, found = Again(), []
+    for used in (None, recorder):
+        monkeypatch.setattr(torch_runner.device_api, "graph_recorder", lambda _, r=used: r)
+        settings = {"dtype": "float32", "device": "cpu", "num_kv_blocks": 8, "max_num_seqs": 4}
+        config = EngineConfig.of(**settings, threads=1, cuda_graphs=True)
+        model = build_model(CONFIG, random_weights(CONFIG), ops, torch.float32, CPU)
+        greedy = SamplingParams(temperature=0.0, logprobs=1)
+        jobs = {name: Job([5] * length, greedy, 6) for name, length in (("a", 3), ("b", 14))}
+        jobs["c"] = Job([7, 9], greedy, 2)
+        Driver(TorchRunner(config, model=model)).run(jobs)
+        found.append({name: (job.tokens, job.logprobs) for name, job in jobs.items()})
+    assert found[0] == found[1]
+    assert recorder.num_replayed > 0
+
+
+def test_the_loop_that_plans_ahead_gives_the_tokens_of_the_plain_one(
+    ops: ReferenceOps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a sampler that leaves its tokens on the device, which feeds them to the next step."""
+    monkeypatch.setattr(torch_runner.device_api, "graph_recorder", lambda _: Again())
+    kinds = [
+        {"temperature": 0.0, "logprobs": 1},
+        {"temperature": 1.0, "seed": 3, "top_p": 0.8, "stop_token_ids": list(range(20))},
+        {"temperature": 1.0, "seed": 4, "top_k": 5, "repetition_penalty": 1.3},
+    ]
+    found = []
+    for ahead in (False, True):
+        settings = {"dtype": "float32", "device": "cpu", "num_kv_blocks": 8, "max_num_seqs": 4}
+        config = EngineConfig.of(**settings, threads=1, cuda_graphs=True, async_scheduling=ahead)
+        model = build_model(CONFIG, random_weights(CONFIG), ops, torch.float32, CPU)
+        engine = create_core(TorchRunner(config, model=model), config.cache, config.scheduler)
+        for i, kind in enumerate(kinds):
+            engine.add(message(f"r{i}", [5 + i, 3], max_tokens=5, **kind))
+        deltas = drain(engine)
+        assert engine.runner._steps._sampling._sampler.__class__.__name__ == "TritonSampler"
+        found.append({name: (tokens(each), each[-1].logprobs) for name, each in deltas.items()})
+    assert found[0] == found[1]
