@@ -1,4 +1,4 @@
-"""Sequential, static and continuous batching of the same requests."""
+"""Sequential, static and continuous batching of the same requests, with padding and without."""
 
 from __future__ import annotations
 
@@ -13,9 +13,18 @@ from pellucid.engine.core import EngineCore
 from pellucid.lab.drive import greedy, serve
 from pellucid.lab.experiment import Experiment, Lab
 from pellucid.lab.fit import spread
+from pellucid.lab.rectangles import Rectangles, open_engine
 from pellucid.lab.result import Figure, Findings, Series, Span, Table
 
-STRATEGIES = ("sequential", "static", "continuous")
+SEQUENTIAL, STATIC = "sequential", "static"
+PADDED, PAGED = "continuous, padded", "continuous, paged"
+STRATEGIES = (SEQUENTIAL, STATIC, PADDED, PAGED)
+
+NOTE = (
+    "Padding costs its positions here, and no memory: keys and values lie in blocks under all four"
+    " strategies, and a real token's attention reads its own text alone. A server of rectangles"
+    " would also hold, and read, contexts as long as the longest. No step cuts a prompt in chunks."
+)
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -34,14 +43,15 @@ class Job:
     answer: int  # tokens that are wanted of it
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """One strategy's run; times in seconds from its beginning, parallel to the jobs."""
 
     begins: list[float]
     useful: list[float]  # when the last wanted token was there
     ends: list[float]  # when its place was free again
-    computed: int  # prompt and answer tokens, padding included
+    texts: list[list[int]]  # the wanted tokens
+    computed: int = 0  # positions, padding and what nobody wanted included
 
     @property
     def seconds(self) -> float:
@@ -50,22 +60,17 @@ class Outcome:
 
 def run(settings: Settings, lab: Lab) -> Findings:
     jobs = _jobs(settings, lab)
-    longest = settings.prompt[1] + settings.max_answer
-    core = lab.subject.engine(
-        max_num_seqs=settings.batch, max_model_len=longest, prefix_caching=False
-    )
+    widest = settings.prompt[1]
+    core, runner = open_engine(lab.subject, settings.batch, widest + settings.max_answer, widest)
     runs: dict[str, list[Outcome]] = {strategy: [] for strategy in STRATEGIES}
     rounds = [strategy for _ in range(settings.repeats) for strategy in STRATEGIES]
     try:
-        _waves(core, jobs[: settings.batch], settings.batch)  # warm-up
+        for strategy in (PADDED, PAGED):  # warm-up
+            _serve(strategy, core, runner, jobs[: settings.batch], settings.batch)
         for strategy in lab.track(rounds, "runs"):
-            if strategy == "continuous":
-                outcome = _continuous(core, jobs)
-            else:
-                outcome = _waves(core, jobs, 1 if strategy == "sequential" else settings.batch)
-            runs[strategy].append(outcome)
+            runs[strategy].append(_serve(strategy, core, runner, jobs, settings.batch))
     finally:
-        core.runner.close()
+        runner.close()
     return _findings(settings, jobs, runs)
 
 
@@ -81,25 +86,36 @@ def _jobs(settings: Settings, lab: Lab) -> list[Job]:
     ]
 
 
+def _serve(
+    strategy: str, core: EngineCore, runner: Rectangles, jobs: list[Job], batch: int
+) -> Outcome:
+    runner.padded = strategy in (STATIC, PADDED)
+    before = runner.positions
+    if strategy in (SEQUENTIAL, STATIC):
+        outcome = _waves(core, jobs, 1 if strategy == SEQUENTIAL else batch)
+    else:
+        outcome = _continuous(core, jobs)
+    outcome.computed = runner.positions - before
+    return outcome
+
+
 def _waves(core: EngineCore, jobs: list[Job], size: int) -> Outcome:
-    """Batches of `size`, padded to the longest prompt and run until the longest answer ends."""
-    outcome = Outcome([], [], [], 0)
-    clock, computed = 0.0, 0
+    """Batches of `size`, in which all run until the longest answer ends."""
+    outcome = Outcome([], [], [], [])
+    clock = 0.0
     for start in range(0, len(jobs), size):
         wave = jobs[start : start + size]
-        width, length = max(len(job.prompt) for job in wave), max(job.answer for job in wave)
-        requests = [
-            greedy(str(i), job.prompt[:1] * (width - len(job.prompt)) + job.prompt, length)
-            for i, job in enumerate(wave)
-        ]
+        length = max(job.answer for job in wave)
+        requests = [greedy(str(i), job.prompt, length) for i, job in enumerate(wave)]
         served = serve(core, requests)
         for index, job in enumerate(wave):
+            one = served[str(index)]
             outcome.begins.append(clock)
-            outcome.useful.append(clock + served[str(index)].token_times[job.answer - 1])
+            outcome.useful.append(clock + one.token_times[job.answer - 1])
+            outcome.texts.append(one.token_ids[: job.answer])
         clock += max(one.finished for one in served.values())
         outcome.ends.extend([clock] * len(wave))
-        computed += len(wave) * (width + length)
-    return Outcome(outcome.begins, outcome.useful, outcome.ends, computed)
+    return outcome
 
 
 def _continuous(core: EngineCore, jobs: list[Job]) -> Outcome:
@@ -107,11 +123,12 @@ def _continuous(core: EngineCore, jobs: list[Job]) -> Outcome:
     served = serve(core, [greedy(str(i), job.prompt, job.answer) for i, job in enumerate(jobs)])
     each = [served[str(i)] for i in range(len(jobs))]
     ends = [one.finished for one in each]
-    return Outcome([one.scheduled for one in each], ends, ends, _wanted(jobs))
+    return Outcome([one.scheduled for one in each], ends, ends, [one.token_ids for one in each])
 
 
 def _wanted(jobs: list[Job]) -> int:
-    return sum(len(job.prompt) + job.answer for job in jobs)
+    """Positions that must be computed: of every token but the last of an answer."""
+    return sum(len(job.prompt) + job.answer - 1 for job in jobs)
 
 
 def _findings(settings: Settings, jobs: list[Job], runs: dict[str, list[Outcome]]) -> Findings:
@@ -124,9 +141,10 @@ def _findings(settings: Settings, jobs: list[Job], runs: dict[str, list[Outcome]
         waste = 1 - _wanted(jobs) / outcomes[0].computed
         row: list[str | float | None] = [strategy, rate.median, rate.low, rate.high]
         quantile = float(np.percentile(latencies, 95))
-        rows.append([*row, statistics.mean(latencies), quantile, waste * 100])
+        row += [statistics.mean(latencies), quantile, outcomes[0].computed, waste * 100]
+        rows.append([*row, _same(outcomes, runs[SEQUENTIAL])])
     columns = ["batching", "wanted tokens/s", "least", "most", "mean latency s", "95% latency s"]
-    columns.append("% of tokens wasted")
+    columns += ["positions computed", "% of them wasted", "text of sequential"]
     bars = Series(
         name="wanted tokens/s",
         x=[float(i) for i in range(len(rows))],
@@ -152,8 +170,13 @@ def _findings(settings: Settings, jobs: list[Job], runs: dict[str, list[Outcome]
             "jobs": [[len(job.prompt), job.answer] for job in jobs],
             "runs": {name: msgspec.to_builtins(outcomes) for name, outcomes in runs.items()},
         },
+        notes=[NOTE],
         conclusion=_conclusion(rows, settings.batch),
     )
+
+
+def _same(made: list[Outcome], first: list[Outcome]) -> str:
+    return "yes" if all(one.texts == first[0].texts for one in made) else "no"
 
 
 def _timeline(strategy: str, outcome: Outcome) -> Figure:
@@ -164,7 +187,7 @@ def _timeline(strategy: str, outcome: Outcome) -> Figure:
         if outcome.ends[index] > outcome.useful[index]:
             spans.append(Span(lane, outcome.useful[index], outcome.ends[index], "done, kept"))
     return Figure(
-        name=f"timeline-{strategy}",
+        name=f"timeline-{strategy.replace(', ', '-')}",
         title=f"Who is computed when: {strategy}",
         x_label="seconds",
         y_label="request",
@@ -173,14 +196,21 @@ def _timeline(strategy: str, outcome: Outcome) -> Figure:
 
 
 def _conclusion(rows: list[list[Any]], batch: int) -> list[str]:
-    sequential, static, continuous = rows
+    sequential, static, padded, paged = rows
+    least = min(rows, key=lambda row: row[4])
+    text = "; all four wrote the same text"
+    if different := [row[0] for row in rows if row[-1] != "yes"]:
+        text = f"; not the text of {SEQUENTIAL} has {', '.join(different)}"
     return [
-        f"Continuous batching of {batch} brings {continuous[1] / sequential[1]:.2f} times the"
-        f" wanted tokens per second of one after the other, and {continuous[1] / static[1]:.2f}"
-        f" times those of static batches, which waste {static[6]:.0f}% of their tokens.",
-        f"The mean latency is {sequential[4]:.2f} s sequential, {static[4]:.2f} s static and"
-        f" {continuous[4]:.2f} s continuous; the lowest is that of"
-        f" {min(rows, key=lambda row: row[4])[0]}.",
+        f"{PAGED[0].upper()}{PAGED[1:]} batching of {batch} brings {paged[1] / sequential[1]:.2f}"
+        " times the wanted tokens per second of one after the other,"
+        f" {paged[1] / static[1]:.2f} times those of static batches, which waste {static[7]:.0f}%"
+        f" of what they compute, and {paged[1] / padded[1]:.2f} times those of padded steps, which"
+        f" waste {padded[7]:.0f}%; padded steps bring {padded[1] / static[1]:.2f} times those of"
+        " static batches.",
+        f"The mean latency is {sequential[4]:.2f} s sequential, {static[4]:.2f} s static,"
+        f" {padded[4]:.2f} s {PADDED} and {paged[4]:.2f} s {PAGED}; the lowest is that of"
+        f" {least[0]}{text}.",
     ]
 
 
@@ -188,13 +218,16 @@ EXPERIMENT = Experiment(
     name="batching",
     question="What does continuous batching gain over static batches and over none?",
     hypothesis=(
-        "Batches share each reading of the weights, so both beat one after the other; static ones"
-        " compute padding until their longest answer ends, which continuous batching does not."
+        "Batches share each reading of the weights, so all beat one after the other; static ones"
+        " compute padding until their longest answer ends, continuous ones only where prompts and"
+        " answers share a rectangle, and flat steps over paged memory nothing but wanted tokens."
     ),
     method=(
-        "The same requests, with exponential answer lengths, through the same engine: one at a"
-        " time; in batches whose prompts are padded to the longest and whose answers all run as"
-        " long as the longest; and all at once under the scheduler. Only wanted tokens count."
+        "The same requests, with exponential answer lengths, through the same engine and kernels:"
+        " one at a time; in batches whose prompts are padded to the longest and whose answers all"
+        " run as long as the longest; all at once under the scheduler, each step padded to a"
+        " rectangle as wide as its longest member; and the same with flat steps. Padding is"
+        " computed. Only wanted tokens count."
     ),
     quick=Settings(requests=16, batch=8, prompt=(8, 64), mean_answer=24, max_answer=96, repeats=1),
     full=Settings(
