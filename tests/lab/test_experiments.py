@@ -134,70 +134,6 @@ def test_the_knee_is_where_more_threads_do_not_pay() -> None:
     assert knee([1, 2], [10.0, 8.0]) == 1
 
 
-# ---- batching
-
-
-def test_batching() -> None:
-    experiment = module("batching")
-    settings = experiment.Settings(
-        requests=6, batch=3, prompt=(4, 12), mean_answer=6, max_answer=16, repeats=1
-    )
-    findings = experiment.run(settings, LAB)
-    check(findings)
-    rows = {row[0]: row for row in findings.tables[0].rows}
-    assert list(rows) == ["sequential", "static", "continuous, padded", "continuous, paged"]
-    assert {row[-1] for row in rows.values()} == {"yes"}  # padding changes no text
-    runs, jobs = findings.raw["runs"], findings.raw["jobs"]
-    computed = {name: made[0]["computed"] for name, made in runs.items()}
-    wanted = sum(prompt + answer - 1 for prompt, answer in jobs)
-    assert computed == {
-        "sequential": wanted,
-        "static": sum(
-            3 * (max(p for p, _ in wave) + max(a for _, a in wave) - 1)
-            for wave in (jobs[:3], jobs[3:])
-        ),
-        "continuous, padded": positions_of_rectangles(jobs, seats=3),
-        "continuous, paged": wanted,
-    }
-    assert wanted < computed["continuous, padded"] != computed["static"]
-    assert rows["continuous, padded"][7] == pytest.approx(
-        100 * (1 - wanted / computed["continuous, padded"])
-    )
-    assert len(set(runs["static"][0]["ends"])) == 2  # a batch ends together
-    assert len(set(runs["continuous, padded"][0]["ends"])) > 2
-    names = {figure.name for figure in findings.figures}
-    assert {"timeline-continuous-padded", "timeline-continuous-paged"} < names
-
-
-def positions_of_rectangles(jobs: list[list[int]], seats: int) -> int:
-    """First come, first served; every step is as wide as the widest share of those in it."""
-    waiting, running, positions = [list(job) for job in jobs], list[list[int]](), 0
-    while waiting or running:
-        while waiting and len(running) < seats:
-            running.append(waiting.pop(0))
-        positions += len(running) * max(share for share, _ in running)
-        running = [[1, answer - 1] for _, answer in running if answer > 1]
-    return positions
-
-
-def test_batching_says_which_is_best() -> None:
-    conclude = module("batching")._conclusion
-    rows = [
-        ["sequential", 10.0, 0, 0, 1.0, 1.0, 100, 0.0, "yes"],
-        ["static", 20.0, 0, 0, 3.0, 1.0, 170, 40.0, "yes"],
-        ["continuous, padded", 4.0, 0, 0, 2.5, 1.0, 400, 75.0, "yes"],
-        ["continuous, paged", 5.0, 0, 0, 2.0, 1.0, 100, 0.0, "yes"],
-    ]
-    text = " ".join(conclude(rows, 8))
-    assert "brings 0.50 times" in text
-    assert "0.25 times those of static batches, which waste 40%" in text
-    assert "1.25 times those of padded steps, which waste 75%" in text
-    assert "padded steps bring 0.20 times those of static batches" in text
-    assert text.endswith("the lowest is that of sequential; all four wrote the same text.")
-    rows[2][-1] = "no"
-    assert conclude(rows, 8)[1].endswith("not the text of sequential has continuous, padded.")
-
-
 # ---- schedulers
 
 
@@ -235,36 +171,6 @@ def test_schedulers_say_who_waits() -> None:
     assert text.startswith("fifo has the lowest mean latency, 4.0 s (8.0 s priority)")
     assert "wait least under priority, 1.00 s, and most under fifo" in text
     assert "9 s, a short request under priority" in text
-
-
-# ---- prefix-cache
-
-
-def test_prefix_cache() -> None:
-    experiment = module("prefix_cache")
-    settings = experiment.Settings(system=64, users=3, question=16, answer=4, turns=3, repeats=2)
-    findings = experiment.run(settings, LAB)
-    check(findings)
-    rows = {row[0]: row for row in findings.tables[0].rows}
-    assert rows["system prompt, off"][1] == rows["chat, off"][1] == 0
-    # Of 3 prompts of 80 tokens, two find the 64 that they share, which are whole blocks.
-    assert rows["system prompt, on"][1] == pytest.approx(100 * 2 * 64 / (3 * 80))
-    chats = findings.raw["chat, on"]
-    assert [one["prompt"] for one in chats[0]] == [16, 36, 56]
-    assert [[one["cached"] for one in run] for run in chats] == [[0, 16, 32]] * 2
-    assert findings.conclusion[1] == "With the cache on and off, answers are the same tokens."
-
-
-def test_prefix_cache_says_which_is_sooner() -> None:
-    conclude = module("prefix_cache")._conclusion
-    rows = [
-        [f"{w}, {c}", 0.0, 9.0, ms]
-        for w in ("system prompt", "chat")
-        for c, ms in (("off", 4.0), ("on", 8.0))
-    ]
-    first, second = conclude(rows, False)
-    assert first.count("2.0 times later, after 8.0 instead of 4.0 ms") == 2
-    assert second.endswith("not the same tokens.")
 
 
 # ---- quantization

@@ -1,4 +1,4 @@
-"""What the prefix cache saves: a shared system prompt, and chats of several turns."""
+"""What the prefix cache saves: a shared system prompt, chats, and a pool that is too small."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
+from pellucid.config import CacheSettings
 from pellucid.engine.core import EngineCore
+from pellucid.lab import pressure
 from pellucid.lab.drive import greedy, serve
 from pellucid.lab.experiment import Experiment, Lab
 from pellucid.lab.fit import power_law, spread
@@ -15,6 +17,12 @@ from pellucid.lab.result import Figure, Findings, Law, Series, Table
 
 SWITCH = {"off": False, "on": True}
 WORKLOADS = ("system prompt", "chat")
+NOTE = (
+    "The engine has one order, least recently used and tails before heads; the others are the"
+    " lab's, made to be compared. A pool is a number of blocks; its memory is taken as they are"
+    " first written, so pools share one engine here. First in, first out loses the heads of"
+    " prompts before their tails, which nothing then finds."
+)
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -23,8 +31,16 @@ class Settings(msgspec.Struct, frozen=True):
     question: int  # tokens of each user's own, and of each turn of a chat
     answer: int
     turns: int
+    documents: int  # of unequal popularity, asked about where the pool is too small
+    document: int  # tokens of each
+    asks: int
+    pools: list[int]  # percent of the blocks that would hold everything
     repeats: int
     seed: int = 0
+
+    @property
+    def load(self) -> pressure.Load:
+        return pressure.Load(self.documents, self.document, self.asks, self.question, self.answer)
 
 
 def run(settings: Settings, lab: Lab) -> Findings:
@@ -48,7 +64,30 @@ def run(settings: Settings, lab: Lab) -> Findings:
     finally:
         for core in engines.values():
             core.runner.close()
-    return _findings(raw)
+    return _findings(raw, _pressure(settings, lab))
+
+
+def _pressure(settings: Settings, lab: Lab) -> pressure.Runs:
+    """All pools and orders on one engine, whose blocks are given to another manager each time."""
+    load = settings.load
+    fewest, enough = load.blocks(CacheSettings().block_size)
+    core = lab.subject.engine(
+        max_model_len=load.longest, max_num_seqs=1, num_kv_blocks=max(fewest, enough)
+    )
+    runs: pressure.Runs = {
+        (order, share): [] for share in sorted(settings.pools) for order in pressure.ORDERS
+    }
+    rounds = [(repeat, *key) for repeat in range(settings.repeats) for key in runs]
+    try:
+        serve(core, [greedy("warm-up", lab.subject.prompt(8, 1 << 20), 2)])
+        for repeat, order, share in lab.track(rounds, "pools"):
+            prompts = load.prompts(lab.subject, settings.seed + 100_000 * repeat)
+            blocks = min(enough, max(fewest, enough * share // 100))
+            made = pressure.under_pressure(core, order, blocks, prompts, settings.answer)
+            runs[order, share].append(made)
+    finally:
+        core.runner.close()
+    return runs
 
 
 def _users(core: EngineCore, settings: Settings, lab: Lab, seed: int) -> Iterator[dict[str, Any]]:
@@ -81,7 +120,7 @@ def _ask(core: EngineCore, prompt: list[int], answer: int) -> dict[str, Any]:
     }
 
 
-def _findings(raw: dict[str, list[list[dict[str, Any]]]]) -> Findings:
+def _findings(raw: dict[str, list[list[dict[str, Any]]]], pools: pressure.Runs) -> Findings:
     rows: list[list[str | float | None]] = []
     figures, laws = [], list[Law]()
     for workload in WORKLOADS:
@@ -115,11 +154,14 @@ def _findings(raw: dict[str, list[list[dict[str, Any]]]]) -> Findings:
     columns = ["workload, cache", "% of prompt tokens found", "first request, TTFT ms"]
     columns += ["later ones, TTFT ms", "least", "most"]
     return Findings(
-        tables=[Table("Hits and time to first token", columns, rows)],
-        figures=figures,
+        tables=[Table("Hits and time to first token", columns, rows), pressure.table(pools)],
+        figures=[*figures, *pressure.figures(pools)],
         laws=laws,
-        raw=dict(raw),
-        conclusion=_conclusion(rows, _same_text(raw)),
+        raw={**raw, "pools": {f"{share}%, {order}": m for (order, share), m in pools.items()}},
+        notes=[NOTE],
+        conclusion=_conclusion(
+            rows, pressure.verdict(pools), _same_text(raw) and pressure.same_text(pools)
+        ),
     )
 
 
@@ -142,7 +184,7 @@ def _same_text(raw: dict[str, list[list[dict[str, Any]]]]) -> bool:
     return texts("off") == texts("on")
 
 
-def _conclusion(rows: list[list[Any]], same_text: bool) -> list[str]:
+def _conclusion(rows: list[list[Any]], pools: str, same_text: bool) -> list[str]:
     table = {row[0]: row for row in rows}
     parts = []
     for workload in WORKLOADS:
@@ -156,7 +198,11 @@ def _conclusion(rows: list[list[Any]], same_text: bool) -> list[str]:
         )
     text = "; ".join(parts)
     same = "the same tokens" if same_text else "not the same tokens"
-    return [text[0].upper() + text[1:] + ".", f"With the cache on and off, answers are {same}."]
+    return [
+        text[0].upper() + text[1:] + ".",
+        f"{pools[0].upper()}{pools[1:]}. With the cache on and off, and in every pool, answers are"
+        f" {same}.",
+    ]
 
 
 EXPERIMENT = Experiment(
@@ -164,14 +210,40 @@ EXPERIMENT = Experiment(
     question="What does the prefix cache save for shared system prompts and for chats?",
     hypothesis=(
         "What was computed once is found again, so that only a request's own tokens are left: time"
-        " to first token stays flat over users and turns, and answers stay the same."
+        " to first token stays flat over users and turns, and answers stay the same. Where memory"
+        " is short, to drop the least recently used keeps more of what is asked for than to drop"
+        " what came first, or any."
     ),
     method=(
         "Two engines, with the cache and without, take turns at the same requests, one after the"
         " other: users with a common system prompt and a question of their own; then a chat in"
-        " which each turn sends all that was said. Every repeat has texts of its own."
+        " which each turn sends all that was said. Then questions about documents, the n-th most"
+        " popular 1/n times as often as the first, in pools too small for all, with each order in"
+        " which blocks can go. Every repeat has texts of its own."
     ),
-    quick=Settings(system=384, users=5, question=24, answer=8, turns=6, repeats=1),
-    full=Settings(system=1024, users=12, question=48, answer=32, turns=10, repeats=3),
+    quick=Settings(
+        system=384,
+        users=5,
+        question=24,
+        answer=8,
+        turns=6,
+        documents=6,
+        document=128,
+        asks=14,
+        pools=[25, 50, 100],
+        repeats=1,
+    ),
+    full=Settings(
+        system=1024,
+        users=12,
+        question=48,
+        answer=32,
+        turns=10,
+        documents=10,
+        document=256,
+        asks=40,
+        pools=[15, 30, 45, 60, 80, 100],
+        repeats=3,
+    ),
     run=run,
 )
