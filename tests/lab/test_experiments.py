@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gguf
 import msgspec
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from pellucid.config import ModelSettings
 from pellucid.errors import ConfigError
 from pellucid.lab import caches, hugging_face
 from pellucid.lab.experiment import Lab
+from pellucid.lab.gguf_types import TYPES, write
 from pellucid.lab.result import Findings
+from pellucid.lab.rounded import FloatWeights
 from pellucid.lab.subject import RANDOM_MODEL, Subject
 
 LAB = Lab(Subject(ModelSettings(model="random"), None))
@@ -178,17 +182,54 @@ def test_schedulers_say_who_waits() -> None:
 
 def test_quantization() -> None:
     experiment = module("quantization")
-    settings = experiment.Settings(text=64, window=32, input_len=16, output_len=4, repeats=1)
+    settings = experiment.Settings(
+        types=["Q8_0", "Q5_1", "Q4_0"], text=64, window=32, input_len=16, output_len=4, repeats=1
+    )
     findings = experiment.run(settings, LAB)
     check(findings)
     columns, rows = findings.tables[0].columns, findings.tables[0].rows
     error = {row[0]: row[columns.index("mean log prob error")] for row in rows}
     assert error["float32"] == 0
     assert 0 < error["int8"] < error["int4"]
+    assert 0 < error["Q8_0"] < error["Q5_1"] < error["Q4_0"]
     memory = {row[0]: row[columns.index("weights MB")] for row in rows}
     if findings.raw["float32"]["kernels"] == "native":  # the reference keeps all of them dense
+        assert memory["Q4_0"] < memory["Q8_0"] < memory["bfloat16"]
         assert memory["int4"] < memory["int8"] < memory["bfloat16"] < memory["float32"]
     assert len(findings.raw["int8"]["logprobs"]) == 2 * 31
+    sizes = {row[0]: row[-1] for row in rows}
+    assert sizes["Q4_0"] < sizes["Q5_1"] < sizes["Q8_0"]
+    assert sizes["int4"] is None
+    assert any("cannot write" in note for note in findings.notes)
+
+
+def test_quantization_refuses_types_that_cannot_be_written() -> None:
+    experiment = module("quantization")
+    settings = msgspec.structs.replace(experiment.EXPERIMENT.quick, types=["Q4_K"])
+    with pytest.raises(ConfigError, match="'Q4_K' cannot be written, only Q8_0"):
+        experiment.run(settings, LAB)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_type_is_what_llama_cpps_reader_finds_in_the_file(kind: str, tmp_path: Path) -> None:
+    weights = FloatWeights(LAB.subject.open_weights(), RANDOM_MODEL)
+    made = write(weights, kind, tmp_path / "weights.gguf")
+    assert made.names() == weights.names()
+    tensors = {one.name: one for one in gguf.GGUFReader(tmp_path / "weights.gguf").tensors}
+    for name in weights.names():
+        tensor, exact = tensors[name], weights.get(name)
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(exact.shape)
+        np.testing.assert_array_equal(made.get(name).numpy(), values)
+        if exact.ndim == 1:
+            assert tensor.tensor_type.name == "F32"
+            assert made.integers(name) is None
+            continue
+        assert tensor.tensor_type.name == ("Q8_0" if "embed" in name else kind)
+        groups = (exact - made.get(name)).abs().reshape(-1, 32).amax(1)
+        step = exact.reshape(-1, 32).abs().amax(1) / (1 << int(kind[1]) - 1)
+        assert (groups <= 1.1 * step).all()
+        parts = [part.dense() for part in made.integers(name) or ()]
+        np.testing.assert_allclose(np.concatenate(parts), values, rtol=1e-6, atol=1e-7)
 
 
 def test_quantization_says_what_is_fastest_and_farthest() -> None:

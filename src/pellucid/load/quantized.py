@@ -14,7 +14,7 @@ from pellucid.quant.rounding import can_round, join, round_matrix
 
 # Rows of these are looked up, or scored against each other: an error here meets no later layer
 # that could average it out.
-_AT_LEAST_8_BITS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
+AT_LEAST_8_BITS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
 _POSITIONS = "wpe.weight"
 
 
@@ -56,5 +56,5 @@ class QuantizedWeights(Weights):
     def _round(self, name: str) -> Iterator[IntegerMatrix]:
         rows, columns = self.shape(name)
         dense = self._inner.get(name).numpy()
-        bits = 8 if name.endswith(_AT_LEAST_8_BITS) else self._bits
+        bits = 8 if name.endswith(AT_LEAST_8_BITS) else self._bits
         return round_matrix(lambda chunk: dense[chunk], (rows, columns), bits)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,6 +13,7 @@ import msgspec
 from pellucid.bench.settings import Workload
 from pellucid.bench.throughput import measure
 from pellucid.engine.core import EngineCore
+from pellucid.errors import ConfigError
 from pellucid.lab.drive import greedy, serve
 from pellucid.lab.experiment import Experiment, Lab
 from pellucid.lab.fit import spread
@@ -31,6 +34,7 @@ FORMS: dict[str, tuple[str, Scheme]] = {
 
 
 class Settings(msgspec.Struct, frozen=True):
+    types: list[str]  # of GGUF, to which the weights are rounded anew
     text: int  # tokens that are scored
     window: int  # tokens that are scored together
     input_len: int
@@ -40,27 +44,42 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def run(settings: Settings, lab: Lab) -> Findings:
+    from pellucid.lab.gguf_types import TYPES
+
+    for name in settings.types:
+        if name not in TYPES:
+            raise ConfigError(f"--set types: {name!r} cannot be written, only {', '.join(TYPES)}")
     raw: dict[str, Any] = {}
-    names = [*FORMS, *([AS_STORED] if lab.subject.files else [])]
-    for name in lab.track(names, "formats"):
-        core = _engine(name, settings, lab)
-        try:
-            raw[name] = _measure(core, settings, lab)
-        finally:
-            core.runner.close()
+    names = [*FORMS, *settings.types, *([AS_STORED] if lab.subject.files else [])]
+    with tempfile.TemporaryDirectory(prefix="pellucid-lab-") as folder:
+        for name in lab.track(names, "formats"):
+            path = Path(folder) / f"{name}.gguf"
+            core = _engine(name, settings, lab, path)
+            try:
+                raw[name] = _measure(core, settings, lab)
+            finally:
+                core.runner.close()
+            if path.exists():
+                raw[name]["file_bytes"] = path.stat().st_size
+                path.unlink()
     return _findings(raw)
 
 
-def _engine(name: str, settings: Settings, lab: Lab) -> EngineCore:
+def _engine(name: str, settings: Settings, lab: Lab, path: Path) -> EngineCore:
     longest = max(settings.window + 1, settings.input_len + settings.output_len)
     limits: dict[str, Any] = {"max_model_len": longest, "max_num_seqs": 1, "prefix_caching": False}
     if name == AS_STORED:
         return lab.subject.engine(**limits)
+    from pellucid.lab.gguf_types import write
     from pellucid.lab.rounded import rounded
 
-    dtype, scheme = FORMS[name]
+    dtype, scheme = FORMS.get(name, ("bfloat16", "none"))
     weights = rounded(lab.subject.open_weights(), lab.subject.config, scheme)
-    return lab.subject.engine(weights, dtype=dtype, **limits)
+    if name not in FORMS:
+        weights = write(weights, name, path)
+    core = lab.subject.engine(weights, dtype=dtype, **limits)
+    weights.close()
+    return core
 
 
 def _measure(core: EngineCore, settings: Settings, lab: Lab) -> dict[str, Any]:
@@ -88,6 +107,8 @@ def _measure(core: EngineCore, settings: Settings, lab: Lab) -> dict[str, Any]:
 
 
 def _findings(raw: dict[str, Any]) -> Findings:
+    from pellucid.lab.gguf_types import NOT_WRITTEN
+
     oracle = raw[ORACLE]["logprobs"]
     rows: list[list[str | float | None]] = []
     for name, one in raw.items():
@@ -96,9 +117,10 @@ def _findings(raw: dict[str, Any]) -> Findings:
         surprise = -statistics.mean(one["logprobs"])
         row: list[str | float | None] = [name, decode.median, decode.low, decode.high]
         row += [prefill.median, one["weight_bytes"] / 1e6, math.exp(surprise)]
-        rows.append([*row, statistics.mean(off), max(off)])
+        size = one.get("file_bytes")
+        rows.append([*row, statistics.mean(off), max(off), size and size / 1e6])
     columns = ["weights", "decode tokens/s", "least", "most", "prefill tokens/s", "weights MB"]
-    columns += ["perplexity", "mean log prob error", "largest"]
+    columns += ["perplexity", "mean log prob error", "largest", "GGUF file MB"]
     kernels = sorted({one["kernels"] for one in raw.values()})
     return Findings(
         tables=[Table("Speed, memory and agreement with float32", columns, rows)],
@@ -111,7 +133,8 @@ def _findings(raw: dict[str, Any]) -> Findings:
         notes=[
             f"Kernels: {', '.join(kernels)}. float32 means the file's weights as floats: what the"
             " file itself lost when it was made cannot be seen here. Where it is quantised, int8"
-            " and int4 round what is already rounded."
+            " and int4 round what is already rounded, and so do GGUF types.",
+            NOT_WRITTEN,
         ],
         conclusion=_conclusion(rows),
     )
@@ -155,11 +178,21 @@ EXPERIMENT = Experiment(
         " to be told from float32, 4 bits are."
     ),
     method=(
-        "The file's weights as float32, bfloat16, rounded to int8 and int4 while loading, and as"
-        " they are stored; the log probability of every token of the same text, against float32;"
-        " prefill and decode of one random prompt, after a warm-up."
+        "The file's weights as float32, bfloat16, rounded to int8 and int4 while loading, and to"
+        " types of GGUF in a temporary file, and as they are stored; the log probability of every"
+        " token of the same text, against float32; prefill and decode of one random prompt, after"
+        " a warm-up."
     ),
-    quick=Settings(text=512, window=256, input_len=128, output_len=32, repeats=2),
-    full=Settings(text=8192, window=512, input_len=512, output_len=128, repeats=5),
+    quick=Settings(
+        types=["Q8_0", "Q4_0"], text=512, window=256, input_len=128, output_len=32, repeats=2
+    ),
+    full=Settings(
+        types=["Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"],
+        text=8192,
+        window=512,
+        input_len=512,
+        output_len=128,
+        repeats=5,
+    ),
     run=run,
 )
