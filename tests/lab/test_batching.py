@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from pellucid.kernels import dispatch
+from pellucid.kernels.reference import ReferenceOps
 from tests.lab.test_experiments import LAB, check, module
 
 
-def test_batching() -> None:
+@pytest.mark.parametrize("kernels", ["best", "reference"])
+def test_batching(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels == "reference":
+        monkeypatch.setattr(dispatch, "BACKENDS", (dispatch.Backend("reference", ReferenceOps),))
     experiment = module("batching")
     settings = experiment.Settings(
         requests=6, batch=3, prompt=(4, 12), mean_answer=6, max_answer=16, repeats=1

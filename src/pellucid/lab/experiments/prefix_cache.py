@@ -21,7 +21,8 @@ NOTE = (
     "The engine has one order, least recently used and tails before heads; the others are the"
     " lab's, made to be compared. A pool is a number of blocks; its memory is taken as they are"
     " first written, so pools share one engine here. First in, first out loses the heads of"
-    " prompts before their tails, which nothing then finds."
+    " prompts before their tails, which nothing then finds. No pool is smaller than one request"
+    " needs, nor larger than all need."
 )
 
 
