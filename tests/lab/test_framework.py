@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -280,6 +281,13 @@ def test_the_time_of_others_is_what_is_left_of_all(monkeypatch: pytest.MonkeyPat
     whole, busy, own = neighbours._begin
     monkeypatch.setattr(neighbours, "_seconds", lambda: (whole + 8, busy + 5, own + 3))
     assert neighbours.share() == pytest.approx((5 - 3) / 8)
+
+
+def test_what_a_child_computed_is_no_work_of_others() -> None:
+    neighbours = Neighbours()
+    work = "import time\nwhile time.process_time() < 0.5: pass"
+    subprocess.run([sys.executable, "-c", work], check=True)
+    assert neighbours._seconds()[2] - neighbours._begin[2] >= 0.4
 
 
 def test_the_command_line(
