@@ -78,6 +78,8 @@ def find_experiments() -> dict[str, Experiment]:
 def choose(names: Sequence[str], *, every: bool) -> list[Experiment]:
     """The experiments that are asked for. Raises ConfigError if there is no such."""
     known = find_experiments()
+    if names and every:
+        raise ConfigError(f"--all runs every experiment: leave out {' '.join(names)}, or --all")
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -113,6 +115,28 @@ def changed(experiment: Experiment, settings: msgspec.Struct, changes: Sequence[
             if isinstance(number, int | float) and number < least and number is not False:
                 raise ConfigError(f"--set {name}={number}: must be more than 0")
     return made
+
+
+def share_out(
+    chosen: Sequence[Experiment], changes: Sequence[str], *, every: bool, quick: bool
+) -> dict[str, list[str]]:
+    """Which of `changes` each experiment gets: all of them, or with `every` those it knows.
+
+    Raises:
+        ConfigError: as `changed` does; with `every`, if no experiment has such a setting.
+    """
+    given: dict[str, list[str]] = {}
+    for experiment in chosen:
+        settings = experiment.settings(quick=quick)
+        known = settings.__struct_fields__
+        given[experiment.name] = [
+            change for change in changes if not every or change.partition("=")[0] in known
+        ]
+        changed(experiment, settings, given[experiment.name])
+    for change in changes:
+        if all(change not in some for some in given.values()):
+            raise ConfigError(f"--set {change}: no experiment has such a setting")
+    return given
 
 
 def run_experiment(
