@@ -158,6 +158,7 @@ def test_a_result_tells_where_it_was_measured_and_can_be_read_again(tmp_path: Pa
     plain = json.loads((tmp_path / "sample.json").read_text())
     assert plain["machine"]["cpu"]
     assert plain["versions"]["python"]
+    assert "transformers" in plain["versions"]
     assert plain["settings"] == {"size": 1}
     assert plain["findings"]["raw"] == {"size": 1}
     assert read_results(tmp_path) == [result]

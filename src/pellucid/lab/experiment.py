@@ -161,7 +161,7 @@ def run_experiment(
         model=lab.subject.name if experiment.needs_model else "none",
         command=command_line(),
         machine=describe_machine(),
-        versions=describe_versions(),
+        versions=describe_versions("transformers"),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - begin,
         findings=findings,
