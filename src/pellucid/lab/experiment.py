@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -139,6 +140,12 @@ def share_out(
     return given
 
 
+def _same_start() -> AbstractContextManager[None]:
+    from pellucid.lab.torch_threads import same_start  # imports torch
+
+    return same_start()
+
+
 def run_experiment(
     experiment: Experiment, lab: Lab, *, quick: bool, changes: Sequence[str] = ()
 ) -> Result:
@@ -148,7 +155,8 @@ def run_experiment(
     """
     settings = changed(experiment, experiment.settings(quick=quick), changes)
     begin, neighbours = time.perf_counter(), Neighbours()
-    findings = experiment.run(settings, lab)
+    with _same_start() if experiment.needs_model else nullcontext():
+        findings = experiment.run(settings, lab)
     if experiment.needs_model and (share := neighbours.share()) > DISTURBED:
         findings.conclusion = [caution(share), *findings.conclusion]
     return Result(

@@ -62,10 +62,7 @@ def forms(settings: Settings) -> list[Form]:
 
 
 def run(settings: Settings, lab: Lab) -> Findings:
-    import torch
-
     from pellucid.lab import caches, streaming
-    from pellucid.runner.device import compute_threads
 
     config = lab.subject.config
     windows = [config.window(layer) for layer in range(config.num_layers)]
@@ -76,7 +73,6 @@ def run(settings: Settings, lab: Lab) -> Findings:
         )
     compared = forms(settings)
     text = lab.subject.prompt(settings.text, settings.seed)
-    torch.set_num_threads(compute_threads())
     model = caches.load(config, lab.subject.open_weights(), settings.text)
     pace = {"chunk": settings.chunk, "stop": settings.stop, "timed": settings.timed}
     streaming.read(model, streaming.KeepAll(), text[: settings.chunk], **pace)  # warm-up
