@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import ModuleType
 from typing import Any
 
@@ -88,13 +89,14 @@ def test_kv_cache_says_that_texts_differ() -> None:
     assert "not every float32 method" in experiment._conclusion(rows, 50)[1]
 
 
-def test_kv_cache_refuses_a_model_with_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = module("kv_cache")
-    subject = Subject(ModelSettings(model="random"), None)
-    changed = {name: getattr(RANDOM_MODEL, name) for name in RANDOM_MODEL.__dataclass_fields__}
-    subject.__dict__["config"] = type(RANDOM_MODEL)(**{**changed, "sliding_window": 8})
-    with pytest.raises(ConfigError, match="windows"):
-        experiment.run(experiment.Settings(prompt=4, tokens=10, repeats=1), Lab(subject))
+@pytest.mark.parametrize("changed", [{"sliding_window": 8}, {"attention_softcap": 50.0}])
+@pytest.mark.parametrize("name", ["kv_cache", "eviction"])
+def test_a_model_with_windows_or_caps_is_refused(name: str, changed: dict[str, float]) -> None:
+    experiment = module(name)
+    shape = dataclasses.replace(RANDOM_MODEL, **changed)
+    lab = Lab(Subject(ModelSettings(model="random"), None, shape))
+    with pytest.raises(ConfigError, match="windows or caps"):
+        experiment.run(experiment.EXPERIMENT.quick, lab)
 
 
 # ---- threads

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pellucid.errors import ConfigError
 from pellucid.lab.experiment import Experiment, Lab
 from pellucid.lab.fit import power_law, slope, spread
 from pellucid.lab.result import Figure, Findings, Law, Series, Table
@@ -30,10 +29,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def run(settings: Settings, lab: Lab) -> Findings:
-    config = lab.subject.config
-    windows = [config.window(layer) for layer in range(config.num_layers)]
-    if any(windows) or config.attention_softcap is not None:
-        raise ConfigError("kv-cache: compares plain attention; this model's has windows or caps")
+    lab.subject.check_plain_attention("kv-cache")
     methods, notes, close = _methods(settings, lab)
     runs: dict[str, list[Generation]] = {name: [] for name in methods}
     try:
