@@ -43,3 +43,22 @@ def test_description_is_json() -> None:
     described = json.loads(json.dumps(machine.describe_machine()))
     assert described["logical_cores"] == os.cpu_count()
     assert machine.describe_versions()["torch"] == torch.__version__
+    versions = machine.describe_versions("pytest", "no-such-package")
+    assert (versions["pytest"], versions["no-such-package"]) == (pytest.__version__, None)
+
+
+@pytest.mark.parametrize(
+    ("release", "shown"),
+    [
+        ("6.18.44", "Linux 6.18.44"),
+        ("6.18.44-cloud7-amd64+", "Linux 6.18.44"),
+        ("5.15.167.4-microsoft-standard-WSL2", "Linux 5.15.167.4"),
+        ("unknown", "Linux"),
+    ],
+)
+def test_a_kernel_is_told_by_its_number(
+    release: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(machine.platform, "release", lambda: release)
+    assert machine.describe_machine()["system"] == shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from pellucid.config import ModelSettings
 from pellucid.errors import ConfigError
 from pellucid.lab import caches, hugging_face
 from pellucid.lab.experiment import Lab
+from pellucid.lab.fit import Spread
 from pellucid.lab.gguf_types import TYPES, write
 from pellucid.lab.result import Findings
 from pellucid.lab.rounded import FloatWeights
@@ -91,13 +93,14 @@ def test_kv_cache_says_that_texts_differ() -> None:
     assert "not every float32 method" in experiment._conclusion(rows, 50)[1]
 
 
-def test_kv_cache_refuses_a_model_with_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = module("kv_cache")
-    subject = Subject(ModelSettings(model="random"), None)
-    changed = {name: getattr(RANDOM_MODEL, name) for name in RANDOM_MODEL.__dataclass_fields__}
-    subject.__dict__["config"] = type(RANDOM_MODEL)(**{**changed, "sliding_window": 8})
-    with pytest.raises(ConfigError, match="windows"):
-        experiment.run(experiment.Settings(prompt=4, tokens=10, repeats=1), Lab(subject))
+@pytest.mark.parametrize("changed", [{"sliding_window": 8}, {"attention_softcap": 50.0}])
+@pytest.mark.parametrize("name", ["kv_cache", "eviction"])
+def test_a_model_with_windows_or_caps_is_refused(name: str, changed: dict[str, float]) -> None:
+    experiment = module(name)
+    shape = dataclasses.replace(RANDOM_MODEL, **changed)
+    lab = Lab(Subject(ModelSettings(model="random"), None, shape))
+    with pytest.raises(ConfigError, match="windows or caps"):
+        experiment.run(experiment.EXPERIMENT.quick, lab)
 
 
 # ---- threads
@@ -138,6 +141,36 @@ def test_the_knee_is_where_more_threads_do_not_pay() -> None:
     assert knee([1, 2], [10.0, 8.0]) == 1
 
 
+def test_threads_say_how_many_use_up_memory() -> None:
+    experiment = module("threads")
+
+    def model(hindered: float, count: int) -> float:
+        return 10e9 * count / (1 + hindered * (count - 1))
+
+    def told(bandwidths: list[float]) -> str:
+        rates = {
+            phase: [Spread(10.0 * (i + 1), 0, 0) for i in range(len(bandwidths))]
+            for phase in experiment.PHASES
+        }
+        threads = list(range(1, len(bandwidths) + 1))
+        bounds = [{"prefill": None, "decode": None}] * len(bandwidths)
+        return experiment._conclusion(threads, rates, bounds, bandwidths)[1]
+
+    two = [model(0.1, count) for count in (1, 2)]
+    assert experiment.contention([1, 2], two) == pytest.approx(0.1)
+    expected = next(n for n in range(2, 99) if model(0.1, n + 1) - model(0.1, n) < 5e9)
+    assert expected > 2
+    text = told(two)
+    assert "2 threads get 18.2 GB/s, 1.82 times what one gets: memory is not used up yet" in text
+    assert f"at about {expected} threads, where one more brings less than 50%" in text
+    # The same law, measured as far as that: what was foretold from two is seen.
+    many = [model(0.1, count) for count in range(1, expected + 2)]
+    assert f"memory is used up with {expected} of them" in told(many)
+    assert "nothing here tells how many" in told([10e9, 19.9e9])
+    assert "memory is used up with 1 of them" in told([10e9, 10e9])
+    assert "only more threads could tell" in told([10e9])
+
+
 # ---- schedulers
 
 
@@ -174,7 +207,28 @@ def test_schedulers_say_who_waits() -> None:
     text = " ".join(conclude(rows, {"fifo": 4.0, "priority": 8.0}))
     assert text.startswith("fifo has the lowest mean latency, 4.0 s (8.0 s priority)")
     assert "wait least under priority, 1.00 s, and most under fifo" in text
-    assert "9 s, a short request under priority" in text
+    assert "9 s, a short request under priority, 1.3 times fifo's longest of 7 s" in text
+    assert "nobody starves" in text
+    rows += [["priority: bulk", 9.0, 0, 0, 12.0, 21.0], ["fair: bulk", 9.0, 0, 0, 12.0, 13.0]]
+    second = conclude(rows, {"fifo": 4.0, "priority": 8.0, "fair": 4.0})[1]
+    assert second.startswith("The longest anybody waits is 21 s, a bulk request under priority")
+    assert second.endswith(
+        "requests starve, taking 2 times for that: bulk ones under priority (3.0 times)."
+    )
+    assert "no other policy with fifo" in conclude(rows[:1], {"fifo": 4.0})[1]
+
+
+def test_schedulers_draw_the_far_end() -> None:
+    experiment = module("schedulers")
+    findings = experiment.run(experiment.Settings(requests=80, seeds=2), LAB)
+    _, tail = findings.figures
+    for series in tail.series:
+        for place, y, low, high in zip(series.x, series.y, series.low, series.high, strict=True):
+            runs = findings.raw[tail.ticks[int(place)]]
+            queues = [[f["queue"] for f in one if f["kind"] == series.name] for one in runs]
+            ends = [float(np.percentile(one, 95)) for one in queues if one]
+            assert y == low == pytest.approx(np.median(ends))
+            assert high == max(map(max, filter(None, queues)))
 
 
 # ---- quantization

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from pellucid.lab.experiment import (
     choose,
     find_experiments,
     run_experiment,
+    share_out,
 )
 from pellucid.lab.fit import power_law, slope, spread
 from pellucid.lab.neighbours import Neighbours
@@ -155,6 +158,7 @@ def test_a_result_tells_where_it_was_measured_and_can_be_read_again(tmp_path: Pa
     plain = json.loads((tmp_path / "sample.json").read_text())
     assert plain["machine"]["cpu"]
     assert plain["versions"]["python"]
+    assert "transformers" in plain["versions"]
     assert plain["settings"] == {"size": 1}
     assert plain["findings"]["raw"] == {"size": 1}
     assert read_results(tmp_path) == [result]
@@ -217,6 +221,8 @@ def test_unknown_experiments_are_refused_by_name() -> None:
         choose([known[:-1]], every=False)
     with pytest.raises(ConfigError, match="--all"):
         choose([], every=False)
+    with pytest.raises(ConfigError, match=f"leave out {known}, or --all"):
+        choose([known], every=True)
     assert [one.name for one in choose([], every=True)] == list(find_experiments())
 
 
@@ -261,6 +267,22 @@ def test_what_cannot_be_set_is_named(change: str, why: str) -> None:
         changed(experiment, experiment.quick, [change])
 
 
+def test_with_all_a_setting_is_changed_where_there_is_one() -> None:
+    chosen = [SAMPLE, named("several", Several([1, 2]))]
+    given = share_out(chosen, ["size=7", "count=5"], every=True, quick=True)
+    assert given == {"sample": ["size=7"], "several": ["count=5"]}
+    with pytest.raises(ConfigError, match="--set counts=5: no experiment has such a setting"):
+        share_out(chosen, ["size=7", "counts=5"], every=True, quick=True)
+    with pytest.raises(ConfigError, match="Expected `int`"):
+        share_out(chosen, ["count=many"], every=True, quick=True)
+    with pytest.raises(ConfigError, match="several has the settings sizes, count"):
+        share_out(chosen, ["size=7"], every=False, quick=True)
+
+
+def named(name: str, settings: msgspec.Struct) -> Experiment:
+    return dataclasses.replace(with_settings(settings), name=name)
+
+
 def with_settings(settings: msgspec.Struct) -> Experiment:
     return Experiment("sample", "Why?", "So.", "Thus.", settings, settings, findings)
 
@@ -280,6 +302,13 @@ def test_the_time_of_others_is_what_is_left_of_all(monkeypatch: pytest.MonkeyPat
     whole, busy, own = neighbours._begin
     monkeypatch.setattr(neighbours, "_seconds", lambda: (whole + 8, busy + 5, own + 3))
     assert neighbours.share() == pytest.approx((5 - 3) / 8)
+
+
+def test_what_a_child_computed_is_no_work_of_others() -> None:
+    neighbours = Neighbours()
+    work = "import time\nwhile time.process_time() < 0.5: pass"
+    subprocess.run([sys.executable, "-c", work], check=True)
+    assert neighbours._seconds()[2] - neighbours._begin[2] >= 0.4
 
 
 def test_the_command_line(
@@ -317,3 +346,33 @@ def test_the_command_line(
     empty = pellucid("lab", "report", str(tmp_path / "nowhere"))
     assert empty.code == 2
     assert "no results in" in empty.err
+
+
+def test_an_experiment_that_fails_does_not_stop_the_others(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(settings: Settings, lab: Lab) -> Findings:
+        raise ConfigError("refuses: this model has windows")
+
+    def fail(settings: Settings, lab: Lab) -> Findings:
+        raise ZeroDivisionError("nothing was done")
+
+    found = {
+        name: dataclasses.replace(SAMPLE, name=name, run=run, needs_model=False)
+        for name, run in (("a", refuse), ("b", fail), ("c", findings), ("d", refuse))
+    }
+    monkeypatch.setattr("pellucid.lab.experiment.find_experiments", lambda: found)
+    monkeypatch.delenv("PELLUCID_DEBUG", raising=False)
+    pellucid = runner(capsys)
+    outcome = pellucid("lab", "run", "--all", "--quick", "--out", str(tmp_path))
+    assert outcome.code == 1
+    last = " ".join(outcome.err.splitlines()[-1:])
+    assert "3 of 4 experiments failed: a (refuses: this model has windows); b (Zero" in last
+    assert "; d (" in last
+    assert [path.name for path in tmp_path.glob("*.json")] == ["c.json"]
+    assert "## c" in (tmp_path / "report.md").read_text()
+    none = pellucid("lab", "run", "a", "b", "--quick", "--out", str(tmp_path / "none"))
+    assert none.code == 1
+    assert "2 of 2 experiments failed" in none.err
+    alone = pellucid("lab", "run", "a", "--quick", "--out", str(tmp_path / "none"))
+    assert (alone.code, alone.err.count("windows")) == (2, 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -41,7 +42,7 @@ def describe_machine() -> dict[str, Any]:
     """CPU, memory, limits and GPUs of this machine, ready for JSON; sizes in MiB."""
     memory = psutil.virtual_memory()
     return {
-        "system": f"{platform.system()} {platform.release()}",
+        "system": system_name(),
         "architecture": platform.machine(),
         "cpu": cpu_model(),
         "physical_cores": psutil.cpu_count(logical=False),
@@ -55,10 +56,14 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def describe_versions() -> dict[str, str | None]:
-    """Versions of Python, pellucid and the packages that decide speed; None: not installed."""
+def describe_versions(*others: str) -> dict[str, str | None]:
+    """Versions of Python, pellucid, the packages that decide speed and `others`.
+
+    None: not installed.
+    """
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("pellucid", "torch", "triton", "numpy", "tokenizers", "llama-cpp-python"):
+    decisive = ("pellucid", "torch", "triton", "numpy", "tokenizers", "llama-cpp-python")
+    for package in (*decisive, *others):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -68,6 +73,12 @@ def describe_versions() -> dict[str, str | None]:
 
         versions["pellucid"] = __version__
     return versions
+
+
+def system_name() -> str:
+    """The system and its version, such as "Linux 6.18.44", without the name of its build."""
+    number = re.match(r"\d+(\.\d+)*", platform.release())
+    return f"{platform.system()} {number[0] if number else ''}".strip()
 
 
 def cpu_model() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import msgspec
@@ -38,10 +38,22 @@ def summarize(samples: Iterable[float], scale: float = 1.0) -> Summary | None:
 
 
 def command_line() -> str:
-    """How this process was started, to write beside the numbers."""
+    """How this process was started, to write beside the numbers.
+
+    Of absolute paths only the last part: results are published, and the rest tells of the machine
+    what nobody needs.
+    """
     import shlex
 
-    return shlex.join(["pellucid", *sys.argv[1:]])
+    return shlex.join(["pellucid", *map(_without_folders, sys.argv[1:])])
+
+
+def _without_folders(word: str) -> str:
+    """`/a/b` and `--out=/a/b` with `b` alone."""
+    for head, path in (("", word), (word.partition("=")[0] + "=", word.partition("=")[2])):
+        if PurePath(path).is_absolute():
+            return head + PurePath(path).name
+    return word
 
 
 def write_json(path: Path, report: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from pellucid.config import ModelSettings
+from pellucid.errors import PellucidError
 
 if TYPE_CHECKING:
     from pellucid.lab.result import Result
@@ -77,22 +78,49 @@ def run(
     from pellucid.cli.console import results
     from pellucid.cli.download import fetch
     from pellucid.lab.draw import check_extra
-    from pellucid.lab.experiment import Lab, changed, choose, run_experiment
+    from pellucid.lab.experiment import Lab, choose, run_experiment, share_out
     from pellucid.lab.report import write_report, write_result
     from pellucid.lab.subject import RANDOM, Subject
 
     chosen = choose(names or [], every=every)
-    for experiment in chosen:  # before anything is measured, or downloaded
-        changed(experiment, experiment.settings(quick=quick), changes or [])
+    # Refused before anything is measured, or downloaded.
+    given = share_out(chosen, changes or [], every=every, quick=quick)
     check_extra()
     needed = model != RANDOM and any(one.needs_model for one in chosen)
     settings = ModelSettings(model=model, cache_dir=cache_dir, offline=offline)
     lab = Lab(Subject(settings, fetch(settings) if needed else None), _track)
+    failed: dict[str, str] = {}
     for experiment in chosen:
-        result = run_experiment(experiment, lab, quick=quick, changes=changes or [])
+        try:
+            result = run_experiment(experiment, lab, quick=quick, changes=given[experiment.name])
+        except Exception as error:
+            if len(chosen) == 1:
+                raise
+            failed[experiment.name] = _note_failure(experiment.name, error)
+            continue
         write_result(result, out)
+        path = write_report(out)  # each time, so that there is one however the run ends
         _show(result)
-    results().print(f"[dim]report: {write_report(out)}, {out / 'report.html'}[/]")
+    if len(failed) < len(chosen):
+        results().print(f"[dim]report: {path}, {out / 'report.html'}[/]")
+    if failed:
+        reasons = "; ".join(f"{name} ({why})" for name, why in failed.items())
+        raise PellucidError(f"{len(failed)} of {len(chosen)} experiments failed: {reasons}")
+
+
+def _note_failure(name: str, error: Exception) -> str:
+    """Tell of it on stderr while the others are still to run; returns why in one line."""
+    import os
+    import traceback
+
+    from pellucid.cli import explain
+    from pellucid.cli.console import remark
+
+    if os.environ.get("PELLUCID_DEBUG"):
+        traceback.print_exception(error)
+    why = explain(error)
+    remark(f"{name} failed: {why}")
+    return why
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -78,6 +79,8 @@ def find_experiments() -> dict[str, Experiment]:
 def choose(names: Sequence[str], *, every: bool) -> list[Experiment]:
     """The experiments that are asked for. Raises ConfigError if there is no such."""
     known = find_experiments()
+    if names and every:
+        raise ConfigError(f"--all runs every experiment: leave out {' '.join(names)}, or --all")
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -115,6 +118,34 @@ def changed(experiment: Experiment, settings: msgspec.Struct, changes: Sequence[
     return made
 
 
+def share_out(
+    chosen: Sequence[Experiment], changes: Sequence[str], *, every: bool, quick: bool
+) -> dict[str, list[str]]:
+    """Which of `changes` each experiment gets: all of them, or with `every` those it knows.
+
+    Raises:
+        ConfigError: as `changed` does; with `every`, if no experiment has such a setting.
+    """
+    given: dict[str, list[str]] = {}
+    for experiment in chosen:
+        settings = experiment.settings(quick=quick)
+        known = settings.__struct_fields__
+        given[experiment.name] = [
+            change for change in changes if not every or change.partition("=")[0] in known
+        ]
+        changed(experiment, settings, given[experiment.name])
+    for change in changes:
+        if all(change not in some for some in given.values()):
+            raise ConfigError(f"--set {change}: no experiment has such a setting")
+    return given
+
+
+def _same_start() -> AbstractContextManager[None]:
+    from pellucid.lab.torch_threads import same_start  # imports torch
+
+    return same_start()
+
+
 def run_experiment(
     experiment: Experiment, lab: Lab, *, quick: bool, changes: Sequence[str] = ()
 ) -> Result:
@@ -124,7 +155,8 @@ def run_experiment(
     """
     settings = changed(experiment, experiment.settings(quick=quick), changes)
     begin, neighbours = time.perf_counter(), Neighbours()
-    findings = experiment.run(settings, lab)
+    with _same_start() if experiment.needs_model else nullcontext():
+        findings = experiment.run(settings, lab)
     if experiment.needs_model and (share := neighbours.share()) > DISTURBED:
         findings.conclusion = [caution(share), *findings.conclusion]
     return Result(
@@ -137,7 +169,7 @@ def run_experiment(
         model=lab.subject.name if experiment.needs_model else "none",
         command=command_line(),
         machine=describe_machine(),
-        versions=describe_versions(),
+        versions=describe_versions("transformers"),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - begin,
         findings=findings,

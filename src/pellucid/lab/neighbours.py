@@ -20,11 +20,15 @@ class Neighbours:
         return min(1.0, max(0.0, busy - own) / whole) if whole else 0.0
 
     def _seconds(self) -> tuple[float, float, float]:
-        """All cores' time, what of it was not idle, and what of that was this process's."""
+        """All cores' time, what of it was not idle, and what of that was this process's.
+
+        A child's time counts as its own, but only once the child was waited for.
+        """
         times, own = psutil.cpu_times(), self._process.cpu_times()
         whole = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         idle = times.idle + getattr(times, "iowait", 0.0)
-        return whole, whole - idle, own.user + own.system
+        mine = own.user + own.system + own.children_user + own.children_system
+        return whole, whole - idle, mine
 
 
 def caution(share: float) -> str:

@@ -82,6 +82,9 @@ class Server(Protocol):
         ...
 
 
+Serve = Callable[[Sequence[Job]], Outcome]
+
+
 @dataclass(slots=True)
 class BatchServer:
     """Takes whom it finds waiting, up to `seats`, and takes nobody else until all are answered.
@@ -201,15 +204,15 @@ class Counted:
 
 
 @contextmanager
-def open_servers(size: Size, subject: Subject) -> Iterator[tuple[dict[str, Server], list[str]]]:
-    """A server for each rung, and why some are missing."""
+def open_servers(size: Size, subject: Subject) -> Iterator[tuple[dict[str, Serve], list[str]]]:
+    """`Server.serve` of each rung, and why some are missing."""
     import torch
 
     from pellucid.lab.padded import BLOCK_SIZE, PaddedBatches
+    from pellucid.lab.torch_threads import on_threads
     from pellucid.runner import device
 
     longest, seats = size.longest, size.seats
-    torch.set_num_threads(device.compute_threads())
     dtype = device.pick_dtype("auto", torch.device("cpu"))
     model = subject.reference(longest)
 
@@ -236,8 +239,10 @@ def open_servers(size: Size, subject: Subject) -> Iterator[tuple[dict[str, Serve
         " the start of a process, which would add seconds to every request.",
         WHY_NOT_SPECULATION,
     ]
+    threads = dict.fromkeys(RUNGS, device.compute_threads())
     try:
         engines[NATIVE] = subject.engine(kernels="native", **chunked, **memory)
+        threads[NATIVE] = torch.get_num_threads()  # as this engine wants it
     except ConfigError as error:
         notes.append(f"Rung {NATIVE} is missing: {error}.")
     retry = size.retry
@@ -251,7 +256,7 @@ def open_servers(size: Size, subject: Subject) -> Iterator[tuple[dict[str, Serve
     }
     rungs |= {name: EngineServer(core) for name, core in engines.items()}
     try:
-        yield rungs, notes
+        yield {name: on_threads(threads[name], one.serve) for name, one in rungs.items()}, notes
     finally:
         for core in engines.values():
             core.runner.close()

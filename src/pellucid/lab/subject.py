@@ -67,6 +67,15 @@ class Subject:
 
         return self.shape if self.files is None else load_config(self.files)
 
+    def check_plain_attention(self, experiment: str) -> None:
+        """Raise ConfigError, for `experiment`, if the model's attention has windows or caps."""
+        config = self.config
+        windows = any(config.window(layer) for layer in range(config.num_layers))
+        if windows or config.attention_softcap is not None:
+            raise ConfigError(
+                f"{experiment}: needs plain attention; this model's has windows or caps"
+            )
+
     def open_weights(self) -> WeightSource:
         """Its weights as the file has them."""
         from pellucid.load.weights import open_weights

@@ -119,6 +119,10 @@ def _core(
     settings: Settings, lab: Lab, closing: ExitStack, options: dict[str, Any]
 ) -> tuple[Engine, str]:
     """This engine with a runner, and whose kernels that has."""
+    import torch
+
+    from pellucid.lab.torch_threads import on_threads
+
     core = lab.subject.engine(
         max_model_len=settings.prompt + settings.answer,
         max_num_seqs=max(settings.batches),
@@ -133,7 +137,8 @@ def _core(
         each = [served[str(i)] for i in range(len(prompts))]
         return Answers([one.token_ids for one in each], [one.token_times for one in each])
 
-    return Engine(answer, core.info.weight_bytes), core.info.kernels
+    wanted = torch.get_num_threads()  # by this runner
+    return Engine(on_threads(wanted, answer), core.info.weight_bytes), core.info.kernels
 
 
 def _obstacle(lab: Lab, dtype: str) -> str | None:
@@ -151,6 +156,8 @@ def _transformers(settings: Settings, lab: Lab, dtype: str) -> Engine:
     import torch
 
     from pellucid.lab import hugging_face
+    from pellucid.lab.torch_threads import on_threads
+    from pellucid.runner.device import compute_threads
 
     subject = lab.subject
     model = hugging_face.load(subject.config, subject.open_weights(), getattr(torch, dtype))
@@ -160,7 +167,7 @@ def _transformers(settings: Settings, lab: Lab, dtype: str) -> Engine:
         return Answers(token_ids, [times] * len(prompts))
 
     size = sum(part.numel() * part.itemsize for part in model.parameters())
-    return Engine(answer, size)
+    return Engine(on_threads(compute_threads(), answer), size)
 
 
 def _findings(

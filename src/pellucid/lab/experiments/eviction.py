@@ -62,21 +62,14 @@ def forms(settings: Settings) -> list[Form]:
 
 
 def run(settings: Settings, lab: Lab) -> Findings:
-    import torch
-
     from pellucid.lab import caches, streaming
-    from pellucid.runner.device import compute_threads
 
     config = lab.subject.config
-    windows = [config.window(layer) for layer in range(config.num_layers)]
-    if any(windows) or config.attention_softcap is not None or config.architecture == "gpt2":
-        raise ConfigError(
-            "eviction: needs rotary positions and plain attention; this model has learned"
-            " positions, windows or caps"
-        )
+    lab.subject.check_plain_attention("eviction")
+    if config.architecture == "gpt2":
+        raise ConfigError("eviction: needs rotary positions; this model has learned ones")
     compared = forms(settings)
     text = lab.subject.prompt(settings.text, settings.seed)
-    torch.set_num_threads(compute_threads())
     model = caches.load(config, lab.subject.open_weights(), settings.text)
     pace = {"chunk": settings.chunk, "stop": settings.stop, "timed": settings.timed}
     streaming.read(model, streaming.KeepAll(), text[: settings.chunk], **pace)  # warm-up

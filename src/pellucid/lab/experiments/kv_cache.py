@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pellucid.errors import ConfigError
 from pellucid.lab.experiment import Experiment, Lab
 from pellucid.lab.fit import power_law, slope, spread
 from pellucid.lab.result import Figure, Findings, Law, Series, Table
@@ -30,10 +29,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def run(settings: Settings, lab: Lab) -> Findings:
-    config = lab.subject.config
-    windows = [config.window(layer) for layer in range(config.num_layers)]
-    if any(windows) or config.attention_softcap is not None:
-        raise ConfigError("kv-cache: compares plain attention; this model's has windows or caps")
+    lab.subject.check_plain_attention("kv-cache")
     methods, notes, close = _methods(settings, lab)
     runs: dict[str, list[Generation]] = {name: [] for name in methods}
     try:
@@ -54,15 +50,15 @@ def _methods(
     import torch
 
     from pellucid.lab import caches, hugging_face
+    from pellucid.lab.torch_threads import on_threads
     from pellucid.runner.device import compute_threads
 
     subject, longest = lab.subject, settings.prompt + settings.tokens
-    prompt = subject.prompt(settings.prompt, settings.seed)
-    torch.set_num_threads(compute_threads())
+    prompt, threads = subject.prompt(settings.prompt, settings.seed), compute_threads()
     model = caches.load(subject.config, subject.open_weights(), longest)
 
     def ours(cache: str) -> Generate:
-        return lambda count: caches.generate(model, cache, prompt, count)
+        return on_threads(threads, lambda count: caches.generate(model, cache, prompt, count))
 
     methods = {name: ours(name) for name in caches.CACHES}
     notes = []
@@ -72,11 +68,17 @@ def _methods(
         other = hugging_face.load(subject.config, subject.open_weights())
 
         def theirs(use_cache: bool) -> Generate:
-            return lambda count: hugging_face.generate(other, prompt, count, use_cache=use_cache)
+            return on_threads(
+                threads,
+                lambda count: hugging_face.generate(other, prompt, count, use_cache=use_cache),
+            )
 
         methods |= {"transformers, off": theirs(False), "transformers, on": theirs(True)}
     core = subject.engine(max_model_len=longest, max_num_seqs=1, prefix_caching=False)
-    methods["pellucid's engine"] = lambda count: _engine(core, prompt, count)
+    methods["pellucid's engine"] = on_threads(
+        torch.get_num_threads(),  # as this engine wants it
+        lambda count: _engine(core, prompt, count),
+    )
     notes.append(
         "All but pellucid's engine compute in float32 with torch; the engine runs its"
         f" {core.info.kernels} kernels on the weights as they are served"

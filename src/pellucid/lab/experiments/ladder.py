@@ -54,14 +54,14 @@ class Climb:
 def run(settings: Settings, lab: Lab) -> Findings:
     runs: dict[str, list[Outcome]] = {}
     with open_servers(settings.size, lab.subject) as (servers, notes):
-        for name, server in servers.items():
+        for name, serve in servers.items():
             if name != FIRST:  # which begins anew for every request
-                server.serve(_warm_up(settings, lab))
+                serve(_warm_up(settings, lab))
         rounds = [(r, name) for r in range(settings.repeats) for name in servers]
         for repeat, name in lab.track(rounds, "rungs"):
             # A round has texts of its own: no rung finds them from the round before.
             jobs = _jobs(settings, lab, settings.seed + 1000 * repeat)
-            runs.setdefault(name, []).append(servers[name].serve(jobs))
+            runs.setdefault(name, []).append(servers[name](jobs))
     return _findings(settings, runs, notes)
 
 

@@ -31,14 +31,9 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def run(settings: Settings, lab: Lab) -> Findings:
-    import torch
+    from pellucid.runner.device import compute_threads
 
-    from pellucid.runner.device import compute_threads, keep_freed_memory
-
-    threads = compute_threads()
-    torch.set_num_threads(threads)
-    keep_freed_memory()  # as the engine does: else torch would pay for fresh pages in every call
-    kernels = _kernels(threads)
+    kernels = _kernels(compute_threads())
     sizes = list(dict.fromkeys((lab.subject.config.hidden_size, settings.large)))
     found: dict[int, Samples] = {
         size: {name: {tokens: [] for tokens in settings.tokens} for name in kernels}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from pellucid.engine.policy import POLICIES, load_policy
 from pellucid.engine.request import Request
 from pellucid.engine.scheduler import Scheduler
 from pellucid.lab.experiment import Experiment, Lab
-from pellucid.lab.fit import spread
+from pellucid.lab.fit import Spread, spread
 from pellucid.lab.result import Figure, Findings, Series, Table
 from pellucid.messages import AddRequest, pack_tokens
 from pellucid.runner.fake import FakeRunner
@@ -25,6 +25,7 @@ from pellucid.sampling_params import SamplingParams
 
 BLOCKS = 8192
 CONTEXT = 8192
+STARVES = 2.0  # times fifo's longest wait, from which a class is said to starve
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,38 +148,48 @@ def _fate(arrival: Arrival, request: Request) -> dict[str, float | str]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Seconds that a class queues under a policy. A recording is a repeat: spreads are over these.
+
+    `tail` is the 95th percentile of a recording.
+    """
+
+    median: Spread
+    tail: Spread
+    longest: float
+
+    @classmethod
+    def of(cls, recordings: list[list[float]]) -> Waits:
+        return cls(
+            spread([statistics.median(one) for one in recordings]),
+            spread([float(np.percentile(one, 95)) for one in recordings]),
+            max(map(max, recordings)),
+        )
+
+
 def _findings(settings: Settings, raw: dict[str, Any]) -> Findings:
-    rows: list[list[str | float | None]] = []
-    medians: dict[str, dict[str, Any]] = {}
+    waits: dict[str, dict[str, Waits]] = {}
     for policy, recordings in raw.items():
-        medians[policy] = {}
+        waits[policy] = {}
         for kind in KINDS:
-            # A recording is a repeat: the spread is over recordings.
             queues = [[r["queue"] for r in one if r["kind"] == kind] for one in recordings]
-            queues = [queue for queue in queues if queue]
-            if not queues:
-                continue
-            median = medians[policy][kind] = spread([statistics.median(q) for q in queues])
-            tails = spread([float(np.percentile(q, 95)) for q in queues])
-            worst = max(map(max, queues))
-            rows.append([f"{policy}: {kind}", median.median, median.low, median.high])
-            rows[-1] += [tails.median, worst]
+            if queues := [queue for queue in queues if queue]:
+                waits[policy][kind] = Waits.of(queues)
+    rows: list[list[str | float | None]] = [
+        [
+            f"{policy}: {kind}",
+            *(one.median.median, one.median.low, one.median.high),
+            *(one.tail.median, one.longest),
+        ]
+        for policy, kinds in waits.items()
+        for kind, one in kinds.items()
+    ]
     latency = {
         policy: spread([statistics.mean(r["latency"] for r in one) for one in recordings]).median
         for policy, recordings in raw.items()
     }
     columns = ["policy: class", "queue s", "least", "most", "95% queue s", "longest queue s"]
-    series = [
-        Series(
-            name=kind,
-            x=[float(i) for i, policy in enumerate(raw) if kind in medians[policy]],
-            y=[medians[p][kind].median for p in raw if kind in medians[p]],
-            low=[medians[p][kind].low for p in raw if kind in medians[p]],
-            high=[medians[p][kind].high for p in raw if kind in medians[p]],
-            style="bars",
-        )
-        for kind in KINDS
-    ]
     means: list[list[str | float | None]] = [[name, value] for name, value in latency.items()]
     return Findings(
         tables=[
@@ -186,14 +197,13 @@ def _findings(settings: Settings, raw: dict[str, Any]) -> Findings:
             Table("Mean latency of all requests", ["policy", "seconds"], means),
         ],
         figures=[
-            Figure(
-                name="queue",
-                title="Median time in the queue",
-                x_label="policy",
-                y_label="virtual seconds",
-                series=series,
-                ticks=list(raw),
-            )
+            _bars("queue", "Median time in the queue", waits, lambda one: one.median),
+            _bars(
+                "tail",
+                "Time in the queue: 95th percentile, and whiskers up to the longest",
+                waits,
+                lambda one: Spread(one.tail.median, one.tail.median, one.longest),
+            ),
         ],
         raw=raw,
         notes=[
@@ -205,10 +215,37 @@ def _findings(settings: Settings, raw: dict[str, Any]) -> Findings:
     )
 
 
+def _bars(
+    name: str, title: str, waits: dict[str, dict[str, Waits]], bar: Callable[[Waits], Spread]
+) -> Figure:
+    """A bar with whiskers for each class, by policy."""
+    series = []
+    for kind in KINDS:
+        bars = [(i, bar(kinds[kind])) for i, kinds in enumerate(waits.values()) if kind in kinds]
+        if bars:
+            series.append(
+                Series(
+                    name=kind,
+                    x=[float(i) for i, _ in bars],
+                    y=[one.median for _, one in bars],
+                    low=[one.low for _, one in bars],
+                    high=[one.high for _, one in bars],
+                    style="bars",
+                )
+            )
+    return Figure(
+        name=name,
+        title=title,
+        x_label="policy",
+        y_label="virtual seconds",
+        series=series,
+        ticks=list(waits),
+    )
+
+
 def _conclusion(rows: list[list[Any]], latency: dict[str, float]) -> list[str]:
     shorts = {row[0].removesuffix(": short"): row for row in rows if row[0].endswith(": short")}
     best = min(latency, key=lambda policy: latency[policy])
-    worst = max(rows, key=lambda row: row[5])
     first = f"{best} has the lowest mean latency, {latency[best]:.1f} s"
     others = [f"{latency[name]:.1f} s {name}" for name in latency if name != best]
     first += f" ({', '.join(others)})" if others else ""
@@ -217,12 +254,26 @@ def _conclusion(rows: list[list[Any]], latency: dict[str, float]) -> list[str]:
         slow = max(shorts, key=lambda policy: shorts[policy][1])
         first += f"; short requests wait least under {quick}, {shorts[quick][1]:.2f} s, and most"
         first += f" under {slow}, {shorts[slow][1]:.2f} s"
-    policy, _, kind = worst[0].partition(": ")
-    return [
-        first + ".",
-        f"The longest anybody waits is {worst[5]:.0f} s, a {kind} request under {policy}; every"
-        " request was served in the end.",
+    return [first + ".", _on_starvation(rows)]
+
+
+def _on_starvation(rows: list[list[Any]]) -> str:
+    """The longest waits beside fifo's longest, which no order of the queue can spare all."""
+    longest = {tuple(row[0].split(": ")): row[5] for row in rows}
+    (policy, kind), wait = max(longest.items(), key=lambda item: item[1])
+    told = f"The longest anybody waits is {wait:.0f} s, a {kind} request under {policy}"
+    fifo = max((one for (policy, _), one in longest.items() if policy == "fifo"), default=0.0)
+    if not fifo or len({policy for policy, _ in longest}) == 1:
+        return f"{told}; there is no other policy with fifo to tell starvation by."
+    told += f", {wait / fifo:.1f} times fifo's longest of {fifo:.0f} s"
+    starved = [
+        f"{kind} ones under {policy} ({one / fifo:.1f} times)"
+        for (policy, kind), one in longest.items()
+        if one >= STARVES * fifo
     ]
+    if starved:
+        return f"{told}: requests starve, taking {STARVES:g} times for that: {', '.join(starved)}."
+    return f"{told}: nobody starves, taking {STARVES:g} times for that."
 
 
 EXPERIMENT = Experiment(

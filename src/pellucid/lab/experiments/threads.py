@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from pellucid.lab.result import Figure, Findings, Law, Series, Table
 PHASES = ("prefill", "decode")
 STEP_ROWS = 256  # prompt tokens of a step on a CPU, as SchedulerSettings.token_budget has it
 WORTH = 0.5  # of an ideal thread's gain; below it more threads are said not to help
+HINDERED = 0.02  # contention below which threads are said to read in proportion to their number
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -143,7 +145,7 @@ def _findings(settings: Settings, raw: dict[str, Any]) -> Findings:
         laws=laws,
         raw=raw,
         notes=_notes(last, laws),
-        conclusion=_conclusion(threads, rates, bounds),
+        conclusion=_conclusion(threads, rates, bounds, _bandwidths(raw)),
     )
 
 
@@ -200,8 +202,54 @@ def knee(threads: list[int], medians: list[float]) -> int | None:
     return None
 
 
+def _bandwidths(raw: dict[str, Any]) -> list[float]:
+    """Bytes per second that each number of threads reads; empty if that is not known."""
+    limits = [one["limits"] for one in raw.values()]
+    return [one["memory"] for one in limits] if all(limits) else []
+
+
+def contention(threads: list[int], bandwidths: list[float]) -> float:
+    """How much threads hinder each other at reading: s of B(n) = n B(1) / (1 + s (n - 1)).
+
+    By least squares over n B(1) / B(n); 0 is not at all, 1 is that more threads read no more than
+    one. The form is Amdahl's law. `threads` begin with 1.
+    """
+    beyond = [count - 1 for count in threads]
+    lost = [n * bandwidths[0] / one - 1 for n, one in zip(threads, bandwidths, strict=True)]
+    explained = sum(more * loss for more, loss in zip(beyond, lost, strict=True))
+    return explained / sum(more * more for more in beyond)
+
+
+def _on_memory(threads: list[int], bandwidths: list[float]) -> str:
+    """Whether these threads use up what memory gives, and how many would."""
+    if len(threads) == 1:
+        return "Whether one thread uses up what memory gives, only more threads could tell."
+    told = (
+        f"Reading and nothing else, {threads[-1]} threads get {bandwidths[-1] / 1e9:.1f} GB/s,"
+        f" {bandwidths[-1] / bandwidths[0]:.2f} times what one gets"
+    )
+    if used_up := knee(threads, bandwidths):
+        return f"{told}: memory is used up with {used_up} of them, and more hardly read more."
+    hindered = contention(threads, bandwidths)
+    if hindered < HINDERED:
+        return f"{told}: memory is not used up, and nothing here tells how many threads it takes."
+
+    def model(count: int) -> float:
+        return count / (1 + hindered * (count - 1))
+
+    expected = next(n for n in itertools.count(threads[-1]) if model(n + 1) - model(n) < WORTH)
+    return (
+        f"{told}: memory is not used up yet. If every further thread hinders the others as much as"
+        f" these do, it will be at about {expected} threads, where one more brings less than"
+        f" {WORTH:.0%} of what the first did."
+    )
+
+
 def _conclusion(
-    threads: list[int], rates: dict[str, list[Spread]], bounds: list[dict[str, Any]]
+    threads: list[int],
+    rates: dict[str, list[Spread]],
+    bounds: list[dict[str, Any]],
+    bandwidths: list[float],
 ) -> list[str]:
     sentences = []
     for phase in PHASES:
@@ -216,6 +264,8 @@ def _conclusion(
         if bound:
             why = f"; it reaches {medians[-1] / bound[0]:.0%} of what {bound[1]} allows"
         sentences.append(f"{phase.capitalize()} is {gain}{bend}{why}.")
+    if bandwidths:
+        sentences[-1] += f" {_on_memory(threads, bandwidths)}"
     return sentences
 
 
