@@ -57,7 +57,7 @@ def recorded(
     with live(config, **crowd) as site:
         with opened(chromium, site.url) as page:
             load(page, 32)
-            expect(page.locator("#end-load")).to_be_hidden(timeout=60_000)
+            expect(page.locator("#end-load")).to_be_hidden()
             expect(page.locator("#n-finished")).to_have_text("32")
             shown = numbers(page)
         told = {

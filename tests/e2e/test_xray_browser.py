@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pellucid.observe.xray import as_json
-from tests.e2e.browser import CHROMIUM, browser, opened
+from tests.e2e.browser import opened
 from tests.engine.replay import Replay
 from tests.observe.runs import CROWDED, crowded, decoded, run
 from tests.observe.trace_format import check_format
@@ -23,22 +23,8 @@ if TYPE_CHECKING:
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
-expect.set_options(timeout=60_000)  # a condition is met sometime, however slow the machine
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
 
 NUMBERS = ("finished", "tokens", "running", "queued", "used", "shared", "cached")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def slow() -> Iterator[Live]:
-    with live(runner={"step_seconds": 0.02, "num_blocks": 512}, max_num_seqs=6) as running:
-        yield running
 
 
 @contextlib.contextmanager
@@ -141,7 +127,7 @@ def test_one_goes_back_and_returns_to_the_present(chromium: Browser, slow: Live)
         page.click("#live")
         expect(page.locator("#when")).to_contain_text("live")
         assert step_of(page) > step
-        expect(page.locator("#end-load")).to_be_hidden(timeout=60_000)
+        expect(page.locator("#end-load")).to_be_hidden()
         expect(page.locator("#n-finished")).to_have_text("32")
         expect(page.locator("#load-status")).to_contain_text("32 clients: 32 answered")
         assert numbers(page)["used"] == 0
@@ -150,7 +136,7 @@ def test_one_goes_back_and_returns_to_the_present(chromium: Browser, slow: Live)
 def test_what_is_kept_plays_again(chromium: Browser, slow: Live) -> None:
     with watched(chromium, slow) as page:
         load(page)
-        expect(page.locator("#end-load")).to_be_hidden(timeout=60_000)
+        expect(page.locator("#end-load")).to_be_hidden()
         expect(page.locator("#n-finished")).to_have_text("8")
         end = numbers(page)
         page.focus("#position")
@@ -212,7 +198,7 @@ def test_a_block_tells_what_it_holds(chromium: Browser, slow: Live) -> None:
         page.hover("#blocks", position={"x": 20, "y": 5})
         expect(words).to_contain_text("block 1:")
         page.click("#live")
-        expect(page.locator("#end-load")).to_be_hidden(timeout=60_000)
+        expect(page.locator("#end-load")).to_be_hidden()
 
 
 def test_whom_the_queue_refuses_is_shown(chromium: Browser) -> None:
@@ -221,7 +207,7 @@ def test_whom_the_queue_refuses_is_shown(chromium: Browser) -> None:
         opened(chromium, site.url) as page,
     ):
         load(page, 128)
-        expect(page.locator("#end-load")).to_be_hidden(timeout=60_000)
+        expect(page.locator("#end-load")).to_be_hidden()
         status = page.inner_text("#load-status")
         refused = int(site.metric("pellucid_refused_requests_total", reason="queue_full"))
         assert status.startswith(f"128 clients: {128 - refused} answered, {refused} refused")
