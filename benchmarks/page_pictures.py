@@ -20,20 +20,20 @@ FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
 DESKTOP, PHONE = {"width": 1440, "height": 1050}, {"width": 390, "height": 844}
 QUESTION = "Explain in three short points why the sky is blue."
 LOAD = "button.load[data-clients='32']"
+RUNNING = "Number(document.querySelector('#n-running').textContent)"
 MIN_RUNNING = 8  # of the load, while a picture is taken
 
 
 def main() -> None:
-    """Write page-idle, page-compare, page-{desktop,phone}-{dark,light} and page-phone-xray."""
+    """Write page-{desktop,phone}-{dark,light}, each also -idle, -compare and -phone-xray."""
     with started("smollm2-135m", "--max-num-seqs", "16") as (curl, _), browser() as chromium:
         url = base_url(curl)
         for name, size in (("desktop", DESKTOP), ("phone", PHONE)):
             for scheme in ("dark", "light"):
                 with opened(chromium, url, viewport=size, color_scheme=scheme) as page:
                     page.wait_for_selector("#model option", state="attached")
-                    if (name, scheme) == ("desktop", "light"):
-                        page.wait_for_timeout(500)  # for the engine's first state
-                        _save(page, "page-idle")
+                    page.wait_for_function("document.querySelector('#n-blocks').innerText > 0")
+                    _save(page, f"page-{name}-{scheme}-idle")
                     _look_at_tokens(page)
                     _save_under_load(page, f"page-{name}-{scheme}")
                     if (name, scheme) == ("phone", "dark"):
@@ -72,10 +72,12 @@ def _save_under_load(page: Page, name: str) -> None:
     """
     for _ in range(5):
         page.evaluate(f'document.querySelector("{LOAD}").click()')  # a phone may not show it
-        page.wait_for_timeout(4000)
+        page.wait_for_function(f"{RUNNING} >= {MIN_RUNNING}")
+        page.wait_for_timeout(3000)  # so that there are lanes and steps to be seen
         _save(page, name)
-        if int(page.text_content("#n-running") or 0) >= MIN_RUNNING:
+        if page.evaluate(RUNNING) >= MIN_RUNNING:
             return
+        page.wait_for_selector("#end-load", state="hidden")
     raise RuntimeError(f"{name}: the load ended before it could be seen")
 
 

@@ -15,6 +15,7 @@ import pytest
 from pellucid.config import ObserveSettings, ServerConfig
 from pellucid.observe.replay import Replay
 from tests.e2e.browser import CHROMIUM, browser, opened
+from tests.e2e.test_page_access import SEEN, check
 from tests.e2e.test_xray_browser import expect, load, numbers, saved
 from tests.observe.trace_format import check_format
 from tests.server.live import live
@@ -137,3 +138,6 @@ def test_a_recording_fits_a_phone(
         page.locator("#lanes li").first.click()
         expect(page.locator("#request-summary")).to_contain_text("in all")
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+        seen = page.evaluate(SEEN)
+        assert any("recorded" in text for text, *_ in seen)
+        check(seen)
