@@ -7,6 +7,7 @@ Not a measurement. Needs Chromium and `pip install playwright`; serves the defau
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,19 +21,20 @@ FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
 DESKTOP, PHONE = {"width": 1440, "height": 1050}, {"width": 390, "height": 844}
 QUESTION = "Explain in three short points why the sky is blue."
 LOAD = "button.load[data-clients='32']"
-RUNNING = "Number(document.querySelector('#n-running').textContent)"
 MIN_RUNNING = 8  # of the load, while a picture is taken
 
 
 def main() -> None:
     """Write page-{desktop,phone}-{dark,light}, each also -idle, -compare and -phone-xray."""
+    from playwright.sync_api import expect
+
     with started("smollm2-135m", "--max-num-seqs", "16") as (curl, _), browser() as chromium:
         url = base_url(curl)
         for name, size in (("desktop", DESKTOP), ("phone", PHONE)):
             for scheme in ("dark", "light"):
                 with opened(chromium, url, viewport=size, color_scheme=scheme) as page:
                     page.wait_for_selector("#model option", state="attached")
-                    page.wait_for_function("document.querySelector('#n-blocks').innerText > 0")
+                    expect(page.locator("#n-blocks")).to_have_text(re.compile(r"\d"))
                     _save(page, f"page-{name}-{scheme}-idle")
                     _look_at_tokens(page)
                     _save_under_load(page, f"page-{name}-{scheme}")
@@ -70,12 +72,15 @@ def _save_under_load(page: Page, name: str) -> None:
     Raises:
         RuntimeError: no load lasts long enough to be seen.
     """
+    from playwright.sync_api import expect
+
+    running = page.locator("#n-running")
     for _ in range(5):
         page.evaluate(f'document.querySelector("{LOAD}").click()')  # a phone may not show it
-        page.wait_for_function(f"{RUNNING} >= {MIN_RUNNING}")
+        expect(running).to_have_text(re.compile(r"^([89]|\d\d)$"))  # MIN_RUNNING
         page.wait_for_timeout(3000)  # so that there are lanes and steps to be seen
         _save(page, name)
-        if page.evaluate(RUNNING) >= MIN_RUNNING:
+        if int(running.text_content() or 0) >= MIN_RUNNING:
             return
         page.wait_for_selector("#end-load", state="hidden")
     raise RuntimeError(f"{name}: the load ended before it could be seen")
