@@ -7,6 +7,7 @@ Not a measurement. Needs Chromium and `pip install playwright`; serves the defau
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,16 +25,17 @@ MIN_RUNNING = 8  # of the load, while a picture is taken
 
 
 def main() -> None:
-    """Write page-idle, page-compare, page-{desktop,phone}-{dark,light} and page-phone-xray."""
+    """Write page-{desktop,phone}-{dark,light}, each also -idle, -compare and -phone-xray."""
+    from playwright.sync_api import expect
+
     with started("smollm2-135m", "--max-num-seqs", "16") as (curl, _), browser() as chromium:
         url = base_url(curl)
         for name, size in (("desktop", DESKTOP), ("phone", PHONE)):
             for scheme in ("dark", "light"):
                 with opened(chromium, url, viewport=size, color_scheme=scheme) as page:
                     page.wait_for_selector("#model option", state="attached")
-                    if (name, scheme) == ("desktop", "light"):
-                        page.wait_for_timeout(500)  # for the engine's first state
-                        _save(page, "page-idle")
+                    expect(page.locator("#n-blocks")).to_have_text(re.compile(r"\d"))
+                    _save(page, f"page-{name}-{scheme}-idle")
                     _look_at_tokens(page)
                     _save_under_load(page, f"page-{name}-{scheme}")
                     if (name, scheme) == ("phone", "dark"):
@@ -70,12 +72,17 @@ def _save_under_load(page: Page, name: str) -> None:
     Raises:
         RuntimeError: no load lasts long enough to be seen.
     """
+    from playwright.sync_api import expect
+
+    running = page.locator("#n-running")
     for _ in range(5):
         page.evaluate(f'document.querySelector("{LOAD}").click()')  # a phone may not show it
-        page.wait_for_timeout(4000)
+        expect(running).to_have_text(re.compile(r"^([89]|\d\d)$"))  # MIN_RUNNING
+        page.wait_for_timeout(3000)  # so that there are lanes and steps to be seen
         _save(page, name)
-        if int(page.text_content("#n-running") or 0) >= MIN_RUNNING:
+        if int(running.text_content() or 0) >= MIN_RUNNING:
             return
+        page.wait_for_selector("#end-load", state="hidden")
     raise RuntimeError(f"{name}: the load ended before it could be seen")
 
 

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+PATIENCE_MS = 60_000  # what is awaited comes sometime, however slow the machine
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE_MS)
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # it has none for root
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
@@ -32,7 +34,7 @@ def opened(chromium: Browser, url: str, **context: Any) -> Iterator[Page]:
     complaints: list[str] = []
     with chromium.new_context(**context) as fresh:
         page = fresh.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
         page.on(
@@ -64,7 +66,7 @@ def ask(page: Page, text: str) -> None:
 
 def wait(page: Page) -> None:
     """Until every answer under way has ended."""
-    page.wait_for_selector("#chat:not(.running)", timeout=60_000)
+    page.wait_for_selector("#chat:not(.running)")
 
 
 def set_up(page: Page, column: str = "a", **settings: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.browser import CHROMIUM, browser
+from tests.frontend.tiny import LETTERS
 from tests.server.live import Live, live
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def slow() -> Iterator[Live]:
-    """Six requests at a time, 50 tokens a second each."""
-    with live(runner={"step_seconds": 0.02, "num_blocks": 512}, max_num_seqs=6) as running:
+    """Six requests at a time, 50 letters a second each."""
+    runner = {"step_seconds": 0.02, "num_blocks": 512, "answer_vocab": LETTERS}
+    with live(runner=runner, max_num_seqs=6) as running:
         yield running

@@ -26,6 +26,7 @@ PAIRS = [
     *(("soft", back) for back in ("back", "panel", "mine")),
     *(("accent", back) for back in ("back", "panel")),
     *(("warn", back) for back in ("back", "panel")),
+    ("warn", "mine"),
     ("on-accent", "accent"),
 ]
 MARKDOWN = (
@@ -60,7 +61,7 @@ def test_text_stands_out(scheme: str) -> None:
 
 
 # The text, colour and background of every text that is seen.
-SEEN = """() => [...document.querySelectorAll("header *, #chat *, dialog[open] *")].filter((node) =>
+SEEN = """() => [...document.querySelectorAll("header *, main *, dialog[open] *")].filter((node) =>
     node.checkVisibility() && !node.disabled &&
     [...node.childNodes].some((one) => one.nodeType === 3 && one.data.trim())
 ).map((node) => {
@@ -87,10 +88,35 @@ def test_every_text_has_one_of_these_colours(chromium: Browser, scheme: str) -> 
         page.click("#conversations")
         seen += page.evaluate(SEEN)
         assert len(seen) > 60
-        for text, *colours, opacity in seen:
-            codes = [f"#{int(r):02x}{int(g):02x}{int(b):02x}" for r, g, b in map(numbers, colours)]
-            assert contrast(*codes) >= 4.5, (text, colours)
-            assert opacity == "1", text
+        check(seen)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_xrays_texts_stand_out_too(chromium: Browser, slow: Live, scheme: str) -> None:
+    with opened(chromium, slow.url, color_scheme=scheme) as page:
+        page.click("text=32 clients")
+        page.wait_for_selector("#lanes li[data-phase=running]")
+        page.click("#play")  # which pauses
+        seen = page.evaluate(SEEN)
+        page.focus("#lanes")
+        page.keyboard.press("Home")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#request-events li")
+        page.click("#request-gaps summary")
+        page.hover("#blocks")
+        seen += page.evaluate(SEEN)
+        words = " ".join(text for text, *_ in seen)
+        for shown in ("running", "queued", "Request #", "reference count", "CPU", "admitted"):
+            assert shown in words
+        check(seen)
+
+
+def check(seen: list[list[str]]) -> None:
+    """What `SEEN` found has the contrast that WCAG 2.2 asks for (AA)."""
+    for text, *colours, opacity in seen:
+        codes = [f"#{int(r):02x}{int(g):02x}{int(b):02x}" for r, g, b in map(numbers, colours)]
+        assert contrast(*codes) >= 4.5, (text, colours)
+        assert opacity == "1", text
 
 
 def numbers(colour: str) -> list[str]:

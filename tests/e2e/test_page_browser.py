@@ -33,7 +33,7 @@ def test_clients_become_lanes_and_blocks_are_those_of_metrics(
         assert eventually(agrees)
         assert int(page.inner_text("#n-running")) == 6
         assert int(page.inner_text("#n-shared")) > 0
-        expect(page.locator("#end-load")).to_be_hidden(timeout=15_000)
+        expect(page.locator("#end-load")).to_be_hidden()
         expect(page.locator("#n-used")).to_have_text("0")
         cached = int(page.inner_text("#n-cached"))
         assert cached == slow.call(lambda: slow.llm._client._core.scheduler.kv.num_named)

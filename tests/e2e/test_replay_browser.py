@@ -15,6 +15,7 @@ import pytest
 from pellucid.config import ObserveSettings, ServerConfig
 from pellucid.observe.replay import Replay
 from tests.e2e.browser import CHROMIUM, browser, opened
+from tests.e2e.test_page_access import SEEN, check
 from tests.e2e.test_xray_browser import expect, load, numbers, saved
 from tests.observe.trace_format import check_format
 from tests.server.live import live
@@ -57,7 +58,7 @@ def recorded(
     with live(config, **crowd) as site:
         with opened(chromium, site.url) as page:
             load(page, 32)
-            expect(page.locator("#end-load")).to_be_hidden(timeout=60_000)
+            expect(page.locator("#end-load")).to_be_hidden()
             expect(page.locator("#n-finished")).to_have_text("32")
             shown = numbers(page)
         told = {
@@ -137,3 +138,6 @@ def test_a_recording_fits_a_phone(
         page.locator("#lanes li").first.click()
         expect(page.locator("#request-summary")).to_contain_text("in all")
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+        seen = page.evaluate(SEEN)
+        assert any("recorded" in text for text, *_ in seen)
+        check(seen)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pellucid.config import EngineConfig
+from pellucid.engine.client import InProcessClient
+from pellucid.engine.core import EngineCore
+from pellucid.messages import AddRequest, Command, StepOutput
 from pellucid.observe.xray import as_json
-from tests.e2e.browser import CHROMIUM, browser, opened
+from pellucid.runner.fake import FakeRunner
+from tests.e2e.browser import opened
 from tests.engine.replay import Replay
+from tests.frontend.tiny import LETTERS
 from tests.observe.runs import CROWDED, crowded, decoded, run
 from tests.observe.trace_format import check_format
 from tests.server.live import Live, eventually, live
@@ -23,22 +30,8 @@ if TYPE_CHECKING:
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
-expect.set_options(timeout=60_000)  # a condition is met sometime, however slow the machine
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
 
 NUMBERS = ("finished", "tokens", "running", "queued", "used", "shared", "cached")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def slow() -> Iterator[Live]:
-    with live(runner={"step_seconds": 0.02, "num_blocks": 512}, max_num_seqs=6) as running:
-        yield running
 
 
 @contextlib.contextmanager
@@ -141,16 +134,105 @@ def test_one_goes_back_and_returns_to_the_present(chromium: Browser, slow: Live)
         page.click("#live")
         expect(page.locator("#when")).to_contain_text("live")
         assert step_of(page) > step
-        expect(page.locator("#end-load")).to_be_hidden(timeout=60_000)
+        expect(page.locator("#end-load")).to_be_hidden()
         expect(page.locator("#n-finished")).to_have_text("32")
         expect(page.locator("#load-status")).to_contain_text("32 clients: 32 answered")
         assert numbers(page)["used"] == 0
 
 
+class Held(InProcessClient):
+    """Begins when it has all of 32 requests, and stops after 16 steps until it may go on."""
+
+    num_sent = 0
+
+    def send(self, command: Command) -> None:
+        super().send(command)
+        self.num_sent += isinstance(command, AddRequest)
+
+    async def outputs(self) -> AsyncIterator[StepOutput]:
+        self.may_go_on = asyncio.Event()
+        num_steps = 0
+        async for output in super().outputs():
+            yield output
+            while 0 < self.num_sent < 32:
+                await asyncio.sleep(0.001)
+            num_steps += self.num_sent == 32
+            if num_steps == 16:
+                await self.may_go_on.wait()
+
+
+def test_32_clients_are_32_lanes_and_their_blocks_those_of_metrics(chromium: Browser) -> None:
+    config = EngineConfig.of(runner="fake", max_num_seqs=6)
+    runner = FakeRunner(num_blocks=512, max_model_len=512, answer_vocab=LETTERS)
+    held = Held(lambda: EngineCore(runner, config.cache, config.scheduler))
+    with live(client=held, max_num_seqs=6) as site, opened(chromium, site.url) as page:
+        load(page, 32)
+        expect(page.locator("#lanes li")).to_have_count(32)
+        expect(page.locator("#n-tokens")).to_have_text(re.compile(r"\d\d"))
+
+        def agrees() -> bool:
+            used = round(site.metric("vllm:kv_cache_usage_perc") * 512)
+            told = {
+                "used": used,
+                "running": site.metric("vllm:num_requests_running"),
+                "queued": site.metric("vllm:num_requests_waiting"),
+                "tokens": site.metric("vllm:generation_tokens_total"),
+            }
+            return told.items() <= numbers(page).items() and used > 0
+
+        assert eventually(agrees, 60)
+        seen = numbers(page)
+        assert (seen["running"], seen["queued"], seen["finished"]) == (6, 26, 0)
+        assert seen["used"] > seen["shared"] > 0
+        site.call(held.may_go_on.set)
+        expect(page.locator("#n-finished")).to_have_text("32")
+        expect(page.locator("#n-used")).to_have_text("0")
+
+
+def test_numbers_of_lanes_are_not_cut(chromium: Browser, slow: Live) -> None:
+    for width in (390, 1440):
+        size = {"viewport": {"width": width, "height": 900}}
+        with opened(chromium, slow.url, **size) as page:
+            if width == 390:
+                page.click("#tab-xray")
+            page.evaluate("document.querySelector('.load').click()")
+            expect(page.locator("#lanes li")).to_have_count(8)
+            room = page.evaluate(
+                """() => [...document.querySelectorAll("#lanes li > :first-child")].map((node) => {
+                    node.textContent = "#1234567";
+                    return node.clientWidth - node.scrollWidth;
+                })"""
+            )
+            assert min(room) >= 0
+        assert eventually(slow.is_idle, 60)
+
+
+def test_preemptions_and_steps_left_out_are_told(chromium: Browser) -> None:
+    crowd: dict[str, Any] = {"max_num_seqs": 6, "runner": {"num_blocks": 64}}
+    with live(**crowd) as site, opened(chromium, site.url) as page:
+        expect(page.locator("#engine")).to_contain_text("at most 6 requests at once")
+        load(page, 32)
+        expect(page.locator("#n-finished")).to_have_text("32")
+        told = site.metric("vllm:num_preemptions_total")
+        assert int(page.inner_text("#n-preempted")) == told > 0
+        left_out = page.evaluate(
+            """async () => {
+                const { LiveHistory } = await import("/page/history.js");
+                const history = new LiveHistory({});
+                const row = (snapshot) => [...Array(18).fill([]), snapshot];
+                history.add({ first: 0, totals: {}, steps: [row([])] });
+                history.add({ first: 1, steps: [row(null)] });
+                history.add({ first: 42, totals: {}, left_out: 40, steps: [row([]), row([])] });
+                return history.leftOut;
+            }"""
+        )
+        assert left_out == 40
+
+
 def test_what_is_kept_plays_again(chromium: Browser, slow: Live) -> None:
     with watched(chromium, slow) as page:
         load(page)
-        expect(page.locator("#end-load")).to_be_hidden(timeout=60_000)
+        expect(page.locator("#end-load")).to_be_hidden()
         expect(page.locator("#n-finished")).to_have_text("8")
         end = numbers(page)
         page.focus("#position")
@@ -212,7 +294,7 @@ def test_a_block_tells_what_it_holds(chromium: Browser, slow: Live) -> None:
         page.hover("#blocks", position={"x": 20, "y": 5})
         expect(words).to_contain_text("block 1:")
         page.click("#live")
-        expect(page.locator("#end-load")).to_be_hidden(timeout=60_000)
+        expect(page.locator("#end-load")).to_be_hidden()
 
 
 def test_whom_the_queue_refuses_is_shown(chromium: Browser) -> None:
@@ -221,7 +303,7 @@ def test_whom_the_queue_refuses_is_shown(chromium: Browser) -> None:
         opened(chromium, site.url) as page,
     ):
         load(page, 128)
-        expect(page.locator("#end-load")).to_be_hidden(timeout=60_000)
+        expect(page.locator("#end-load")).to_be_hidden()
         status = page.inner_text("#load-status")
         refused = int(site.metric("pellucid_refused_requests_total", reason="queue_full"))
         assert status.startswith(f"128 clients: {128 - refused} answered, {refused} refused")

@@ -111,15 +111,6 @@ def test_without_prefix_caching_nothing_is_ever_found() -> None:
     assert kv.find_prefix(request("b", list(range(9)))) == []
 
 
-def test_forgotten_prefixes_are_computed_again() -> None:
-    kv = KVCacheManager(16, 4)
-    a = request("a", list(range(9)))
-    enter(kv, a)
-    kv.forget_prefixes()
-    assert kv.find_prefix(request("b", list(range(9)))) == []
-    kv.check_integrity([a])
-
-
 def test_lost_blocks_are_forgotten_and_stay_with_their_holder() -> None:
     kv = KVCacheManager(16, 4)
     a = request("a", list(range(13)))

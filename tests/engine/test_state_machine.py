@@ -106,10 +106,6 @@ class EngineLife(RuleBasedStateMachine):
             for delta in self.engine.scheduler.expire(1e13):
                 del self.open[delta.request_id]
 
-    @rule()
-    def forget_prefixes(self) -> None:
-        self.engine.scheduler.kv.forget_prefixes()
-
     @rule(listening=st.booleans(), detail=st.booleans())
     def listen(self, listening: bool, detail: bool) -> None:
         self.engine.handle(Observe(num_listeners=int(listening), detail=detail))

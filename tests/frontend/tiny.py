@@ -34,6 +34,7 @@ from pellucid.runner.fake import FakeRunner
 VOCAB_SIZE = 600
 SPECIALS = ["<pad>", "<bos>", "<eos>"]
 EOS = 2
+LETTERS = range(67, 93)  # a to z: others are half a character, or nothing at all
 CORPUS = (
     "Once upon a time there was a little engine that could be seen through. "
     "It read one word, and another word, and it never forgot a friend. "

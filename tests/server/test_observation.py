@@ -56,6 +56,14 @@ def test_a_request_is_found_by_its_answer_and_by_its_request_id(site: Live) -> N
     assert sum(answer["phases"].values()) == pytest.approx(by_answer["seconds"], abs=1e-4)
 
 
+def test_an_id_may_have_slashes(site: Live) -> None:
+    given = {"X-Request-Id": "team/a/7"}
+    body = {"prompt": "x", "max_tokens": 1, "request_id": "mine/8"}
+    assert site.http.post("/v1/completions", json=body, headers=given).status_code == 200
+    by_answer = timeline(site, "cmpl-mine/8")
+    assert timeline(site, "team/a/7") == timeline(site, "team%2Fa%2F7") == by_answer
+
+
 def test_every_answer_has_a_time_line_of_its_own(site: Live) -> None:
     body = {"prompt": [[7] * 40, [8] * 20], "n": 2, "max_tokens": 3}
     told = timeline(site, site.post("/v1/completions", **body).json()["id"])

@@ -129,13 +129,6 @@ class KVCacheManager:
         for block in blocks:
             self._unname(block)
 
-    def forget_prefixes(self) -> None:
-        """Drop every name, so that nothing computed so far is found again."""
-        if self.journal is not None:
-            self.journal.extend(~block for block in self._by_name.values())
-        self._by_name.clear()
-        self._names = [None] * self.num_blocks
-
     def named_blocks(self) -> list[int]:
         """Blocks that can be found by name, whoever holds them."""
         return list(self._by_name.values())

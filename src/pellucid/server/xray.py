@@ -89,7 +89,8 @@ class Xrays:
         watched = self._watched.get(service) if service else None
         if service is None or watched is None:
             raise RequestNotFound(
-                "Nothing is kept: steps are while a page is open, or with --record and --trace.",
+                "No page is open, and steps are kept for this only while one is;"
+                " --record and --trace write files of their own.",
                 param="model",
                 code="nothing_kept",
             )

@@ -31,7 +31,7 @@ export async function ask(body, answer, signal, changed) {
     if (signal.aborted) answer.stopped = true;
     else answer.error = error.message;
   }
-  if (watch.first !== null) answer.stats = statsOf(watch);
+  if (watch.first !== null || watch.usage) answer.stats = statsOf(watch);
   return failure;
 }
 
@@ -57,8 +57,9 @@ function take({ index, delta, finish_reason: finish, logprobs }, answer, watch) 
   }
 }
 
+/** Tokens that make no text, as half a character, have no time that one could have seen. */
 function statsOf({ sent, first, last, usage }) {
-  const stats = { first_ms: first - sent };
+  const stats = first === null ? {} : { first_ms: first - sent };
   if (!usage) return stats;
   stats.tokens = usage.completion_tokens;
   stats.prompt_tokens = usage.prompt_tokens;
@@ -71,9 +72,9 @@ function statsOf({ sent, first, last, usage }) {
 export function summary({ stats, stopped, error, choices }) {
   const parts = [];
   if (stats) {
-    parts.push(`first token after ${Math.round(stats.first_ms)} ms`);
+    if (stats.first_ms !== undefined) parts.push(`first token after ${Math.round(stats.first_ms)} ms`);
     if (stats.rate) parts.push(`${stats.rate.toFixed(1)} tokens/s`);
-    if (stats.tokens) parts.push(`${stats.tokens} tokens`);
+    if (stats.tokens) parts.push(stats.tokens === 1 ? "1 token" : `${stats.tokens} tokens`);
     if (stats.cached) parts.push(`${stats.cached} of ${stats.prompt_tokens} prompt tokens cached`);
   }
   if (stopped) parts.push("stopped");

@@ -1,7 +1,7 @@
 // The page's start: the key, the models, and which half a narrow screen shows.
 
 import { call, getKey, setKey } from "./api.js";
-import { setModels, startChat } from "./chat.js";
+import { setModels, startChat, waitFor } from "./chat.js";
 import { follow, openRecording, startXray } from "./xray.js";
 
 const $ = (id) => document.getElementById(id);
@@ -38,7 +38,7 @@ $("key").value = getKey();
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   setKey($("key").value.trim());
-  connect();
+  waitFor(connect());
 });
 $("model").addEventListener("change", follow);
 $("tab-chat").addEventListener("click", () => tab("chat"));
@@ -49,5 +49,5 @@ if (document.body.dataset.source === "recording") {
   openRecording();
 } else {
   startChat();
-  connect();
+  waitFor(connect());
 }

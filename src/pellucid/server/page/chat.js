@@ -15,11 +15,17 @@ const forms = ["a", "b"].map((letter) => new SettingsForm(letter, () => keep()))
 let conversation = null;
 let editing = null; // index of the turn that the composer replaces
 let running = null; // {controller, done} of the answers under way
+let asked = null; // promise that settles when the server has named its models, or refused to
 
 const columns = () => (conversation.compare ? [0, 1] : [0]);
 
 export function setModels(names) {
   for (const form of forms) form.models = names;
+}
+
+/** What is said before `models` has settled is sent then. */
+export function waitFor(models) {
+  asked = models;
 }
 
 function say(text) {
@@ -184,7 +190,8 @@ function again(index) {
 
 const before = () => conversation.turns.slice(0, editing ?? undefined);
 
-function send() {
+async function send() {
+  await asked;
   const text = $("input").value.trim();
   if (!text || running) return;
   const turns = standing(before());

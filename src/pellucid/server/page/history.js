@@ -22,13 +22,19 @@ export class LiveHistory {
     return this.chunks;
   }
 
-  add({ first, steps = [], totals }) {
+  /** Steps that the server left out between those which are here. */
+  get leftOut() {
+    return this.chunks.reduce((sum, chunk) => sum + chunk.leftOut, 0);
+  }
+
+  add({ first, steps = [], totals, left_out: leftOut = 0 }) {
     if (totals) this.totals = { ...totals };
     steps.forEach((row, i) => {
       let chunk = this.chunks.at(-1);
       const isNew = totals && i === 0;
       if (isNew || (row[SNAPSHOT] && chunk.steps.length >= MIN_CHUNK_STEPS)) {
         chunk = { first: first + i, time: row[1], totals: { ...this.totals }, steps: [], rows: 0 };
+        chunk.leftOut = isNew ? leftOut : 0;
         this.chunks.push(chunk);
       }
       const rows = 1 + (row[8]?.length ?? 0);

@@ -38,7 +38,7 @@ function shape(fields) {
 }
 
 const stats = shape({
-  first_ms: number,
+  first_ms: maybe(number),
   rate: maybe(number),
   tokens: maybe(number),
   prompt_tokens: maybe(number),

@@ -41,6 +41,7 @@ function show(why = "jump") {
   const { state } = player;
   const { held, shared, cached } = state.blockCounts();
   const { totals } = state;
+  const { leftOut = 0 } = player.history;
   const asked = totals.found + totals.prefilled;
   const texts = {
     "n-rate": state.rate().toFixed(1),
@@ -51,6 +52,8 @@ function show(why = "jump") {
     "n-ttft": percentiles(state.ttft),
     "n-itl": percentiles(state.itl),
     "n-hits": asked ? `${Math.round((100 * totals.found) / asked)} %` : "–",
+    "n-preempted": totals.preempted,
+    "n-left-out": leftOut ? `; ${leftOut} steps left out, which this browser was too slow for` : "",
     "n-used": held,
     "n-shared": shared,
     "n-cached": cached,
@@ -74,7 +77,8 @@ function draw(state) {
 }
 
 function describe(engine, ...more) {
-  const facts = [engine.kernels, engine.dtype, `${engine.block_size} tokens a block`, ...more];
+  const seats = engine.max_num_seqs && `at most ${engine.max_num_seqs} requests at once`;
+  const facts = [engine.kernels, engine.dtype, `${engine.block_size} tokens a block`, seats, ...more];
   $("engine").textContent = engine.is_loaded
     ? facts.filter(Boolean).join(" · ")
     : "The model is not loaded; ask it something.";
