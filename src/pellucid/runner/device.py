@@ -1,4 +1,4 @@
-"""Everything the runner asks a device or this machine: the only place that knows torch.cuda."""
+"""Everything the runner asks a device or this machine: here alone the engine knows torch.cuda."""
 
 from __future__ import annotations
 
