@@ -90,6 +90,7 @@ class TorchRunner:
         """Let go of the model and the KV pool."""
         if self._first_touch is not None:
             self._first_touch.stop()
+        self._executor.close()
         self._kv.clear()
         del self._steps, self._executor, self._model
 
