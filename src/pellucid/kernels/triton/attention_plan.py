@@ -91,10 +91,13 @@ def plan(inputs: AttentionInputs, heads: Heads, windows: Sequence[int | None]) -
     if several:
         groups.append((several, False))
     device = inputs.positions.device
+    pinned = device.type == "cuda"  # or the host would wait
     return Plan(
         [
             Tiles(
-                torch.tensor(tiles, dtype=torch.int32).to(device, non_blocking=True),
+                torch.tensor(tiles, dtype=torch.int32, pin_memory=pinned).to(
+                    device, non_blocking=True
+                ),
                 {window: _most_partitions(tiles, window) for window in set(windows)},
                 split,
             )
