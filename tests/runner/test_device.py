@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -120,6 +121,7 @@ class FakeCuda:
         return entered()
 
     def graph(self, graph: object, **how: object) -> AbstractContextManager[None]:
+        assert not gc.isenabled(), "it could end another graph meanwhile"
         return self.within(f"capture {how['pool']} {how['stream']}")
 
     def stream_named(self, name: str) -> SimpleNamespace:
@@ -153,3 +155,15 @@ def test_graphs_are_recorded_after_a_first_run_on_the_same_stream_and_pool(monke
         "main waits for side",
         "run in ['capture pool side']",
     ]
+    assert gc.isenabled()
+
+    def fails() -> None:
+        if "side" not in cuda.inside:
+            raise RuntimeError("out of memory")
+
+    streams: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    with pytest.raises(RuntimeError):
+        graphs.record(fails)
+    assert gc.isenabled()
+    assert list(map(str, streams)) == ["main"], "what comes next is not launched on the side"

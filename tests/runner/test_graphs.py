@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,7 +14,7 @@ from pellucid.config import EngineConfig
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model, random_weights
-from pellucid.runner import graphs, torch_runner
+from pellucid.runner import executor, graphs, torch_runner
 from pellucid.runner.base import Chunk, NewRow, StepPlan
 from pellucid.runner.graphs import GraphExecutor, context_buckets, row_buckets
 from pellucid.runner.torch_runner import TorchRunner
@@ -136,17 +139,71 @@ def test_a_row_that_left_is_not_computed_again() -> None:
         assert layer.v[5:7].isnan().all()
 
 
-def test_steps_with_prompts_and_steps_too_large_run_op_by_op(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(graphs, "MAX_LOGITS_BYTES", 4 * PLAIN.vocab_size * 2)
+def test_steps_with_prompts_run_op_by_op() -> None:
     recorder = TapeRecorder()
     runner = make_runner(PLAIN, recorder, max_num_seqs=8)
     before = recorder.num_recorded, recorder.num_replayed  # by the warm-up
-    greedy = SamplingParams(temperature=0.0)
-    Driver(runner).run({f"r{i}": Job([1, 2, i], greedy, num_tokens=5) for i in range(3)})
-    Driver(runner).run({"a": Job([1, 2, 3, 4], greedy, num_tokens=1)}, chunk=2)
+    Driver(runner).run({"a": Job([1, 2, 3, 4], SamplingParams(temperature=0.0), 1)}, chunk=2)
     assert (recorder.num_recorded, recorder.num_replayed) == before
+
+
+def test_buckets_reach_to_max_num_seqs_whatever_the_vocabulary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(executor, "MAX_LOGITS_BYTES", 4 * PLAIN.vocab_size * 2)
+    runner = make_runner(PLAIN, TapeRecorder(), max_num_seqs=40)
+    greedy = SamplingParams(temperature=0.0)
+    Driver(runner).run({f"r{i}": Job([1, 2, i], greedy, num_tokens=3) for i in range(40)})
+    assert (40, 64) in runner._executor.recorded
+
+
+class NoMemory(TapeRecorder):
+    """Has none for more than two rows; the error is masked as a capture that cannot end does."""
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        replay = super().record(function)
+        if function.__self__.num_rows <= 2:  # type: ignore[attr-defined]
+            return replay
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_steps_that_find_no_memory_to_be_recorded_run_op_by_op(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recorder = NoMemory()
+    found = Driver(make_runner(PLAIN, recorder, max_num_seqs=8)).run(make_jobs())
+    expected = Driver(make_runner(PLAIN, max_num_seqs=8)).run(make_jobs())
+    for name, job in expected.items():
+        assert (found[name].tokens, found[name].logprobs) == (job.tokens, job.logprobs), name
+    told = [record.getMessage() for record in caplog.records if "no memory" in record.getMessage()]
+    assert len(told) == len(set(told)) > 0, "each bucket once"
+    assert recorder.num_replayed > 0
+
+
+def test_other_errors_while_recording_are_not_hidden() -> None:
+    class Broken(TapeRecorder):
+        def record(self, function: Callable[[], None]) -> Callable[[], None]:
+            raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        make_runner(PLAIN, Broken())
+
+
+def test_recordings_end_with_the_runner_and_not_with_the_garbage_collector() -> None:
+    runner = make_runner(PLAIN, TapeRecorder(), max_num_seqs=2)
+    Driver(runner).run({"a": Job([1, 2], SamplingParams(temperature=0.0), num_tokens=3)})
+    (recording, _), *_ = runner._executor._recordings.values()
+    ended = weakref.ref(recording)
+    del recording, _
+    gc.disable()
+    try:
+        runner.close()
+        assert ended() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 8, 30, 64, 100, 256])

@@ -9,7 +9,13 @@ from pellucid.config import CacheSettings
 from pellucid.errors import ConfigError
 from pellucid.kernels.interface import allocate_kv, kv_head_bytes
 from pellucid.models.config import ModelConfig
-from pellucid.runner.memory import fit_model_len, kv_block_bytes, kv_pool_blocks, model_len_limit
+from pellucid.runner.memory import (
+    fit_model_len,
+    gpu_step_bytes,
+    kv_block_bytes,
+    kv_pool_blocks,
+    model_len_limit,
+)
 
 CONFIG = ModelConfig(
     architecture="llama",
@@ -74,3 +80,10 @@ def test_a_context_that_does_not_fit_shrinks_unless_it_was_asked_for():
     assert caught.value.param == "max_model_len"
     with pytest.raises(ConfigError, match="no room"):
         fit_model_len(1000, None, num_blocks=0, block_size=16)
+
+
+def test_a_gpus_steps_have_room_for_logits_and_attention() -> None:
+    """By hand: 256 rows of 100 logits in float32, twice, and one workspace, or with graphs five."""
+    logits = 2 * 256 * CONFIG.vocab_size * 4
+    assert gpu_step_bytes(CONFIG, 256, False) == logits + (128 << 20)
+    assert gpu_step_bytes(CONFIG, 256, True) == logits + 5 * (128 << 20)

@@ -22,6 +22,9 @@ from torch import Tensor
 CACHE_LINE = 64  # bytes
 SCALE_DTYPE = torch.float32  # of an int8 KV pool
 
+# Most bytes of partial results that one launch of attention leaves for another to merge.
+ATTENTION_WORKSPACE = 128 << 20
+
 Weight = Any
 """A matrix in the form that a backend's `pack` gave it: only that backend's ops look inside."""
 

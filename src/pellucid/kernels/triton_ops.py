@@ -120,9 +120,8 @@ class TritonOps(ReferenceOps):
         _, _, num_kv_heads, head_dim = kv.k.shape
         if head_dim < self.thresholds.attention:
             return super().plan_attention(inputs, kv, num_heads, windows)
-        if inputs.context_limit:
-            return plan_unseen(inputs, num_heads, num_kv_heads, windows)
-        return attention_plan.plan(inputs, num_heads, num_kv_heads, windows)
+        plan = plan_unseen if inputs.context_limit else attention_plan.plan
+        return plan(inputs, attention_plan.Heads(num_heads, num_kv_heads, head_dim), windows)
 
     def paged_attention(
         self,

@@ -12,22 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import triton
 
 from pellucid.kernels.interface import AttentionInputs, most_partitions
 from pellucid.kernels.triton.attention import PARTITION
-from pellucid.kernels.triton.attention_plan import TILE_ROWS, Plan, Tiles
+from pellucid.kernels.triton.attention_plan import Heads, Plan, Tiles
 
 
-def plan_unseen(
-    inputs: AttentionInputs, num_heads: int, num_kv_heads: int, windows: Sequence[int | None]
-) -> Plan:
+def plan_unseen(inputs: AttentionInputs, heads: Heads, windows: Sequence[int | None]) -> Plan:
     """See `ReferenceOps.plan_attention`; every sequence has one token, hence one tile."""
     positions = inputs.positions.to(torch.int32)
     row = torch.arange(len(positions), dtype=torch.int32, device=positions.device)
     table = torch.stack((row, row, positions, torch.ones_like(row)), dim=1)
     limit = inputs.context_limit
     parts = {window: most_partitions(limit, window, PARTITION.value) for window in set(windows)}
-    shared = num_heads // num_kv_heads
-    rows = max(TILE_ROWS, triton.next_power_of_2(shared))
-    return Plan([Tiles(table, parts, split=True)], rows)
+    count = heads.most_tiles(max(parts.values()))
+    groups = [Tiles(tiles, parts, split=True) for tiles in table.split(count)]
+    return Plan(groups, heads.rows)

@@ -1,10 +1,12 @@
-"""Everything the runner asks a device or this machine: the only place that knows torch.cuda."""
+"""Everything the runner asks a device or this machine: here alone the engine knows torch.cuda."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +154,46 @@ class CudaGraphs:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             function()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        current = torch.cuda.current_stream()
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            function()
+        try:
+            with (
+                without_collector(),
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
+            ):
+                function()
+        except BaseException:
+            torch.cuda.set_stream(current)  # where `graph` leaves another if it cannot end
+            raise
         return graph.replay
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Keep the garbage collector from running, after it has run once more.
+
+    If it ended a CUDA graph of somebody's while another is recorded, the latter would be lost.
+    torch.cuda.graph has not seen to that since 2.9.
+    """
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory did not suffice, or the error arose while that was handled."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, torch.OutOfMemoryError):
+        found = found.__cause__ or found.__context__
+    return found is not None
 
 
 def graph_recorder(device: torch.device) -> CudaGraphs | None:

@@ -73,6 +73,10 @@ class Executor(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of what was recorded. Not to be launched any more."""
+        ...
+
 
 def make_executor(
     model: Model,
@@ -132,6 +136,9 @@ class TorchExecutor:
 
     def remember(self, rows: Ints, token_ids: Tensor) -> None:
         self._staging.remember(rows, token_ids)
+
+    def close(self) -> None:
+        """Nothing was recorded."""
 
 
 class TorchForward:
@@ -234,6 +241,9 @@ class NativeExecutor:
 
     def remember(self, rows: Ints, token_ids: Tensor) -> None:
         """Never called: the native sampler's tokens are on the host."""
+
+    def close(self) -> None:
+        """Programs end with this."""
 
     def _record_hidden(self) -> _native.Program:
         model, kv = self._model, self._kv

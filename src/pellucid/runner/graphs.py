@@ -11,7 +11,8 @@ a recording for each bucket that has come up:
 A recording reads its step from buffers that stay where they are, and works on rows of its own that
 fill up the bucket: they have one token at position 0 in a scratch block that no request holds, and
 nobody looks at what comes out. In our ops a row's result does not depend on other rows, so filling
-up changes no bit of anybody's. Steps that hold prompts run op by op.
+up changes no bit of anybody's. A recording ends with the hidden states; logits are computed behind
+it, of the rows that are there. Steps that hold prompts run op by op.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ from torch import Tensor
 from pellucid.kernels.interface import AttentionInputs, KVLayer
 from pellucid.models.base import Model
 from pellucid.runner.batch import Ints, StepRows
-from pellucid.runner.executor import MAX_LOGITS_BYTES, Forward, TorchExecutor
+from pellucid.runner.device import is_out_of_memory
+from pellucid.runner.executor import Forward, TorchExecutor, TorchForward
 from pellucid.runner.staging import Array, Staging, num_bytes, views
 
 logger = logging.getLogger(__name__)
 
 FIRST_CONTEXT = 1024
 SMALL_ROWS = (1, 2, 4, 8, 16, 24)
+
+Compute = Callable[[Tensor, AttentionInputs], Tensor]
+Bucket = tuple[int, int]  # rows and context
 
 
 class Recorder(Protocol):
@@ -70,15 +75,15 @@ class Recording:
     """The steps of one bucket.
 
     Args:
-        compute: of token ids [rows] and where they stand, [rows, vocab] logits.
-        logits: [at least rows, vocab] float32, whose first rows are filled by `run`.
+        compute: of token ids [rows] and where they stand, [rows, hidden] states.
+        states: [at least rows, hidden], whose first rows are filled by `run`.
     """
 
     def __init__(
         self,
         staging: Staging,
-        compute: Callable[[Tensor, AttentionInputs], Tensor],
-        logits: Tensor,
+        compute: Compute,
+        states: Tensor,
         num_rows: int,
         context: int,
         block_size: int,
@@ -86,7 +91,7 @@ class Recording:
         self.num_rows = num_rows
         self._staging = staging
         self._compute = compute
-        self._logits = logits
+        self._states = states
         self._context = context
         self._width = -(-context // block_size)
         # The rows that fill up: token 0 of the scratch block's first slot, alone in its context.
@@ -124,8 +129,8 @@ class Recording:
             seq_lens_list=[],
             context_limit=self._context,
         )
-        logits = self._compute(self._staging.filled(token_ids, rows), inputs)
-        self._logits[: self.num_rows].copy_(logits)
+        states = self._compute(self._staging.filled(token_ids, rows), inputs)
+        self._states[: self.num_rows].copy_(states)
 
 
 class GraphExecutor(TorchExecutor):
@@ -148,59 +153,68 @@ class GraphExecutor(TorchExecutor):
     ) -> None:
         super().__init__(model, kv, staging)
         self._recorder = recorder
-        vocab_size = model.config.vocab_size
-        most_rows = max(1, min(max_num_seqs, MAX_LOGITS_BYTES // (4 * vocab_size)))
-        self._rows = row_buckets(most_rows)
+        # No method: recordings would hold the executor that holds them.
+        self._compute: Compute = lambda token_ids, inputs: model.forward(token_ids, inputs, kv)
+        self._block_size = kv[0].k.shape[1]
+        self._rows = row_buckets(max_num_seqs)
         self._contexts = context_buckets(max_model_len)
-        self._logits = torch.zeros(most_rows, vocab_size, device=staging.device)
-        self._recordings: dict[tuple[int, int], tuple[Recording, Callable[[], None]]] = {}
+        first = torch.zeros(1, dtype=torch.int64, device=staging.device)
+        embedded, _ = model.embed(first, first)
+        self._states = embedded.new_zeros(max_num_seqs, embedded.shape[1])
+        # None: there was no memory for it.
+        self._recordings: dict[Bucket, tuple[Recording, Callable[[], None]] | None] = {}
 
     @property
-    def recorded(self) -> list[tuple[int, int]]:
+    def recorded(self) -> list[Bucket]:
         """Rows and context of the buckets that came up."""
         return list(self._recordings)
 
+    def close(self) -> None:
+        self._recordings.clear()
+
     @torch.no_grad()
     def launch(self, step: StepRows, wanted: Ints) -> Forward:
-        if not step.is_decode or len(step.rows) > self._rows[-1]:
+        if not step.is_decode:
             return super().launch(step, wanted)
         rows = self._rows[bisect_left(self._rows, len(step.rows))]
         context = self._contexts[bisect_left(self._contexts, int(step.seq_lens.max()))]
-        found = self._recordings.get((rows, context))
-        if found is None:
-            self._record(rows, context, step)
-        else:
+        bucket = rows, context
+        if bucket not in self._recordings:
+            self._recordings[bucket] = self._record(bucket, step)
+        elif (found := self._recordings[bucket]) is not None:
             recording, replay = found
             recording.load(step)
             replay()
-        return ReplayedForward(self._logits, wanted)
+        if self._recordings[bucket] is None:
+            return super().launch(step, wanted)
+        return TorchForward(self._model, self._states_of(wanted))
 
-    def _record(self, num_rows: int, context: int, step: StepRows) -> None:
-        """Record a bucket with its first step, which is computed on the way."""
+    def _record(
+        self, bucket: Bucket, step: StepRows
+    ) -> tuple[Recording, Callable[[], None]] | None:
+        """Record a bucket with its first step, which is computed on the way.
+
+        None if there is no memory: steps of that size run op by op from then on.
+        """
         begin = time.monotonic()
         recording = Recording(
-            self._staging, self._compute, self._logits, num_rows, context, self._kv[0].k.shape[1]
+            self._staging, self._compute, self._states, *bucket, block_size=self._block_size
         )
         recording.load(step)
-        replay = self._recorder.record(recording.run)
-        self._recordings[num_rows, context] = recording, replay
+        try:
+            replay = self._recorder.record(recording.run)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("no memory to record steps of %d rows up to %d: run op by op", *bucket)
+            return None
         seconds = time.monotonic() - begin
-        logger.debug("recorded steps of %d rows up to %d in %.1f s", num_rows, context, seconds)
+        logger.debug("recorded steps of %d rows up to %d in %.1f s", *bucket, seconds)
+        return recording, replay
 
-    def _compute(self, token_ids: Tensor, inputs: AttentionInputs) -> Tensor:
-        return self._model.logits(self._model.forward(token_ids, inputs, self._kv))
-
-
-class ReplayedForward:
-    """Logits where a replay leaves them. Implements `Forward`."""
-
-    def __init__(self, logits: Tensor, wanted: Ints) -> None:
-        self._logits = logits
-        self._wanted = wanted
-
-    def logits(self, begin: int, end: int) -> Tensor:
-        """A copy, which outlives the next replay."""
-        rows = self._wanted[begin:end]
-        if np.array_equal(rows, np.arange(begin, end)):
-            return self._logits[begin:end].clone()
-        return self._logits[torch.from_numpy(rows).to(self._logits.device)]
+    def _states_of(self, wanted: Ints) -> Tensor:
+        """[n, hidden] of the step that was replayed, until the next one is."""
+        if np.array_equal(wanted, np.arange(len(wanted))):
+            return self._states[: len(wanted)]
+        (rows,) = self._staging.ring.send([wanted])
+        return self._states[rows]

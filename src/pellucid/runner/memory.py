@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import torch
+
 from pellucid.config import MIB, CacheSettings
 from pellucid.errors import ConfigError
+from pellucid.kernels.interface import ATTENTION_WORKSPACE
 from pellucid.models.config import ModelConfig
 
 # Blocks beyond what all running requests can fill serve the prefix cache alone.
 PREFIX_CACHE_SHARE = 2
+# A bucket has a third more rows or twice the context of the one below: 1 + 3/4 + 9/16 + ...
+GRAPH_WORKSPACES = 4
 
 
 def kv_block_bytes(config: ModelConfig, block_size: int, head_bytes: int) -> int:
     """Bytes of one KV block over all layers, keys and values, where a head takes `head_bytes`."""
     return 2 * config.num_layers * block_size * config.num_kv_heads * head_bytes
+
+
+def gpu_step_bytes(config: ModelConfig, max_num_seqs: int, with_graphs: bool) -> int:
+    """What a GPU's steps may take beside the KV pool, at most, as far as it grows with settings.
+
+    Logits, twice: as the model gave them and as they are sampled from. The workspace of attention,
+    and of graphs that are recorded one by one, each larger than the one before, several.
+    """
+    logits = max_num_seqs * config.vocab_size * torch.float32.itemsize
+    return 2 * logits + ATTENTION_WORKSPACE * (1 + GRAPH_WORKSPACES * with_graphs)
 
 
 def model_len_limit(config: ModelConfig, asked: int | None) -> int:

@@ -17,8 +17,10 @@ from pellucid.runner.device import Fetched
 from pellucid.runner.grammar import GrammarRows
 from pellucid.sample.backends import Sampler
 from pellucid.sample.constraints import Constraints, apply_bans, apply_bias
+from pellucid.sample.logprobs import Described, Logprobs, fetched
 from pellucid.sample.penalties import Penalties, TokenCounts
 from pellucid.sample.sampler import SamplingColumns
+from pellucid.sample.transfer import to_device
 from pellucid.sampling_params import SamplingParams
 
 Value = TypeVar("Value")
@@ -45,12 +47,14 @@ class Draw:
         logits: Any,
         raw: Any,
         logprobs_of: list[tuple[int, int]],
+        described: Described | None = None,
     ) -> None:
         self.rows = rows
         self.places = places  # in their rows' tokens
         self.logits = logits  # as they were drawn from
         self.raw = raw  # as the model gave them, of the rows whose request wants logprobs
         self.logprobs_of = logprobs_of  # these rows' places, and how many alternatives
+        self.logprobs: Logprobs | None = None  # of `logprobs_of`, where they came with the tokens
         self.errors: dict[int, str] = {}  # of grammars
         self.token_ids: Ints
         self.failed: NDArray[np.bool_]
@@ -59,12 +63,14 @@ class Draw:
             self.token_ids, self.failed = token_ids, failed
         elif isinstance(token_ids, Tensor) and isinstance(failed, Tensor):
             self.on_device = token_ids
-            self._fetched = Fetched([token_ids, failed])
+            more = [] if described is None else described.tensors()
+            self._fetched = Fetched([token_ids, failed, *more])
 
     def wait(self) -> None:
-        """Until `token_ids` and `failed` are here."""
+        """Until `token_ids` and `failed` are here, and `logprobs` if they were described."""
         if self.on_device is not None:
-            self.token_ids, self.failed = self._fetched.wait()
+            self.token_ids, self.failed, *described = self._fetched.wait()
+            self.logprobs = fetched(*described) if described else None
             self.on_device = None
 
 
@@ -144,17 +150,27 @@ class RowSampling:
         device, so does this, unless what comes next needs to know them.
         """
         logprobs_of = _found(self._num_logprobs, rows)
-        wanted = [i for i, _ in logprobs_of]
-        raw = logits
+        raw: Any = logits
+        chosen: Any = None  # places of the rows that want logprobs, if those are not all
         edits = self._penalties or self._constraints or self._grammars
-        if wanted and (len(wanted) < len(rows) or edits):
-            raw = logits[wanted]
+        if logprobs_of and (len(logprobs_of) < len(rows) or edits):
+            places = np.array([i for i, _ in logprobs_of])
+            chosen = to_device(places, logits.device) if isinstance(logits, Tensor) else places
+            raw = logits[chosen]
         self._edit(logits, rows, batch)
         self._grammars.constrain(logits, rows, self._sampler)
         self._columns.position = batch.num_tokens
         token_ids, failed = self._sampler.sample(logits, self._columns, rows)
         places = batch.num_tokens[rows]
-        drawn = Draw(rows, places, token_ids, failed, logits, raw, logprobs_of)
+        described = None
+        if logprobs_of and isinstance(token_ids, Tensor):
+            # At once: what the host asked for later would come behind the next step.
+            described = self._sampler.describe(
+                raw,
+                token_ids if chosen is None else token_ids[chosen],
+                max(_counts(logprobs_of, logits.shape[1])),
+            )
+        drawn = Draw(rows, places, token_ids, failed, logits, raw, logprobs_of, described)
         if self._grammars or _found(self._penalties, rows):
             # These follow the tokens by row, and the rows may change hands before the result.
             drawn.wait()
@@ -176,27 +192,19 @@ class RowSampling:
         logprobs: list[TokenLogprobs | None] = [None] * len(drawn.rows)
         if drawn.logprobs_of:
             wanted = [i for i, _ in drawn.logprobs_of]
-            counts = [count for _, count in drawn.logprobs_of]
-            found = self.describe(drawn.raw, token_ids[wanted], counts)
-            for i, entry in zip(wanted, found, strict=True):
+            counts = _counts(drawn.logprobs_of, drawn.logits.shape[1])
+            found = drawn.logprobs
+            if found is None:
+                found = self._sampler.logprobs(drawn.raw, token_ids[wanted], max(counts))
+            entries = _entries(found, token_ids[wanted], counts)
+            for i, entry in zip(wanted, entries, strict=True):
                 logprobs[i] = entry
         return Choice(token_ids, logprobs, errors)
 
     def describe(self, logits: Any, token_ids: Ints, num_top: list[int]) -> list[TokenLogprobs]:
         """Logprobs of a token per row of raw logits [n, V]; `num_top` alternatives, -1 for all."""
-        vocab_size = logits.shape[1]
-        counts = [vocab_size if n < 0 else n for n in num_top]
-        found = self._sampler.logprobs(logits, token_ids, max(counts))
-        return [
-            TokenLogprobs(
-                token_id=int(token_ids[i]),
-                logprob=float(found.chosen[i]),
-                rank=int(found.rank[i]),
-                top_ids=found.top_ids[i, :count].tolist(),
-                top_logprobs=found.top[i, :count].tolist(),
-            )
-            for i, count in enumerate(counts)
-        ]
+        counts = _counts(list(enumerate(num_top)), logits.shape[1])
+        return _entries(self._sampler.logprobs(logits, token_ids, max(counts)), token_ids, counts)
 
     def _edit(self, logits: Any, rows: Ints, batch: Batch) -> None:
         """Bias, then penalties, then bans, so that a ban is final."""
@@ -233,6 +241,24 @@ def _found(table: dict[int, Value], rows: Ints) -> list[tuple[int, Value]]:
     if not table:
         return []
     return [(i, table[row]) for i, row in enumerate(rows.tolist()) if row in table]
+
+
+def _counts(logprobs_of: list[tuple[int, int]], vocab_size: int) -> list[int]:
+    """Alternatives that are wanted; -1 is all."""
+    return [vocab_size if count < 0 else count for _, count in logprobs_of]
+
+
+def _entries(found: Logprobs, token_ids: Ints, counts: list[int]) -> list[TokenLogprobs]:
+    return [
+        TokenLogprobs(
+            token_id=int(token_ids[i]),
+            logprob=float(found.chosen[i]),
+            rank=int(found.rank[i]),
+            top_ids=found.top_ids[i, :count].tolist(),
+            top_logprobs=found.top[i, :count].tolist(),
+        )
+        for i, count in enumerate(counts)
+    ]
 
 
 def _penalises(params: SamplingParams) -> bool:

@@ -25,7 +25,13 @@ from pellucid.runner import device as device_api
 from pellucid.runner.base import KVCapacity, PendingStep, StepPlan
 from pellucid.runner.executor import make_executor
 from pellucid.runner.first_touch import FirstTouch
-from pellucid.runner.memory import fit_model_len, kv_block_bytes, kv_pool_blocks, model_len_limit
+from pellucid.runner.memory import (
+    fit_model_len,
+    gpu_step_bytes,
+    kv_block_bytes,
+    kv_pool_blocks,
+    model_len_limit,
+)
 from pellucid.runner.steps import WARM_UP_TOKENS, Steps, warm_up
 
 
@@ -90,6 +96,7 @@ class TorchRunner:
         """Let go of the model and the KV pool."""
         if self._first_touch is not None:
             self._first_touch.stop()
+        self._executor.close()
         self._kv.clear()
         del self._steps, self._executor, self._model
 
@@ -120,13 +127,11 @@ class TorchRunner:
         )
         head_bytes = kv_head_bytes(shape.head_dim, dtype)
         block_bytes = kv_block_bytes(shape, block_size, head_bytes)
-        num_blocks = kv_pool_blocks(
-            config.cache,
-            block_bytes,
-            device_api.available_memory(self.device),
-            config.scheduler.max_num_seqs,
-            limit,
-        )
+        max_num_seqs = config.scheduler.max_num_seqs
+        available = device_api.available_memory(self.device)
+        if self.device.type == "cuda":
+            available -= gpu_step_bytes(shape, max_num_seqs, self._graphs is not None)
+        num_blocks = kv_pool_blocks(config.cache, block_bytes, available, max_num_seqs, limit)
         self._max_model_len = fit_model_len(limit, asked, num_blocks, block_size)
         self._capacity = KVCapacity(num_blocks, block_size, block_bytes)
         self._kv = allocate_kv(

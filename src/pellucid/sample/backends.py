@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.sample.bitmask import apply_bitmask
-from pellucid.sample.logprobs import Logprobs, compute_logprobs
+from pellucid.sample.logprobs import Described, Logprobs, compute_logprobs, describe
 from pellucid.sample.penalties import Penalties, apply_penalties
 from pellucid.sample.sampler import SamplingColumns, greedy, sample
 
@@ -53,6 +53,10 @@ class Sampler(Protocol[Logits]):
         """See `compute_logprobs`."""
         ...
 
+    def describe(self, logits: Logits, token_ids: Tensor, num_top: int) -> Described:
+        """See `logprobs.describe`, of tokens that `sample` left on the device."""
+        ...
+
 
 class TorchSampler:
     """The reference, for tensors on any device. Implements `Sampler`."""
@@ -73,6 +77,9 @@ class TorchSampler:
 
     def logprobs(self, logits: Tensor, token_ids: Ints, num_top: int) -> Logprobs:
         return compute_logprobs(logits, token_ids, num_top)
+
+    def describe(self, logits: Tensor, token_ids: Tensor, num_top: int) -> Described:
+        return describe(logits, token_ids, num_top)
 
 
 def gpu_sampler() -> TritonSampler:
@@ -141,3 +148,7 @@ class NativeSampler:
             found.top,
         )
         return found
+
+    def describe(self, logits: Floats, token_ids: Tensor, num_top: int) -> Described:
+        """Never called: its tokens are on the host."""
+        raise NotImplementedError

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pellucid.sample.transfer import to_device
+
 
 def apply_bitmask(
     logits: Tensor | NDArray[np.float32], places: Sequence[int], masks: NDArray[np.uint32]
@@ -28,4 +30,4 @@ def apply_bitmask(
         if isinstance(logits, np.ndarray):
             logits[place, row] = -np.inf
             continue
-        logits[place].masked_fill_(torch.from_numpy(row).to(logits.device), -torch.inf)
+        logits[place].masked_fill_(to_device(row, logits.device), -torch.inf)

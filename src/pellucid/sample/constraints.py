@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from pellucid.sample.transfer import to_device
 
 
 class Constraints:
@@ -94,4 +95,4 @@ def apply_bans(
 
 def _like(values: NDArray[Any], logits: Any) -> Any:
     """What can index the logits, or be added to them."""
-    return torch.from_numpy(values).to(logits.device) if isinstance(logits, Tensor) else values
+    return to_device(values, logits.device) if isinstance(logits, Tensor) else values

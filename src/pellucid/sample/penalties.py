@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pellucid.sample.transfer import to_device
+
 _FIRST_CAPACITY = 256
 
 
@@ -88,4 +90,4 @@ def apply_penalties(logits: Tensor, rows: Sequence[int], penalties: Sequence[Pen
 
 
 def _tensor(values: NDArray[np.generic], like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device)
+    return to_device(values, like.device)

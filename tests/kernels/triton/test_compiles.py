@@ -26,3 +26,25 @@ def test_every_kernel_compiles_for_sm_90() -> None:
     for name in ("attention_kernel", "integer_product_kernel"):
         assert instructions[name] == {"mma.sync.aligned.m16n8k16"}
     assert instructions["dense_kernel"] == {"wgmma.mma_async.sync.aligned.m64n128k16"}
+
+
+FOR_ANY_ROWS = """
+import torch, triton
+from triton.runtime.jit import JITFunction
+from tests.kernels.triton.compiling import Compiler
+compiler = Compiler()
+triton.runtime.driver.set_active(compiler)
+JITFunction.__getitem__ = lambda kernel, grid: compiler.launcher(kernel, grid)
+from pellucid.kernels.triton.dense import dense_product
+weight, x = torch.ones(300, 4096, dtype=torch.bfloat16), torch.ones(32, 4096, dtype=torch.bfloat16)
+for rows in (1, 2, 16, 32):
+    dense_product(x[:rows], weight, None, torch.empty(rows, 300, dtype=torch.bfloat16))
+print(*(variant.name for variant in compiler.variants.values()))
+"""
+
+
+@pytest.mark.slow
+def test_another_number_of_rows_compiles_nothing_new() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: pip install 'pellucid[gpu]'")
+    done = subprocess.run([sys.executable, "-c", FOR_ANY_ROWS], capture_output=True, text=True)
+    assert done.stdout.split() == ["dense_kernel", "add_parts_kernel"], done.stderr

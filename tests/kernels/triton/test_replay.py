@@ -65,6 +65,28 @@ def test_a_bound_on_contexts_gives_the_bits_of_their_lengths(
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_a_full_workspace_takes_more_launches_to_the_same_bits(
+    ops: ReferenceOps, monkeypatch: pytest.MonkeyPatch, tiles: int
+) -> None:
+    """Which the GPU's memory relies on: contexts are long, and rows are many."""
+    from pellucid.kernels.triton import attention_plan
+
+    q, kv, inputs = Case(4, 2, 32).step([(0, 254, 1), (1, 255, 1), (2, 600, 1), (3, 3, 1)])
+    unseen = replace(inputs, query_lens_list=[], seq_lens_list=[], context_limit=601)
+    inputs.plan = ops.plan_attention(inputs, kv, 4, [None, 40])
+    expected = [ops.paged_attention(q, kv, inputs, 0.2, window) for window in (None, 40)]
+    room = tiles * 3 * 2 * 16 * (32 + 2) * 4  # partitions, heads, rows, columns and two sums
+    monkeypatch.setattr(attention_plan, "ATTENTION_WORKSPACE", room)
+    for step in (inputs, unseen):
+        step.plan = ops.plan_attention(step, kv, 4, [None, 40])
+        for group in step.plan.groups:
+            assert group.count * group.parts[None] <= 3 * tiles
+        assert len(step.plan.groups) > 1
+        found = [ops.paged_attention(q, kv, step, 0.2, window) for window in (None, 40)]
+        assert all(map(torch.equal, found, expected))
+
+
 def test_replayed_steps_give_the_bits_of_others(
     ops: ReferenceOps, monkeypatch: pytest.MonkeyPatch
 ) -> None:

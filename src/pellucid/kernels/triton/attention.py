@@ -156,7 +156,8 @@ def first_seen(first_position, window, WINDOW: tl.constexpr):
     return lowest
 
 
-@triton.jit
+# What varies by step is not specialised on: another number would be compiled for while all wait.
+@triton.jit(do_not_specialize=["width", "parts"])
 def attention_kernel(
     q,  # [T, H, D] dense
     out,  # [T, H, D] dense; written without SPLIT
@@ -247,7 +248,7 @@ def attention_kernel(
         tl.store(out + places, result, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def merge_kernel(
     out,  # as in attention_kernel, up to head_dim
     part_m,

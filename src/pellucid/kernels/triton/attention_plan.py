@@ -5,14 +5,14 @@ taller one would read the keys of a long chunk less often; but another height ma
 other instructions, and a token would then depend on whether it was decoded or recomputed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import triton
 from torch import Tensor
 
-from pellucid.kernels.interface import AttentionInputs, KVLayer
+from pellucid.kernels.interface import ATTENTION_WORKSPACE, AttentionInputs, KVLayer
 from pellucid.kernels.triton.attention import PARTITION, attention_kernel, merge_kernel
 from pellucid.kernels.triton.dtypes import product_dtype
 
@@ -48,13 +48,33 @@ class Plan:
 Tile = tuple[int, int, int, int]
 
 
-def plan(
-    inputs: AttentionInputs, num_heads: int, num_kv_heads: int, windows: Sequence[int | None]
-) -> Plan:
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """How many there are, and their size."""
+
+    query: int
+    kv: int
+    dim: int
+
+    @property
+    def rows(self) -> int:
+        """Of a tile, padding included."""
+        return max(TILE_ROWS, triton.next_power_of_2(self.query // self.kv))
+
+    @property
+    def block_dim(self) -> int:
+        """Columns of a tile."""
+        return max(16, triton.next_power_of_2(self.dim))
+
+    def most_tiles(self, parts: int) -> int:
+        """Of so many partitions each, whose partial results fit into the workspace; 1 at least."""
+        part_bytes = self.kv * self.rows * (self.block_dim + 2) * torch.float32.itemsize
+        return max(1, ATTENTION_WORKSPACE // (parts * part_bytes))
+
+
+def plan(inputs: AttentionInputs, heads: Heads, windows: Sequence[int | None]) -> Plan:
     """See `ReferenceOps.plan_attention`. Contexts that one tile of the step meets are split."""
-    shared = num_heads // num_kv_heads
-    rows = max(TILE_ROWS, triton.next_power_of_2(shared))
-    height = rows // shared  # tokens
+    height = heads.rows // (heads.query // heads.kv)  # tokens
     single: list[Tile] = []
     several: list[Tile] = []
     row = 0
@@ -67,17 +87,37 @@ def plan(
             tiles.append((sequence, row, position, taken))
             position, row = position + taken, row + taken
         (single if len(tiles) == 1 else several).extend(tiles)
+    groups = [(group, True) for group in _cut(single, heads, windows)]
+    if several:
+        groups.append((several, False))
     device = inputs.positions.device
-    groups = [
-        Tiles(
-            torch.tensor(tiles, dtype=torch.int32).to(device, non_blocking=True),
-            {window: _most_partitions(tiles, window) for window in set(windows)},
-            split,
-        )
-        for tiles, split in ((single, True), (several, False))
-        if tiles
-    ]
-    return Plan(groups, rows)
+    pinned = device.type == "cuda"  # or the host would wait
+    return Plan(
+        [
+            Tiles(
+                torch.tensor(tiles, dtype=torch.int32, pin_memory=pinned).to(
+                    device, non_blocking=True
+                ),
+                {window: _most_partitions(tiles, window) for window in set(windows)},
+                split,
+            )
+            for tiles, split in groups
+        ],
+        heads.rows,
+    )
+
+
+def _cut(tiles: list[Tile], heads: Heads, windows: Sequence[int | None]) -> Iterator[list[Tile]]:
+    """Tiles to be computed together: as many as have room, those of like contexts.
+
+    Each tile of a launch takes room for as many partitions as the longest of them has.
+    """
+    rest = sorted(tiles, key=lambda tile: -tile[2])
+    while rest:
+        parts = max(_most_partitions(rest[:1], window) for window in set(windows))
+        count = heads.most_tiles(parts)
+        yield rest[:count]
+        rest = rest[count:]
 
 
 def _most_partitions(tiles: list[Tile], window: int | None) -> int:
@@ -124,7 +164,7 @@ def _attend_tiles(
     _, num_heads, head_dim = q.shape
     block_size, num_kv_heads = kv.k.shape[1:3]
     shared = num_heads // num_kv_heads
-    block_dim = max(16, triton.next_power_of_2(head_dim))
+    block_dim = Heads(num_heads, num_kv_heads, head_dim).block_dim
     # With one partition there is nothing to merge, and both ways are the same.
     parts = tiles.parts[window] if tiles.split else 1
     split = parts > 1

@@ -54,7 +54,8 @@ def part_product(
     return total
 
 
-@triton.jit
+# The number of rows varies by step; it does not say how anything is aligned.
+@triton.jit(do_not_specialize=["rows"])
 def dense_kernel(
     x,  # [rows, k], rows dense
     w,  # [n, k], rows dense
@@ -113,7 +114,7 @@ def dense_kernel(
             tl.store(out + place, total.to(out.dtype.element_ty), mask=seen)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def add_parts_kernel(
     parts,  # float32 [PARTS, rows, n]
     bias,

@@ -58,7 +58,7 @@ def with_group(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # which varies by step
 def integer_product_kernel(
     x,  # [rows, k], rows dense
     q,  # [n, padded k], or with 4 bits [n, padded k / 2], uint8

@@ -55,9 +55,9 @@ def run(settings: Settings, lab: Lab) -> Findings:
 
 
 def _on_gpu() -> bool:
-    import torch
+    from pellucid.kernels.gpu import default_device
 
-    return torch.cuda.is_available()
+    return default_device().type == "cuda"
 
 
 def _item_bytes() -> int:
@@ -67,11 +67,10 @@ def _item_bytes() -> int:
 
 def _about() -> list[tuple[str, str | None]]:
     """Every kernel and why it is not measured here, or None."""
-    import torch
-
     from pellucid.kernels.dispatch import describe
+    from pellucid.kernels.gpu import default_device
 
-    device = torch.device("cuda" if _on_gpu() else "cpu")
+    device = default_device()
     backends = {one.name: one for one in describe(device)}
     why: list[tuple[str, str | None]] = [(TORCH, None), (FUSED, None)]
     for name in (NATIVE, TRITON):
@@ -110,7 +109,9 @@ def _torch(norm: Callable[[Any, Any, Any], Any]) -> Seconds:
     """The best run of `norm`, which is given rows, a weight and memory like the rows."""
     import torch
 
-    device = torch.device("cuda" if _on_gpu() else "cpu")
+    from pellucid.kernels.gpu import default_device, synchronize
+
+    device = default_device()
     dtype = torch.bfloat16 if _on_gpu() else torch.float32
     calls = GPU_RUNS if _on_gpu() else 1
 
@@ -124,8 +125,7 @@ def _torch(norm: Callable[[Any, Any, Any], Any]) -> Seconds:
             begin = time.perf_counter()
             for _ in range(calls):
                 norm(x, weight, out)
-            if _on_gpu():
-                torch.cuda.synchronize()
+            synchronize(device)
             best = min(best, (time.perf_counter() - begin) / calls)
             runs += 1
         return best

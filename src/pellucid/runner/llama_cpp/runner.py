@@ -171,6 +171,9 @@ class LlamaCppExecutor:
     def remember(self, rows: Ints, token_ids: Tensor) -> None:
         """Never called: the tokens are on the host."""
 
+    def close(self) -> None:
+        """Nothing was recorded."""
+
     def _seqs(self, step: StepRows) -> Ints:
         return np.repeat(self._seq_of_row[step.rows], np.diff(step.query_start)).astype(np.int64)
 

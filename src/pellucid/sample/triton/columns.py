@@ -3,11 +3,9 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import triton
 import triton.language as tl
 from numpy.typing import NDArray
-from torch import Tensor
 
 FIELDS = tl.constexpr(8)
 TEMPERATURE, TOP_P, MIN_P, TOP_K, SEED, POSITION = (tl.constexpr(i) for i in (0, 1, 2, 3, 4, 6))
@@ -41,11 +39,6 @@ def table_of(columns: Any, rows: NDArray[np.int64], vocab: int) -> tuple[NDArray
         table[:, place.value : place.value + 2] = words
     wanted = Wanted(bool(drawn.any()), bool(top_k.any()), bool((drawn & (top_p < 1.0)).any()))
     return table, wanted
-
-
-def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
-    """A copy that the host does not wait for: it is staged before this returns."""
-    return torch.from_numpy(values).to(device, non_blocking=True)
 
 
 @triton.jit

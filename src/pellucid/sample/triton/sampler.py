@@ -1,7 +1,6 @@
 """The launches of a step's sampling; see the package for what each of them finds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,38 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.sample.groups import largest
-from pellucid.sample.logprobs import Logprobs
+from pellucid.sample.logprobs import Described, Logprobs
 from pellucid.sample.penalties import Penalties
 from pellucid.sample.sampler import SamplingColumns
+from pellucid.sample.transfer import to_device
 from pellucid.sample.triton import describe, draw, edits
-from pellucid.sample.triton.columns import table_of, to_device
+from pellucid.sample.triton.columns import table_of
 
 Ints = NDArray[np.int64]
 FEWEST_LANES = 32
 # Products are not contracted with sums, or variants of a kernel could round differently.
 LAUNCH: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """Log probabilities on the device; the chosen token's come first in each row."""
-
-    ids: Tensor  # [n, 1 + k] int64
-    logprobs: Tensor  # [n, 1 + k] float32
-    ranks: Tensor  # [n] int64
-
-    def read(self) -> Logprobs:
-        """Wait for them, and copy them to the host at once."""
-        bits = self.logprobs.view(torch.int32).long()
-        width = bits.shape[1]
-        every = torch.cat((bits, self.ids, self.ranks[:, None]), dim=1).cpu().numpy()
-        logprobs = every[:, :width].astype(np.int32).view(np.float32)
-        return Logprobs(
-            chosen=logprobs[:, 0].copy(),
-            rank=every[:, -1].copy(),
-            top_ids=every[:, width + 1 : -1].copy(),
-            top=logprobs[:, 1:].copy(),
-        )
 
 
 class TritonSampler:
