@@ -109,14 +109,19 @@ def sampling(context: Context) -> None:
                 alone, _ = ours.sample(logits[-1:].clone(), columns, every[-1:])
                 expected, _ = theirs.sample(logits, columns, every)
                 return {
-                    "differ": int((tokens.cpu().numpy() != expected).sum()),
-                    "failed": int(failed.sum()),
-                    "alone = together": bool((alone == tokens[-1:]).all()),
+                    "differ": int((on_host(tokens) != on_host(expected)).sum()),
+                    "failed": int(on_host(failed).sum()),
+                    "alone = together": bool((on_host(alone) == on_host(tokens[-1:])).all()),
                     "triton_seconds": watch.elapsed(lambda: ours.sample(logits, columns, every)),
                     "torch_seconds": watch.elapsed(lambda: theirs.sample(logits, columns, every)),
                 }
 
             context.attempt(f"{name}, {rows} rows", compare)
+
+
+def on_host(values: torch.Tensor | np.ndarray) -> np.ndarray:
+    """What a sampler handed out: tensors on the device, or arrays."""
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else values
 
 
 def with_share(measured: GpuMeasurement, limits: GpuLimits | None) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from benchmarks.gpu.context import Context
+from benchmarks.gpu.speeds import on_host
 from benchmarks.gpu.wholes import workload
 
 
@@ -86,3 +88,9 @@ def test_it_needs_few_packages() -> None:
         "from benchmarks.gpu import checks, models, others, pictures, speeds, summary, wholes"
     )
     subprocess.run([sys.executable, "-c", statement], check=True)
+
+
+def test_tokens_are_compared_wherever_they_lie() -> None:
+    """On a GPU the samplers hand out tensors, which compare with an array to a single bool."""
+    for values in (torch.tensor([3, 4]), np.array([3, 4])):
+        assert (on_host(values) != np.array([3, 5])).sum() == 1
