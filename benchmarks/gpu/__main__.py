@@ -17,7 +17,7 @@ STAGES: dict[str, tuple[str, str, int]] = {
     "machine": ("speeds", "machine", 40),
     "checks": ("checks", "kernels", 100),
     "sampling": ("speeds", "sampling", 60),
-    "invariance": ("checks", "invariance", 80),
+    "invariance": ("invariance", "invariance", 110),
     "decode": ("wholes", "decode", 110),
     "nano_vllm": ("wholes", "nano_vllm", 110),
     "by_tokens": ("speeds", "by_tokens", 40),

@@ -42,7 +42,8 @@ def _checks(checks: dict[str, Any]) -> Iterator[str]:
 _TOLD = (
     *("decode_tokens_per_s", "output_tokens_per_s", "weight_gb_per_s", "share_of_copy"),
     *("finished", "differ", "triton_seconds", "torch_seconds"),
-    *("alone = together", "chunked = together", "failed"),
+    *("alone = together", "chunked = together", "preempted = together"),
+    *("replayed = launched", "preemptions", "failed"),
 )
 
 
