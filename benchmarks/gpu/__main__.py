@@ -18,6 +18,7 @@ STAGES: dict[str, tuple[str, str, int]] = {
     "checks": ("checks", "kernels", 100),
     "sampling": ("speeds", "sampling", 60),
     "invariance": ("invariance", "invariance", 110),
+    "greedy": ("greedy", "greedy", 60),
     "decode": ("wholes", "decode", 110),
     "nano_vllm": ("wholes", "nano_vllm", 110),
     "by_tokens": ("speeds", "by_tokens", 40),
@@ -58,6 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "gpu-report"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try out the script")
+    parser.add_argument("--model", type=Path, help="a .gguf file, for `greedy`")
     parser.add_argument("--only", help=f"comma-separated, of {', '.join(STAGES)}")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds in all")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
@@ -65,6 +67,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     unknown = set(filter(None, (options.only or "").split(","))) - STAGES.keys()
+    if options.model and not options.model.is_file():
+        parser.error(f"--model: no such file: {options.model}")
     if unknown:
         parser.error(f"--only: no such stage: {', '.join(sorted(unknown))}")
     return options
@@ -82,6 +86,7 @@ def _in_process(
             *(sys.executable, "-m", "benchmarks.gpu", "--stage", name, "--out", str(path)),
             *("--device", options.device, "--seconds", str(limit), "--limits", json.dumps(limits)),
             *(["--tiny"] if options.tiny else []),
+            *(["--model", str(options.model)] if options.model else []),
         ]
         try:
             done = subprocess.run(
@@ -109,6 +114,7 @@ def _run_stage(options: argparse.Namespace) -> None:
         tiny=options.tiny,
         deadline=time.monotonic() + options.seconds,
         path=options.out,
+        model=options.model,
         limits=None if limits is None else GpuLimits(**limits),
     )
     module, function, _ = STAGES[options.stage]

@@ -25,6 +25,7 @@ class Context:
     deadline: float  # by time.monotonic
     path: Path  # of the results so far
     limits: GpuLimits | None = None  # as the first stage measured them
+    model: Path | None = None  # a .gguf file, for the stages that compare tokens
     found: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ from pellucid.engine.core import EngineCore
 from pellucid.kernels.interface import IntegerMatrix
 from pellucid.kernels.measure import Shapes
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.load.files import ModelFiles
 from pellucid.messages import AddRequest, pack_tokens
 from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model
@@ -181,6 +183,11 @@ class Narrow:
 
     def kv_capacity(self) -> KVCapacity:
         return replace(self._runner.kv_capacity(), num_blocks=self._num_blocks)
+
+
+def gguf(path: Path) -> ModelFiles:
+    """A model's file, whose name does not matter."""
+    return ModelFiles("gguf", path, path.stem)
 
 
 def captured(runner: TorchRunner) -> list[tuple[int, int]]:

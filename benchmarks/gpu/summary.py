@@ -16,7 +16,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     for name, result in found.get("sampling", {}).items():
         if isinstance(result, dict):
             yield f"sampling {name}: {_figures(result)}"
-    for stage in ("invariance", "decode", "nano_vllm", "transformers"):
+    for stage in ("invariance", "greedy", "decode", "nano_vllm", "transformers"):
         for name, result in found.get(stage, {}).items():
             if isinstance(result, dict):
                 yield f"{stage} {name}: {_figures(result)}"
@@ -41,6 +41,7 @@ def _checks(checks: dict[str, Any]) -> Iterator[str]:
 
 _TOLD = (
     *("decode_tokens_per_s", "output_tokens_per_s", "weight_gb_per_s", "share_of_copy"),
+    *("tokens", "disagree", "disagree beyond margin", "close calls", "error"),
     *("finished", "differ", "triton_seconds", "torch_seconds"),
     *("alone = together", "chunked = together", "preempted = together"),
     *("replayed = launched", "preemptions", "failed"),

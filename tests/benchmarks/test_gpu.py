@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.gpu.context import Context
+from benchmarks.gpu.greedy import compared
 from benchmarks.gpu.speeds import on_host
 from benchmarks.gpu.wholes import workload
 
@@ -30,7 +31,7 @@ def run(folder: Path, *options: str, interpret: bool) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_whole_models_run_on_the_reference(tmp_path: Path) -> None:
-    report = run(tmp_path, "--only", "machine,invariance,decode,nano_vllm", interpret=False)
+    report = run(tmp_path, "--only", "machine,invariance,greedy,decode,nano_vllm", interpret=False)
     assert {stage["state"] for stage in report.values() if isinstance(stage, dict)} == {"done"}
     assert report["machine"]["found"]["limits"]["memory"] > 0
     same = report["invariance"]["found"]["reference"]
@@ -40,6 +41,8 @@ def test_whole_models_run_on_the_reference(tmp_path: Path) -> None:
     assert same["preemptions"] > 0
     assert same["values compared"] == 2 * (8 + 10 + 12)
     assert report["decode"]["found"]["bfloat16, torch"]["share_of_copy"] > 0
+    assert report["greedy"]["found"]["reference torch.float32"]["ok"]
+    assert report["greedy"]["found"]["reference torch.float32"]["tokens"] == 2 * 4
     nano = report["nano_vllm"]["found"]["torch"]
     assert nano["finished"]
     assert nano["output_tokens"] == nano["of"]
@@ -97,3 +100,12 @@ def test_tokens_are_compared_wherever_they_lie() -> None:
     """On a GPU the samplers hand out tensors, which compare with an array to a single bool."""
     for values in (torch.tensor([3, 4]), np.array([3, 4])):
         assert (on_host(values) != np.array([3, 5])).sum() == 1
+
+
+def test_only_choices_between_tokens_apart_count_as_disagreements() -> None:
+    expected = torch.tensor([[0.0, 2.0, 1.9], [0.0, 2.0, 1.0], [0.0, 2.0, 1.0]])
+    found = torch.tensor([[0.0, 2.0, 2.1], [0.0, 2.0, 2.1], [0.0, 2.0, 1.0]])
+    judged = compared(expected, found, margin=0.5)
+    assert (judged["disagree"], judged["disagree beyond margin"], judged["ok"]) == (2, 1, False)
+    assert compared(expected[::2], found[::2], margin=0.5)["ok"]
+    assert not compared(expected, expected * torch.nan, margin=9.0)["ok"]

@@ -11,14 +11,14 @@ from pellucid.kernels.gpu_measure import GpuLimits, GpuMeasurement, measure_case
 from pellucid.kernels.measure import Shapes
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.kernels.triton.thresholds import NEVER, Thresholds
+from tests.device import DEVICE
 
-CPU = torch.device("cpu")
 SHAPES = Shapes(hidden=64, inner=96, heads=4, kv_heads=2, head_dim=32, vocab=160)
-WATCH = Stopwatch(CPU, 0.0)
+WATCH = Stopwatch(DEVICE, 0.0)
 
 
 def test_every_op_is_measured_and_near_the_reference(ops: ReferenceOps) -> None:
-    cases = list(Cases(CPU, torch.float32).all(SHAPES, [3], context=70))
+    cases = list(Cases(DEVICE, torch.float32).all(SHAPES, [3], context=70))
     measured = [m for case in cases for m in measure_case(WATCH, case, [ops, ReferenceOps()])]
     assert {m.op for m in measured} == {
         *("qkv", "out", "gate_up", "down", "head", "decoding attention", "prompt attention"),
@@ -33,7 +33,7 @@ def test_every_op_is_measured_and_near_the_reference(ops: ReferenceOps) -> None:
 
 
 def test_bytes_and_operations_are_those_of_the_definition() -> None:
-    cases = Cases(CPU, torch.bfloat16)
+    cases = Cases(DEVICE, torch.bfloat16)
     product = cases.integer_product("out", 64, 128, 4, rows=3)
     assert product.bytes == 64 * 128 // 2 + 64 * 4 * 2 + 2 * 3 * (128 + 64)
     assert product.operations == 2 * 3 * 64 * 128
@@ -88,5 +88,5 @@ def test_thresholds_follow_the_times(ops: ReferenceOps, monkeypatch: pytest.Monk
 def test_taller_tiles_are_compared_with_the_usual_ones(ops: ReferenceOps) -> None:
     from pellucid.kernels.triton.calibrate import same_bits
 
-    cases = Cases(CPU, torch.float32)
+    cases = Cases(DEVICE, torch.float32)
     assert same_bits(cases, (40, 96), "product_rows", 16, 70)
