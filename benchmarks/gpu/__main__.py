@@ -24,6 +24,7 @@ STAGES: dict[str, tuple[str, str, int]] = {
     "by_tokens": ("speeds", "by_tokens", 40),
     "kernels": ("speeds", "kernels", 90),
     "thresholds": ("speeds", "thresholds", 60),
+    "vllm": ("others", "vllm", 150),
     "transformers": ("others", "transformers", 120),
 }
 BUDGET = 570  # seconds of all stages together
@@ -32,6 +33,9 @@ GRACE = 5  # seconds after a stage's own deadline
 
 def main() -> None:
     options = _options()
+    if options.draw:
+        _draw(options.draw)
+        return
     if options.stage:
         _run_stage(options)
         return
@@ -60,6 +64,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try out the script")
     parser.add_argument("--model", type=Path, help="a .gguf file, for `greedy`")
+    parser.add_argument(
+        "--draw", type=Path, metavar="FOLDER", help="only draw what FOLDER/report.json holds"
+    )
     parser.add_argument("--only", help=f"comma-separated, of {', '.join(STAGES)}")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds in all")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
@@ -119,6 +126,22 @@ def _run_stage(options: argparse.Namespace) -> None:
     )
     module, function, _ = STAGES[options.stage]
     getattr(import_module(f"benchmarks.gpu.{module}"), function)(context)
+
+
+def _draw(folder: Path) -> None:
+    """Pictures of a report that was written where there was no matplotlib."""
+    from benchmarks.gpu.pictures import draw
+
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"--draw: {folder / 'report.json'} cannot be read: {error}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        sys.exit("--draw: matplotlib is not installed: pip install matplotlib")
+    written = draw(report, folder)
+    print("\n".join(str(folder / name) for name in written) or "nothing to draw")
 
 
 def _write(report: dict[str, Any], folder: Path) -> None:

@@ -16,10 +16,12 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     for name, result in found.get("sampling", {}).items():
         if isinstance(result, dict):
             yield f"sampling {name}: {_figures(result)}"
-    for stage in ("invariance", "greedy", "decode", "nano_vllm", "transformers"):
+    for stage in ("invariance", "greedy", "decode", "nano_vllm", "vllm", "transformers"):
         for name, result in found.get(stage, {}).items():
             if isinstance(result, dict):
                 yield f"{stage} {name}: {_figures(result)}"
+    if absent := found.get("vllm", {}).get("absent"):
+        yield f"vllm: not here ({absent})"
     yield from _shares(found.get("kernels", {}).get("kernels", []))
     if thresholds := found.get("thresholds", {}).get("thresholds"):
         yield f"thresholds: {thresholds}"

@@ -16,6 +16,7 @@ import pytest
 import torch
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.greedy import compared
+from benchmarks.gpu.others import vllm
 from benchmarks.gpu.speeds import on_host
 from benchmarks.gpu.wholes import workload
 
@@ -109,3 +110,25 @@ def test_only_choices_between_tokens_apart_count_as_disagreements() -> None:
     assert (judged["disagree"], judged["disagree beyond margin"], judged["ok"]) == (2, 1, False)
     assert compared(expected[::2], found[::2], margin=0.5)["ok"]
     assert not compared(expected, expected * torch.nan, margin=9.0)["ok"]
+
+
+def test_pictures_are_drawn_later_from_the_report(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    line = {"rows": 1, "gb_per_s": 2.0, "kernels": "triton", "shape": "64"}
+    report = {"by_tokens": {"found": {"rms_norm": [line]}}}
+    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks.gpu", "--draw"]
+    subprocess.run([*command, str(tmp_path)], check=True)
+    assert (tmp_path / "rms_norm.png").stat().st_size > 1000
+    missing = subprocess.run([*command, str(tmp_path / "no")], capture_output=True, text=True)
+    assert missing.returncode == 1
+    assert "report.json cannot be read" in missing.stderr
+
+
+def test_vllm_is_reported_absent_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    context = Context(torch.device("cpu"), True, time.monotonic() + 60, tmp_path / "found.json")
+    vllm(context)
+    assert "ModuleNotFoundError" in context.found["absent"]
