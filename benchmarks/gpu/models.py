@@ -195,6 +195,17 @@ def captured(runner: TorchRunner) -> list[tuple[int, int]]:
     return list(getattr(runner._executor, "recorded", []))
 
 
+def bytes_read(runner: TorchRunner) -> int:
+    """Bytes of the weights that a decoding step reads.
+
+    What the runner reports, all matrices as they lie in memory (with norms and biases where torch
+    alone computes), less an input embedding that is not the head's, too: of that a step reads a row
+    per token. Keys, values and activations are not counted.
+    """
+    model, total = runner._model, runner.info().weight_bytes
+    return total if model.config.tie_embeddings else total - model.embedding.weight.nbytes
+
+
 def request(name: str, prompt: list[int], sampling: SamplingParams) -> AddRequest:
     return AddRequest(
         request_id=name,

@@ -7,18 +7,24 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import benchmarks.gpu
 import numpy as np
 import pytest
 import torch
+from benchmarks.gpu import models
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.greedy import compared
 from benchmarks.gpu.others import vllm
 from benchmarks.gpu.speeds import on_host
-from benchmarks.gpu.wholes import workload
+from benchmarks.gpu.wholes import _warmed_up, workload
+
+from pellucid.kernels.reference import ReferenceOps
+from pellucid.runner import graphs, torch_runner
 
 
 def run(folder: Path, *options: str, interpret: bool) -> dict[str, Any]:
@@ -132,3 +138,34 @@ def test_vllm_is_reported_absent_with_the_reason(
     context = Context(torch.device("cpu"), True, time.monotonic() + 60, tmp_path / "found.json")
     vllm(context)
     assert "ModuleNotFoundError" in context.found["absent"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_that_no_step_reads_is_not_counted(tied: bool) -> None:
+    config = replace(models.TINY, tie_embeddings=tied)
+    cpu = torch.device("cpu")
+    runner, _ = models.make_runner(
+        *(config, ReferenceOps(), cpu, torch.float32), tokens=64, longest=64, max_num_seqs=2
+    )
+    inner = 3 * 64 * 96 + 64 * 128 * 2 + 64 * 64 * 2  # of one layer: mlp, q and output, k and v
+    norms = 3 * 64 + 2 * 32
+    assert models.bytes_read(runner) == 4 * (96 * 64 + inner + norms)
+
+
+def test_the_warm_up_goes_through_every_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU what is recorded is computed again; so are the bounds beyond the first."""
+    recorder = SimpleNamespace(record=lambda function: function() or function)
+    monkeypatch.setattr(torch_runner.device_api, "graph_recorder", lambda device: recorder)
+    monkeypatch.setattr(graphs, "FIRST_CONTEXT", 64)
+    cpu = torch.device("cpu")
+    runner, settings = models.make_runner(
+        *(models.TINY, ReferenceOps(), cpu, torch.float32),
+        tokens=1024,
+        longest=128,
+        max_num_seqs=10,
+        replayed=True,
+    )
+    warm_up = _warmed_up(models.engine(runner, settings), runner, 10)
+    expected = {(rows, context) for rows in (1, 2, 4, 8, 10) for context in (64, 128)}
+    assert set(models.captured(runner)) == expected
+    assert warm_up["captures"] == len(expected)
