@@ -54,7 +54,7 @@ def kernels(context: Context) -> None:
 
 
 def by_tokens(context: Context) -> None:
-    """RMSNorm and SwiGLU by the number of tokens, on the shapes of llama3-8b."""
+    """RMSNorm, with an addition and without, and SwiGLU by tokens, on llama3-8b's shapes."""
     hidden, inner = (64, 96) if context.tiny else (4096, 14_336)
     watch, cases = context.stopwatch(), Cases(context.device, context.dtype)
     triton = context.triton()
@@ -64,10 +64,14 @@ def by_tokens(context: Context) -> None:
     context.keep("rms_norm", [])
     for measured in measure_norm_by_rows(watch, cases, hidden, tokens, triton):
         context.keep("rms_norm", with_share(measured, context.limits))
-    context.keep("silu_mul", [])
-    for count in tokens:
-        for measured in measure_case(watch, cases.gated(count, inner), [triton, ReferenceOps()]):
-            context.keep("silu_mul", with_share(measured, context.limits))
+    for op, make, columns in (
+        ("add_rms_norm", cases.add_rms_norm, hidden),
+        ("silu_mul", cases.gated, inner),
+    ):
+        context.keep(op, [])
+        for count in tokens:
+            for measured in measure_case(watch, make(count, columns), [triton, ReferenceOps()]):
+                context.keep(op, with_share(measured, context.limits))
 
 
 def thresholds(context: Context) -> None:
@@ -77,7 +81,7 @@ def thresholds(context: Context) -> None:
     from pellucid.kernels.triton.calibrate import Sizes, calibrate
 
     context.keep("lines", [])
-    sizes = Sizes((1,), (64,), (64,), 70, ((40, 96),), 70) if context.tiny else Sizes()
+    sizes = Sizes((1,), (64,), (64,), (64,), 40, 70, ((40, 96),), 70) if context.tiny else Sizes()
     found = calibrate(
         context.stopwatch(), context.dtype, sizes, lambda line: context.keep("lines", line)
     )
@@ -128,6 +132,8 @@ def with_share(measured: GpuMeasurement, limits: GpuLimits | None) -> dict[str, 
     """As JSON has it, with its rates and its share of the limits."""
     found = asdict(measured)
     found["gb_per_s"] = measured.bytes / measured.seconds / 1e9
+    if measured.copy_seconds is not None:
+        found["copy_gb_per_s"] = measured.bytes / measured.copy_seconds / 1e9
     found["tflop_per_s"] = measured.operations / measured.seconds / 1e12
     if limits is not None:
         found["limit"], found["share"] = measured.share(limits)
