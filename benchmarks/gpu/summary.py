@@ -9,7 +9,7 @@ from typing import Any
 def lines(report: dict[str, Any]) -> Iterator[str]:
     """What passed, what did not, and the figures that matter."""
     found = {name: part["found"] for name, part in report.items() if isinstance(part, dict)}
-    if limits := found.get("machine", {}).get("limits"):
+    if limits := next(filter(None, (part.get("limits") for part in found.values())), None):
         copy, product = limits["memory"] / 1e9, limits["compute"] / 1e12
         yield f"limits: copy {copy:,.0f} GB/s, product {product:,.1f} TFLOP/s"
     yield from _checks(found.get("checks", {}))

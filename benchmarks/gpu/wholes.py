@@ -44,6 +44,8 @@ def decode(context: Context) -> None:
 def _decoding(
     context: Context, config: ModelConfig, ops: ReferenceOps, bits: int | None, replayed: bool
 ) -> Callable[[], dict[str, Any]]:
+    limits = context.known_limits()  # before a model takes the memory
+
     def run() -> dict[str, Any]:
         runner, settings = models.make_runner(
             config,
@@ -65,8 +67,7 @@ def _decoding(
         rate = result.decode_tokens_per_s or 0.0
         # gpt-fast's figure, too: bytes of the weights that a step reads times tokens per second.
         found = {"weight_bytes": weight_bytes, "weight_gb_per_s": weight_bytes * rate / 1e9}
-        if context.limits is not None:
-            found["share_of_copy"] = weight_bytes * rate / context.limits.memory
+        found["share_of_copy"] = weight_bytes * rate / limits.memory
         return {**msgspec.to_builtins(result), **found}
 
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.gpu import models
+from benchmarks.gpu.__main__ import BUDGET, GRACE, STAGES
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.greedy import compared
 from benchmarks.gpu.others import vllm
@@ -25,6 +27,8 @@ from benchmarks.gpu.wholes import _warmed_up, workload
 
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.runner import graphs, torch_runner
+
+ROOT = Path(benchmarks.gpu.__file__).parents[2]
 
 
 def run(folder: Path, *options: str, interpret: bool) -> dict[str, Any]:
@@ -169,3 +173,19 @@ def test_the_warm_up_goes_through_every_bucket(monkeypatch: pytest.MonkeyPatch) 
     expected = {(rows, context) for rows in (1, 2, 4, 8, 10) for context in (64, 128)}
     assert set(models.captured(runner)) == expected
     assert warm_up["captures"] == len(expected)
+
+
+def test_the_documented_commands_fit_their_budget_and_leave_nothing_out() -> None:
+    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    calls = [line.split(",") for line in re.findall(r"benchmarks\.gpu .*--only (\S+)", text)]
+    assert {name for names in calls for name in names} == STAGES.keys()
+    for names in calls:
+        assert sum(STAGES[name][2] for name in names) <= BUDGET - GRACE
+
+
+def test_limits_are_measured_where_no_stage_has_done_so(tmp_path: Path) -> None:
+    context = Context(torch.device("cpu"), True, time.monotonic() + 60, tmp_path / "found.json")
+    limits = context.known_limits()
+    assert limits.memory > 0
+    assert context.known_limits() is limits
+    assert context.found["limits"]["memory"] == limits.memory
