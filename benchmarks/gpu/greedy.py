@@ -35,7 +35,7 @@ def greedy(context: Context) -> None:
     sequences = _continued(model, tokens.to(context.device), answer)
     expected = _logits(model, torch.float32, sequences, prompt)
     del model
-    context.keep("weights", str(context.model or "random"))
+    context.keep("weights", context.model.name if context.model else "random")
     for dtype in (torch.float32,) if context.tiny else (torch.bfloat16, torch.float16):
         every = {"triton": context.triton(), "dense=1": context.triton(dense=1)}
         for name, ops in (every | {"reference": ReferenceOps()}).items():
@@ -92,9 +92,30 @@ def _made(context: Context, ops: ReferenceOps, dtype: torch.dtype) -> Model:
 
     weights = open_weights(models.gguf(context.model), config)
     try:
-        return models.build_model(config, weights, ops, dtype, context.device)
+        source = FromIntegers(weights)
+        return models.build_model(config, source, ops, dtype, context.device)
     finally:
         weights.close()
+
+
+class FromIntegers:
+    """Weights whose dense values are made from their integers: the gguf package need not be here.
+
+    Implements `WeightSource`.
+    """
+
+    def __init__(self, weights: Any) -> None:
+        self._weights = weights
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._weights, name)
+
+    def get(self, name: str, dtype: torch.dtype) -> Tensor:
+        parts = self._weights.integers(name)
+        if parts is None:
+            found: Tensor = self._weights.get(name, dtype)
+            return found
+        return torch.cat([torch.from_numpy(part.dense()).to(dtype) for part in parts])
 
 
 @torch.no_grad()

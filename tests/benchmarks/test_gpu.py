@@ -20,12 +20,14 @@ import torch
 from benchmarks.gpu import models
 from benchmarks.gpu.__main__ import BUDGET, GRACE, STAGES
 from benchmarks.gpu.context import Context
-from benchmarks.gpu.greedy import compared
+from benchmarks.gpu.greedy import FromIntegers, compared
 from benchmarks.gpu.others import vllm
 from benchmarks.gpu.speeds import on_host
 from benchmarks.gpu.wholes import _warmed_up, workload
 
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.load.model_config import load_config
+from pellucid.load.weights import open_weights
 from pellucid.runner import graphs, torch_runner
 
 ROOT = Path(benchmarks.gpu.__file__).parents[2]
@@ -189,3 +191,13 @@ def test_limits_are_measured_where_no_stage_has_done_so(tmp_path: Path) -> None:
     assert limits.memory > 0
     assert context.known_limits() is limits
     assert context.found["limits"]["memory"] == limits.memory
+
+
+@pytest.mark.model
+def test_values_from_integers_are_those_of_the_file(smollm2_path: Path) -> None:
+    files = models.gguf(smollm2_path)
+    weights = open_weights(files, load_config(files))
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight"):
+        expected = weights.get(name, torch.float32)
+        assert torch.equal(FromIntegers(weights).get(name, torch.float32), expected)
+    weights.close()
