@@ -1,4 +1,4 @@
-"""Is it right? Triton's kernels against the reference, and bits against bits."""
+"""Is every op right? Triton's kernels against the reference, and rows alone and together."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from benchmarks.gpu.context import Context
 from pellucid.kernels.gpu_cases import Case, Cases
 from pellucid.kernels.gpu_measure import relative_error
 from pellucid.kernels.reference import ReferenceOps
-from pellucid.sampling_params import SamplingParams
 
 # What rounding to 16 bits may do to a norm of differences; float32 stays far below.
 ALLOWED = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4}
-PROMPTS = (1, 5, 17, 64, 130, 300)
 
 
 def kernels(context: Context) -> None:
@@ -88,53 +86,3 @@ def _same_bits(context: Context, name: str, height: int) -> Callable[[], bool]:
         return same_bits(Cases(context.device, context.dtype), shape, name, height, rows)
 
     return compare
-
-
-def invariance(context: Context) -> None:
-    """Greedy tokens and log probabilities of a whole model: alone, batched, chunked."""
-    config = models.TINY if context.tiny else models.QWEN3_06B
-    every: dict[str, ReferenceOps | None] = {
-        "triton, float weights too": context.triton(dense=1),
-        "triton": context.triton(),
-        "reference": ReferenceOps(),
-    }
-    for name, ops in every.items():
-        if ops is not None:
-            context.attempt(name, lambda ops=ops: _invariant(context, config, ops))
-
-
-def _invariant(
-    context: Context, config: models.ModelConfig, ops: ReferenceOps
-) -> dict[str, bool | int]:
-    lengths = PROMPTS[:3] if context.tiny else PROMPTS
-    runner, settings = models.make_runner(
-        config, ops, context.device, context.dtype, tokens=8192, longest=1024, max_num_seqs=64
-    )
-    prompts = {
-        f"p{length}": [(37 * i + 11 * length) % config.vocab_size for i in range(length)]
-        for length in lengths
-    }
-    sampling = SamplingParams(
-        max_tokens=2 if context.tiny else 32, temperature=0.0, ignore_eos=True, logprobs=0
-    )
-
-    def answers(names: list[str], budget: int | None, tag: str) -> dict[str, list[object]]:
-        core = models.engine(runner, settings, budget)
-        for name in names:
-            core.add(models.request(f"{tag}-{name}", prompts[name], sampling))
-        found: dict[str, list[object]] = {name: [] for name in names}
-        while core.has_work:
-            for delta in core.step().deltas:
-                own = found[delta.request_id.removeprefix(f"{tag}-")]
-                own += [*delta.token_ids, *(entry.logprob for entry in delta.logprobs or ())]
-        return found
-
-    together = answers(list(prompts), None, "together")
-    chunked = answers(list(prompts), 64, "chunked")
-    alone = {name: answers([name], None, f"alone-{name}")[name] for name in prompts}
-    runner.close()
-    return {
-        "alone = together": alone == together,
-        "chunked = together": chunked == together,
-        "values compared": sum(map(len, together.values())),
-    }

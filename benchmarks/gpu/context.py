@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pellucid.kernels.gpu import Stopwatch
-from pellucid.kernels.gpu_measure import GpuLimits
+from pellucid.kernels.gpu_measure import GpuLimits, measure_limits
 from pellucid.kernels.reference import ReferenceOps
 
 
@@ -24,7 +24,8 @@ class Context:
     tiny: bool
     deadline: float  # by time.monotonic
     path: Path  # of the results so far
-    limits: GpuLimits | None = None  # as the first stage measured them
+    limits: GpuLimits | None = None  # as an earlier stage measured them; see `known_limits`
+    model: Path | None = None  # a .gguf file, for the stages that compare tokens
     found: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -38,6 +39,14 @@ class Context:
 
     def stopwatch(self) -> Stopwatch:
         return Stopwatch(self.device, 0.0 if self.tiny else 0.03)
+
+    def known_limits(self) -> GpuLimits:
+        """The device's limits, measured now if no stage of this command has done so."""
+        if self.limits is None:
+            sizes = {"copy_bytes": 1 << 20, "matrix": 64} if self.tiny else {}
+            self.limits = measure_limits(self.stopwatch(), self.dtype, **sizes)
+            self.keep("limits", self.limits)
+        return self.limits
 
     def triton(self, **thresholds: int) -> ReferenceOps | None:
         """Triton's ops with these thresholds, the defaults otherwise; None where it cannot run."""

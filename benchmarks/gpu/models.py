@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,10 +18,12 @@ from pellucid.engine.core import EngineCore
 from pellucid.kernels.interface import IntegerMatrix
 from pellucid.kernels.measure import Shapes
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.load.files import ModelFiles
 from pellucid.messages import AddRequest, pack_tokens
 from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model
 from pellucid.models.shapes import weight_shapes
+from pellucid.runner.base import KVCapacity
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
 
@@ -125,6 +130,7 @@ def make_runner(
     max_num_seqs: int,
     bits: int | None = None,
     replayed: bool = False,
+    kv_cache_dtype: str = "auto",
 ) -> tuple[TorchRunner, EngineConfig]:
     """A runner over random weights.
 
@@ -141,22 +147,63 @@ def make_runner(
         num_kv_blocks=tokens // 16 + max_num_seqs,
         max_model_len=min(config.max_position, longest),
         prefix_caching=False,
+        kv_cache_dtype=kv_cache_dtype,
         cuda_graphs=replayed,
         async_scheduling=replayed,
     )
     return TorchRunner(settings, model=model), settings
 
 
-def engine(runner: TorchRunner, settings: EngineConfig, budget: int | None = None) -> EngineCore:
-    """An engine over the runner, whose steps have at most `budget` tokens."""
+def engine(
+    runner: TorchRunner,
+    settings: EngineConfig,
+    budget: int | None = None,
+    num_blocks: int | None = None,
+) -> EngineCore:
+    """An engine over the runner.
+
+    Args:
+        budget: tokens of a step, at most.
+        num_blocks: of the runner's KV blocks, which the engine may give away.
+    """
     scheduler = settings.scheduler
     if budget is not None:
-        scheduler = EngineConfig.of(
-            max_num_seqs=scheduler.max_num_seqs,
-            max_num_batched_tokens=budget,
-            async_scheduling=scheduler.async_scheduling,
-        ).scheduler
-    return create_core(runner, settings.cache, scheduler)
+        scheduler = msgspec.structs.replace(scheduler, max_num_batched_tokens=budget)
+    used = runner if num_blocks is None else Narrow(runner, num_blocks)
+    return create_core(used, settings.cache, scheduler)
+
+
+class Narrow:
+    """A runner that holds fewer KV blocks than it does. Implements `Runner`."""
+
+    def __init__(self, runner: TorchRunner, num_blocks: int) -> None:
+        self._num_blocks = num_blocks
+        self._runner = runner
+        self.info, self.execute, self.close = runner.info, runner.execute, runner.close
+
+    def kv_capacity(self) -> KVCapacity:
+        return replace(self._runner.kv_capacity(), num_blocks=self._num_blocks)
+
+
+def gguf(path: Path) -> ModelFiles:
+    """A model's file, whose name does not matter."""
+    return ModelFiles("gguf", path, path.stem)
+
+
+def captured(runner: TorchRunner) -> list[tuple[int, int]]:
+    """Rows and context of the CUDA graphs that were made so far."""
+    return list(getattr(runner._executor, "recorded", []))
+
+
+def bytes_read(runner: TorchRunner) -> int:
+    """Bytes of the weights that a decoding step reads.
+
+    What the runner reports, all matrices as they lie in memory (with norms and biases where torch
+    alone computes), less an input embedding that is not the head's, too: of that a step reads a row
+    per token. Keys, values and activations are not counted.
+    """
+    model, total = runner._model, runner.info().weight_bytes
+    return total if model.config.tie_embeddings else total - model.embedding.weight.nbytes
 
 
 def request(name: str, prompt: list[int], sampling: SamplingParams) -> AddRequest:

@@ -1,9 +1,10 @@
-"""Beside it: transformers on the same shape, where it is installed."""
+"""Beside it: transformers and vLLM on the same shape, where they are installed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,10 +23,63 @@ def transformers(context: Context) -> None:
         context.attempt("continuous batching", lambda: _continuous(context, config))
 
 
-def _made(context: Context, config: models.ModelConfig, **more: str) -> Any:
-    from transformers import AutoModelForCausalLM, Qwen3Config
+def vllm(context: Context) -> None:
+    """nano-vllm's workload by vLLM, whose weights are as random, from a folder with a config."""
+    try:
+        import vllm as package
+    except Exception as error:  # it may be there and still not fit torch or the driver
+        context.keep("absent", f"{type(error).__name__}: {error}"[:500])
+        return
+    context.keep("version", package.__version__)
+    config = models.TINY if context.tiny else models.QWEN3_06B
+    context.attempt("dummy weights", lambda: _by_vllm(package, context, config))
 
-    shape = Qwen3Config(
+
+def _by_vllm(package: Any, context: Context, config: models.ModelConfig) -> dict[str, Any]:
+    prompts, answers = workload(config.vocab_size, tiny=context.tiny)
+    with TemporaryDirectory() as folder:
+        _hf_config(config, context.dtype).save_pretrained(folder)
+        begin = time.monotonic()
+        engine = package.LLM(
+            model=folder,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            dtype=str(context.dtype).removeprefix("torch."),
+            max_model_len=max(map(len, prompts)) + max(answers),
+            max_num_seqs=len(prompts),
+            enable_prefix_caching=False,
+            seed=0,
+        )
+
+        def run(lengths: list[int]) -> int:
+            sampling = [
+                package.SamplingParams(
+                    temperature=0.6, ignore_eos=True, max_tokens=length, detokenize=False
+                )
+                for length in lengths
+            ]
+            given = [{"prompt_token_ids": prompt} for prompt in prompts]
+            outputs = engine.generate(given, sampling, use_tqdm=False)
+            return sum(len(output.outputs[0].token_ids) for output in outputs)
+
+        run([4] * len(prompts))
+        ready = time.monotonic()
+        brought = run(answers)
+        seconds = time.monotonic() - ready
+    return {
+        "output_tokens": brought,
+        "of": sum(answers),
+        "seconds": seconds,
+        "start_seconds": ready - begin,  # loading, compiling, capturing and a short run
+        "output_tokens_per_s": brought / seconds,
+    }
+
+
+def _hf_config(config: models.ModelConfig, dtype: torch.dtype) -> Any:
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        architectures=["Qwen3ForCausalLM"],
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -37,7 +91,14 @@ def _made(context: Context, config: models.ModelConfig, **more: str) -> Any:
         tie_word_embeddings=config.tie_embeddings,
         eos_token_id=None,
         pad_token_id=0,
+        dtype=dtype,
     )
+
+
+def _made(context: Context, config: models.ModelConfig, **more: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    shape = _hf_config(config, context.dtype)
     with torch.device(context.device):
         return AutoModelForCausalLM.from_config(shape, dtype=context.dtype, **more).eval()
 

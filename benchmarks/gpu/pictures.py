@@ -14,7 +14,7 @@ def draw(report: dict[str, Any], folder: Path) -> list[str]:
         return []
     written = []
     by_tokens = report.get("by_tokens", {}).get("found", {})
-    for op in ("rms_norm", "silu_mul"):
+    for op in ("rms_norm", "add_rms_norm", "silu_mul"):
         if by_tokens.get(op):
             figure = Figure(figsize=(7, 4), layout="constrained")
             _by_tokens(figure.subplots(), op, by_tokens[op])
@@ -34,6 +34,8 @@ def _by_tokens(axes: Any, op: str, measured: list[dict[str, Any]]) -> None:
     for kernels in dict.fromkeys(m["kernels"] for m in measured):
         line = [(m["rows"], m["gb_per_s"]) for m in measured if m["kernels"] == kernels]
         axes.plot(*zip(*line, strict=True), marker="o", label=kernels)
+    copies = {m["rows"]: m["copy_gb_per_s"] for m in measured if m.get("copy_gb_per_s")}
+    axes.plot(list(copies), list(copies.values()), "--", label="copy of the same bytes")
     axes.set(xscale="log", xlabel="tokens", ylabel="GB/s", title=f"{op}, {measured[0]['shape']}")
     axes.legend()
 

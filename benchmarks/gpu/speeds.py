@@ -16,7 +16,6 @@ from pellucid.kernels.gpu_measure import (
     GpuLimits,
     GpuMeasurement,
     measure_case,
-    measure_limits,
     measure_norm_by_rows,
 )
 from pellucid.kernels.reference import ReferenceOps
@@ -27,12 +26,17 @@ TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16_384)
 
 def machine(context: Context) -> None:
     """The device, versions, and its limits."""
-    import triton
-
     context.keep("device", describe_device(context.device))
-    context.keep("versions", {"torch": torch.__version__, "triton": triton.__version__})
-    sizes = {"copy_bytes": 1 << 20, "matrix": 64} if context.tiny else {}
-    context.keep("limits", measure_limits(context.stopwatch(), context.dtype, **sizes))
+    context.keep("versions", {"torch": torch.__version__, "triton": _triton_version()})
+    context.known_limits()
+
+
+def _triton_version() -> str:
+    try:
+        import triton
+    except ImportError as error:
+        return f"none: {error}"
+    return str(triton.__version__)
 
 
 def kernels(context: Context) -> None:
@@ -41,6 +45,7 @@ def kernels(context: Context) -> None:
     rows, length = ([1], 20) if context.tiny else ([1, 16, 256], 2048)
     watch, cases = context.stopwatch(), Cases(context.device, context.dtype)
     triton = context.triton(dense=1)
+    limits = context.known_limits()
     context.keep("kernels", [])
     for case in cases.all(shapes, rows, length):
         if context.seconds_left < 5:
@@ -48,26 +53,31 @@ def kernels(context: Context) -> None:
         every = [ops for ops in (triton, ReferenceOps()) if ops is not None]
         try:
             for measured in measure_case(watch, case, every):
-                context.keep("kernels", with_share(measured, context.limits))
+                context.keep("kernels", with_share(measured, limits))
         except Exception as error:
             context.keep("kernels", {"op": case.op, "rows": case.rows, "failed": str(error)[:500]})
 
 
 def by_tokens(context: Context) -> None:
-    """RMSNorm and SwiGLU by the number of tokens, on the shapes of llama3-8b."""
+    """RMSNorm, with an addition and without, and SwiGLU by tokens, on llama3-8b's shapes."""
     hidden, inner = (64, 96) if context.tiny else (4096, 14_336)
     watch, cases = context.stopwatch(), Cases(context.device, context.dtype)
     triton = context.triton()
     if triton is None:
         return
     tokens = TOKENS[:2] if context.tiny else TOKENS
+    limits = context.known_limits()
     context.keep("rms_norm", [])
     for measured in measure_norm_by_rows(watch, cases, hidden, tokens, triton):
-        context.keep("rms_norm", with_share(measured, context.limits))
-    context.keep("silu_mul", [])
-    for count in tokens:
-        for measured in measure_case(watch, cases.gated(count, inner), [triton, ReferenceOps()]):
-            context.keep("silu_mul", with_share(measured, context.limits))
+        context.keep("rms_norm", with_share(measured, limits))
+    for op, make, columns in (
+        ("add_rms_norm", cases.add_rms_norm, hidden),
+        ("silu_mul", cases.gated, inner),
+    ):
+        context.keep(op, [])
+        for count in tokens:
+            for measured in measure_case(watch, make(count, columns), [triton, ReferenceOps()]):
+                context.keep(op, with_share(measured, limits))
 
 
 def thresholds(context: Context) -> None:
@@ -77,7 +87,7 @@ def thresholds(context: Context) -> None:
     from pellucid.kernels.triton.calibrate import Sizes, calibrate
 
     context.keep("lines", [])
-    sizes = Sizes((1,), (64,), (64,), 70, ((40, 96),), 70) if context.tiny else Sizes()
+    sizes = Sizes((1,), (64,), (64,), (64,), 40, 70, ((40, 96),), 70) if context.tiny else Sizes()
     found = calibrate(
         context.stopwatch(), context.dtype, sizes, lambda line: context.keep("lines", line)
     )
@@ -109,9 +119,9 @@ def sampling(context: Context) -> None:
                 alone, _ = ours.sample(logits[-1:].clone(), columns, every[-1:])
                 expected, _ = theirs.sample(logits, columns, every)
                 return {
-                    "differ": int((tokens.cpu().numpy() != expected).sum()),
-                    "failed": int(failed.sum()),
-                    "alone = together": bool((alone == tokens[-1:]).all()),
+                    "differ": int((on_host(tokens) != on_host(expected)).sum()),
+                    "failed": int(on_host(failed).sum()),
+                    "alone = together": bool((on_host(alone) == on_host(tokens[-1:])).all()),
                     "triton_seconds": watch.elapsed(lambda: ours.sample(logits, columns, every)),
                     "torch_seconds": watch.elapsed(lambda: theirs.sample(logits, columns, every)),
                 }
@@ -119,13 +129,19 @@ def sampling(context: Context) -> None:
             context.attempt(f"{name}, {rows} rows", compare)
 
 
-def with_share(measured: GpuMeasurement, limits: GpuLimits | None) -> dict[str, Any]:
+def on_host(values: torch.Tensor | np.ndarray) -> np.ndarray:
+    """What a sampler handed out: tensors on the device, or arrays."""
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+
+def with_share(measured: GpuMeasurement, limits: GpuLimits) -> dict[str, Any]:
     """As JSON has it, with its rates and its share of the limits."""
     found = asdict(measured)
     found["gb_per_s"] = measured.bytes / measured.seconds / 1e9
+    if measured.copy_seconds is not None:
+        found["copy_gb_per_s"] = measured.bytes / measured.copy_seconds / 1e9
     found["tflop_per_s"] = measured.operations / measured.seconds / 1e12
-    if limits is not None:
-        found["limit"], found["share"] = measured.share(limits)
+    found["limit"], found["share"] = measured.share(limits)
     return found
 
 

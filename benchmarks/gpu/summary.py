@@ -9,17 +9,19 @@ from typing import Any
 def lines(report: dict[str, Any]) -> Iterator[str]:
     """What passed, what did not, and the figures that matter."""
     found = {name: part["found"] for name, part in report.items() if isinstance(part, dict)}
-    if limits := found.get("machine", {}).get("limits"):
+    if limits := next(filter(None, (part.get("limits") for part in found.values())), None):
         copy, product = limits["memory"] / 1e9, limits["compute"] / 1e12
         yield f"limits: copy {copy:,.0f} GB/s, product {product:,.1f} TFLOP/s"
     yield from _checks(found.get("checks", {}))
     for name, result in found.get("sampling", {}).items():
         if isinstance(result, dict):
             yield f"sampling {name}: {_figures(result)}"
-    for stage in ("invariance", "decode", "nano_vllm", "transformers"):
+    for stage in ("invariance", "greedy", "decode", "nano_vllm", "vllm", "transformers"):
         for name, result in found.get(stage, {}).items():
             if isinstance(result, dict):
                 yield f"{stage} {name}: {_figures(result)}"
+    if absent := found.get("vllm", {}).get("absent"):
+        yield f"vllm: not here ({absent})"
     yield from _shares(found.get("kernels", {}).get("kernels", []))
     if thresholds := found.get("thresholds", {}).get("thresholds"):
         yield f"thresholds: {thresholds}"
@@ -41,8 +43,10 @@ def _checks(checks: dict[str, Any]) -> Iterator[str]:
 
 _TOLD = (
     *("decode_tokens_per_s", "output_tokens_per_s", "weight_gb_per_s", "share_of_copy"),
+    *("tokens", "disagree", "disagree beyond margin", "close calls", "error"),
     *("finished", "differ", "triton_seconds", "torch_seconds"),
-    *("alone = together", "chunked = together", "failed"),
+    *("alone = together", "chunked = together", "preempted = together"),
+    *("replayed = launched", "preemptions", "failed"),
 )
 
 

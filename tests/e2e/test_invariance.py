@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
@@ -17,6 +16,7 @@ from pellucid.messages import AddRequest, TokenLogprobs, pack_tokens
 from pellucid.runner.base import KVCapacity, Runner, StepPlan
 from pellucid.runner.factory import create_runner
 from pellucid.sampling_params import SamplingParams
+from tests.device import DEVICE, INVARIANT_KERNELS, float_weights_too
 
 pytestmark = pytest.mark.model
 
@@ -28,10 +28,9 @@ PROMPTS = {f"p{n}": [(1_009 * n + 7_919 * k * k) % 40_000 + 100 for k in range(n
 
 # ... and the type of the KV pool, float32 unless it is named.
 KERNELS = (
-    "reference",
-    "reference int8",
-    "native",
-    *(f"native {t}" for t in ("float16", "bfloat16", "int8")),
+    *INVARIANT_KERNELS,
+    *(f"{INVARIANT_KERNELS[-1]} {t}" for t in ("float16", "bfloat16", "int8")),
+    *(() if DEVICE.type == "cuda" else ("reference int8",)),
 )
 
 Answers = dict[str, list[TokenLogprobs]]
@@ -40,21 +39,21 @@ Answers = dict[str, list[TokenLogprobs]]
 @pytest.fixture(scope="module", params=KERNELS)
 def runner(smollm2_path: Path, request: pytest.FixtureRequest) -> Iterator[Runner]:
     kernels, _, kv_dtype = request.param.partition(" ")
-    if kernels == "native" and native.obstacle(torch.device("cpu")) is not None:
+    if kernels == "native" and native.obstacle(DEVICE) is not None:
         pytest.skip("the C++ part is not built")
-    made = create_runner(
-        EngineConfig.of(
-            model=str(smollm2_path),
-            kernels=kernels,
-            dtype="float32",
-            kv_cache_dtype=kv_dtype or "float32",
-            num_kv_blocks=BLOCKS,
-            max_model_len=1024,
-            device="cpu",
-            # Many small products on several OpenMP threads crawl when something else wants a core.
-            threads=1 if kernels == "reference" else 2,
-        )
+    config = EngineConfig.of(
+        model=str(smollm2_path),
+        kernels=kernels,
+        dtype="float32",
+        kv_cache_dtype=kv_dtype or "float32",
+        num_kv_blocks=BLOCKS,
+        max_model_len=1024,
+        device=str(DEVICE),
+        # Many small products on several OpenMP threads crawl when something else wants a core.
+        threads=1 if kernels == "reference" else 2,
     )
+    with float_weights_too():
+        made = create_runner(config)
     yield made
     made.close()
 

@@ -62,4 +62,5 @@ class Pool:
 def random_rows(length: int, heads: int, head_dim: int, seed: int) -> Tensor:
     """[length, heads, head_dim] float32."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(length, heads, head_dim, generator=generator)
+    noise = torch.randn(length, heads, head_dim, generator=generator, device="cpu")
+    return noise.to(torch.get_default_device())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -100,3 +101,22 @@ def test_work_that_waits_is_timed_as_it_is(pretended: Gpu) -> None:
     pretended.log.clear()
     assert watch.elapsed(pretended.work) >= 0
     assert pretended.log[-3:] == ["wait", "work", "wait"]
+
+
+def test_small_work_is_timed_many_at_once_and_nothing_is_collected_meanwhile(
+    pretended: Gpu,
+) -> None:
+    watch = gpu.Stopwatch(torch.device("cuda"), seconds=0.0)
+    assert watch.num_copies(1) == gpu.MOST_COPIES
+    assert watch.num_copies(gpu.FLUSH_BYTES // 3) == 3
+    assert watch.num_copies(gpu.FLUSH_BYTES * 2) == 1
+    collected: list[bool] = []
+
+    def work() -> None:
+        if pretended.recording:
+            collected.append(gc.isenabled())
+        pretended.work()
+
+    assert watch.median([work] * 4) == pytest.approx(2e-3 / 4)
+    assert collected == [False] * 4
+    assert gc.isenabled()

@@ -22,7 +22,8 @@ DTYPES = list(TOLERANCE)
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(dtype)
+    noise = torch.randn(shape, generator=generator, device="cpu")
+    return noise.to(torch.get_default_device(), dtype)
 
 
 def assert_near(actual: Tensor, expected: Tensor, scale: float = 1.0) -> None:

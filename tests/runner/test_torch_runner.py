@@ -22,6 +22,7 @@ from pellucid.runner.base import Chunk, NewRow, StepPlan
 from pellucid.runner.executor import Forward
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
+from tests.device import DEVICE, INVARIANT_KERNELS, float_weights_too, on_device
 from tests.runner.driver import Driver, Job
 
 CPU = torch.device("cpu")
@@ -39,21 +40,22 @@ CONFIG = ModelConfig(
 )
 
 
-@pytest.fixture(scope="module", params=["reference", "native"])
+@pytest.fixture(scope="module", params=INVARIANT_KERNELS)
 def model(request: pytest.FixtureRequest) -> Model:
-    if request.param == "native" and native.obstacle(CPU) is not None:
+    if request.param == "native" and native.obstacle(DEVICE) is not None:
         pytest.skip("the C++ part is not built")
-    return build(select_ops(request.param, CPU))
+    with float_weights_too():
+        return build(select_ops(request.param, DEVICE))
 
 
 def build(ops: ReferenceOps) -> Model:
-    return build_model(CONFIG, random_weights(CONFIG, 1), ops, torch.float32, CPU)
+    return build_model(CONFIG, random_weights(CONFIG, 1), ops, torch.float32, DEVICE)
 
 
 def make_runner(model: Model, **settings: object) -> TorchRunner:
     defaults = {
         "dtype": "float32",
-        "device": "cpu",
+        "device": str(DEVICE),
         "threads": 2,
         "num_kv_blocks": 200,
         "max_num_seqs": 16,
@@ -161,6 +163,7 @@ def test_prompt_logprobs_end_with_the_prompt(runner, alone):
     assert second.token_ids == [job.tokens[8:9]]
 
 
+@on_device()
 def direct_logprobs(tokens: list[int]) -> torch.Tensor:
     """log_softmax at every position, from one pass of the reference over a cache of its own."""
     model = build(ReferenceOps())
@@ -175,7 +178,7 @@ def direct_logprobs(tokens: list[int]) -> torch.Tensor:
         seq_lens_list=[count],
     )
     kv = allocate_kv(
-        CONFIG.num_layers, -(-count // 16), 16, CONFIG.num_kv_heads, 16, torch.float32, CPU
+        CONFIG.num_layers, -(-count // 16), 16, CONFIG.num_kv_heads, 16, torch.float32, DEVICE
     )
     hidden = model.forward(torch.tensor(tokens), inputs, kv)
     return torch.log_softmax(model.logits(hidden), dim=-1)

@@ -1,4 +1,4 @@
-"""Triton's sampler, interpreted, against an exact draw and the torch reference, on hard logits."""
+"""Triton's sampler against an exact draw and the torch reference, on hard logits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.device import DEVICE
 from tests.sample.exact import exact_draw
 from tests.sample.hard_rows import make_batch
 from tests.triton_interpreter import interpreting
@@ -32,17 +33,22 @@ def sampler() -> Iterator[Any]:
         yield TritonSampler()
 
 
+def placed(logits: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """On the device under test."""
+    return torch.as_tensor(logits).to(DEVICE)
+
+
 def tokens_of(
     sampler: Any, logits: np.ndarray | torch.Tensor, columns: SamplingColumns
 ) -> tuple[np.ndarray, np.ndarray]:
-    tokens, failed = sampler.sample(torch.as_tensor(logits), columns, np.arange(len(logits)))
+    tokens, failed = sampler.sample(placed(logits), columns, np.arange(len(logits)))
     assert tokens.dtype == torch.int64
-    return tokens.numpy(), failed.numpy()
+    return tokens.cpu().numpy(), failed.cpu().numpy()
 
 
 def outcome(sampler: Any, logits: np.ndarray, columns: SamplingColumns) -> list[bytes]:
     """All that there is to know of each row, as bytes."""
-    rows = torch.from_numpy(logits)
+    rows = placed(logits)
     tokens, failed = tokens_of(sampler, logits, columns)
     found = sampler.logprobs(rows, tokens, 5)
     parts = (tokens, failed, found.chosen, found.rank, found.top_ids, found.top)
@@ -94,7 +100,7 @@ def test_logprobs_are_the_references(sampler, vocab, num_top):
     logits, _ = make_batch(6, vocab, np.random.default_rng(vocab))
     logits[0, -1] = -np.inf if vocab > 1 else 0.0
     chosen = np.array([0, vocab - 1] * 3)
-    found = sampler.logprobs(torch.from_numpy(logits), chosen, num_top)
+    found = sampler.logprobs(placed(logits), chosen, num_top)
     expected = TorchSampler().logprobs(torch.from_numpy(logits), chosen, num_top)
     assert (found.rank == expected.rank).all()
     assert (found.top_ids == expected.top_ids).all()
@@ -114,7 +120,7 @@ def test_broken_rows_fail_and_leave_the_others_alone(sampler):
     assert failed.tolist() == [False, True, True, True, True, False]
     assert tokens[0] == tokens[5]
     assert tokens[1:5].tolist() == [0] * 4
-    found = sampler.logprobs(torch.from_numpy(logits), tokens, 2)
+    found = sampler.logprobs(placed(logits), tokens, 2)
     assert np.isnan(found.chosen[1:5]).all()
 
 
@@ -131,7 +137,7 @@ def test_numbers_are_those_of_the_host(sampler):
 
 def test_penalties_have_the_bits_of_the_reference(sampler):
     rng = np.random.default_rng(4)
-    logits = torch.from_numpy((rng.standard_normal((9, 2000)) * 9).astype(np.float32))
+    logits = placed((rng.standard_normal((9, 2000)) * 9).astype(np.float32))
     logits[:, ::7] = -torch.inf
     logits[:, 1::7] = 0.0
     penalties = [
@@ -150,7 +156,7 @@ def test_penalties_have_the_bits_of_the_reference(sampler):
 def test_masks_forbid_what_the_reference_forbids(sampler, vocab):
     rng = np.random.default_rng(5)
     masks = rng.integers(0, 2**32, (2, -(-vocab // 32)), dtype=np.uint32)
-    logits = torch.randn(4, vocab, generator=torch.Generator().manual_seed(0))
+    logits = placed(torch.randn(4, vocab, generator=torch.Generator().manual_seed(0)))
     expected = logits.clone()
     apply_bitmask(expected, [3, 1], masks)
     sampler.forbid(logits, [3, 1], masks)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 FEWEST_RUNS, MOST_RUNS = 5, 200
+MOST_COPIES = 32
 FLUSH_BYTES = 256 << 20  # at least; writing them also gives the host time to launch what follows
 
 
@@ -73,12 +75,32 @@ class Stopwatch:
             size = max(4 * cache, FLUSH_BYTES)
             self._flushed = torch.empty(size // 4, dtype=torch.int32, device=device)
 
-    def median(self, work: Callable[[], object], *, replay: bool = True) -> float:
+    def num_copies(self, num_bytes: int) -> int:
+        """Of work that moves so many bytes: how much of it to time at once; see `median`."""
+        if self._flushed is None:
+            return 1
+        return max(1, min(MOST_COPIES, FLUSH_BYTES // max(num_bytes, 1)))
+
+    def median(
+        self, work: Callable[[], object] | Sequence[Callable[[], object]], *, replay: bool = True
+    ) -> float:
         """Seconds of one execution of `work`.
 
         Args:
+            work: or copies of it, each on memory of its own, so that none finds in the cache what
+                another has read. They run one after the other, and the time is divided: starting
+                a graph takes microseconds, as long as a small kernel.
             replay: record it first; not for work that copies from the host or waits for the GPU.
         """
+        copies = [work] if callable(work) else list(work)
+
+        def every() -> None:
+            for one in copies:
+                one()
+
+        return self._median(every, replay) / len(copies)
+
+    def _median(self, work: Callable[[], object], replay: bool) -> float:
         if self._flushed is None:
             return self.elapsed(work)
         work()
@@ -124,10 +146,17 @@ class Stopwatch:
             work()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        # A collection during the recording could free a graph or an event, which spoils it.
+        gc.collect()
+        collects = gc.isenabled()
+        gc.disable()
         try:
             with torch.cuda.graph(graph):
                 work()
         except RuntimeError:
             synchronize(self.device)
             return work
+        finally:
+            if collects:
+                gc.enable()
         return graph.replay

@@ -7,6 +7,7 @@ the least that any kernel moves.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.kernels.interface import AttentionInputs, IntegerMatrix, KVLayer
+from pellucid.kernels.interface import AttentionInputs, IntegerMatrix, KVLayer, Weight
 from pellucid.kernels.measure import Shapes, attention_inputs
 from pellucid.kernels.reference import ReferenceOps
 
@@ -41,6 +42,12 @@ class Case:
         """The reference's result in float32, from the same numbers."""
         wide = tuple(t.float() if t.is_floating_point() else t for t in self.inputs)
         return self.prepare(ReferenceOps(), wide)()
+
+    def copies(self, ops: ReferenceOps, count: int) -> list[Callable[[], Tensor]]:
+        """What runs, so many times over, each on tensors of its own."""
+        every = [self.inputs]
+        every += [tuple(t.clone() for t in self.inputs) for _ in range(count - 1)]
+        return [self.prepare(ops, inputs) for inputs in every]
 
 
 class Cases:
@@ -143,14 +150,28 @@ class Cases:
             weights=kind,
         )
 
+    def logits(self, n: int, k: int, rows: int) -> Case:
+        """A head of n ids over rows of k numbers; sums and results are float32."""
+        return self._case(
+            *("logits", f"{n}x{k}", rows, (self._random(rows, k), self._random(n, k))),
+            lambda ops, x: lambda: ops.logits(x[0], x[1]),
+            rows * k + n * k + rows * n * (4 // self.dtype.itemsize),
+            operations=2 * rows * n * k,
+        )
+
     def integer_product(self, name: str, n: int, k: int, bits: int, rows: int) -> Case:
         """The reference multiplies with the dense matrix that the integers stand for."""
         if (n, k, bits) not in self._held:
             self._held[n, k, bits] = Held(self._integers(n, k, bits))
         held = self._held[n, k, bits]
 
+        packed: dict[tuple[ReferenceOps, torch.dtype], Weight] = {}
+
         def prepare(ops: ReferenceOps, x: tuple[Tensor, ...]) -> Callable[[], Tensor]:
-            weight = ops.pack([held], x[0].dtype, self.device)
+            key = ops, x[0].dtype
+            if key not in packed:  # which takes the host long; a copy on the device does not
+                packed[key] = ops.pack([held], x[0].dtype, self.device)
+            weight = deepcopy(packed[key])
             return lambda: ops.linear(x[0], weight)
 
         item = self.dtype.itemsize

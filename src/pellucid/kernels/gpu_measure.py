@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ class GpuMeasurement:
     bytes: int
     operations: int
     error: float | None  # norm of the difference to the float32 reference, over the norm of that
+    copy_seconds: float | None = None  # of a copy that reads and writes as many bytes in all
 
     def share(self, limits: GpuLimits) -> tuple[str, float]:
         """What limits the op, and how much of what that limit allows was reached."""
@@ -65,15 +67,22 @@ def measure_case(
     watch: Stopwatch, case: Case, every: Iterable[ReferenceOps]
 ) -> Iterator[GpuMeasurement]:
     """The case by each of the ops; of a product with integers only by those that have one."""
-    expected = case.expected()
+    expected, copied = case.expected(), copy_seconds(watch, case.bytes)
     for ops in every:
         if ops.name == "reference" and not case.baseline:
             continue
-        work = case.prepare(ops, case.inputs)
-        error = relative_error(work(), expected)
-        yield _measurement(
-            watch, case, "torch" if ops.name == "reference" else ops.name, work, error
-        )
+        works = case.copies(ops, watch.num_copies(case.bytes))
+        error = relative_error(works[0](), expected)
+        kernels = "torch" if ops.name == "reference" else ops.name
+        yield _measurement(watch, case, kernels, works, error, copied)
+
+
+def copy_seconds(watch: Stopwatch, num_bytes: int) -> float:
+    """Of a copy that reads half of the bytes and writes the other half."""
+    size, count = max(1, num_bytes // 2), watch.num_copies(num_bytes)
+    sources = [torch.ones(size, dtype=torch.uint8, device=watch.device) for _ in range(count)]
+    pairs = [(source, torch.empty_like(source)) for source in sources]
+    return watch.median([partial(target.copy_, source) for source, target in pairs])
 
 
 def measure_norm_by_rows(
@@ -83,12 +92,20 @@ def measure_norm_by_rows(
     for count in rows:
         case = cases.rms_norm(count, n)
         yield from measure_case(watch, case, [triton, ReferenceOps()])
-        (x,), weight = case.inputs, torch.ones(n, dtype=cases.dtype, device=cases.device)
+        weight = torch.ones(n, dtype=cases.dtype, device=cases.device)
+        fused = replace(case, prepare=partial(_prepare_fused, weight))
+        works = fused.copies(ReferenceOps(), watch.num_copies(case.bytes))
+        yield _measurement(watch, case, "torch fused", works, None)
 
-        def fused(x: Tensor = x, weight: Tensor = weight) -> Tensor:
-            return F.rms_norm(x, (x.shape[1],), weight, EPS)
 
-        yield _measurement(watch, case, "torch fused", fused, None)
+def _prepare_fused(
+    weight: Tensor, ops: ReferenceOps, inputs: tuple[Tensor, ...]
+) -> Callable[[], Tensor]:
+    return partial(_fused_norm, inputs[0], weight)
+
+
+def _fused_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.shape[1],), weight, EPS)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -98,9 +115,14 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def _measurement(
-    watch: Stopwatch, case: Case, kernels: str, work: Callable[[], Tensor], error: float | None
+    watch: Stopwatch,
+    case: Case,
+    kernels: str,
+    works: Sequence[Callable[[], Tensor]],
+    error: float | None,
+    copied: float | None = None,
 ) -> GpuMeasurement:
     return GpuMeasurement(
-        *(case.op, case.shape, case.weights, case.rows, kernels, watch.median(work)),
-        *(case.bytes, case.operations, error),
+        *(case.op, case.shape, case.weights, case.rows, kernels, watch.median(works)),
+        *(case.bytes, case.operations, error, copied),
     )

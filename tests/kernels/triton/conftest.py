@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from pellucid.kernels.reference import ReferenceOps
+from tests.device import on_device
 from tests.triton_interpreter import interpreting
 
 
@@ -16,9 +17,15 @@ def nothing_measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+@pytest.fixture(autouse=True)
+def tensors_on_the_device() -> Iterator[None]:
+    with on_device():
+        yield
+
+
 @pytest.fixture(scope="package")
 def ops() -> Iterator[ReferenceOps]:
-    """The ops of Triton, run by its interpreter."""
+    """The ops of Triton, run by its interpreter or on the GPU under test."""
     pytest.importorskip("triton", reason="Triton is not installed: pip install 'pellucid[gpu]'")
     with interpreting():
         from pellucid.kernels.triton_ops import TritonOps

@@ -11,6 +11,7 @@ from pellucid.kernels.reference import ReferenceOps
 from pellucid.messages import TokenLogprobs
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
+from tests.device import DEVICE
 from tests.runner.driver import Driver, Job
 from tests.tiny_models import make_hf
 
@@ -27,7 +28,7 @@ def answers(runner: TorchRunner, names: str, chunk: int = 100) -> Answers:
 
 
 def make_runner(folder: Path, **settings: str) -> TorchRunner:
-    same = {"dtype": "float32", "device": "cpu", "threads": 1, "num_kv_blocks": 8}
+    same = {"dtype": "float32", "device": str(DEVICE), "threads": 1, "num_kv_blocks": 8}
     return TorchRunner(EngineConfig.of(model=str(folder), **same, **settings))
 
 

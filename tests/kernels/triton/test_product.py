@@ -13,9 +13,8 @@ from pellucid.kernels.interface import IntegerMatrix
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.kernels.triton.thresholds import Thresholds
 from pellucid.quant.rounding import round_rows
+from tests.device import DEVICE
 from tests.kernels.test_reference_ops import random
-
-CPU = torch.device("cpu")
 
 
 @dataclass
@@ -30,7 +29,7 @@ class Held:
         return self.matrix.q.shape
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
-        return torch.from_numpy(self.matrix.dense()).to(dtype)
+        return torch.as_tensor(self.matrix.dense()).to(dtype)
 
     def integers(self) -> Iterator[IntegerMatrix] | None:
         return iter(halves(self.matrix)) if self.quantised else None
@@ -78,8 +77,8 @@ def test_equals_the_dense_product(
 ) -> None:
     n, k = matrix.q.shape
     x, bias = random(rows, k, seed=2, dtype=dtype), random(n, seed=3, dtype=dtype)
-    weight = ops.pack([Held(matrix)], dtype, CPU)
-    product = x.double() @ torch.from_numpy(matrix.dense()).double().T
+    weight = ops.pack([Held(matrix)], dtype, DEVICE)
+    product = x.double() @ torch.as_tensor(matrix.dense()).double().T
     # Nothing but the result is rounded; the interpreter truncates that to bfloat16.
     near = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 8e-3, "atol": 1e-2}
     found = ops.linear(x, weight, bias)
@@ -92,8 +91,8 @@ def test_equals_the_dense_product(
 
 @pytest.mark.parametrize("matrix", FORMATS.values(), ids=FORMATS)
 def test_rows_are_looked_up(ops: ReferenceOps, matrix: IntegerMatrix) -> None:
-    ids, table = torch.tensor([3, 3, 19]), ops.pack([Held(matrix)], torch.float32, CPU)
-    expected = torch.from_numpy(matrix.dense())[ids]
+    ids, table = torch.tensor([3, 3, 19]), ops.pack([Held(matrix)], torch.float32, DEVICE)
+    expected = torch.as_tensor(matrix.dense())[ids]
     assert torch.equal(ops.embedding(ids, table), expected)
     assert torch.equal(ops.embedding(ids, table, 2.0), 2 * expected)
 
@@ -102,13 +101,13 @@ def test_formats_may_be_stacked(ops: ReferenceOps) -> None:
     parts = [Held(FORMATS["int8"]), Held(FORMATS["int4"], quantised=False), Held(FORMATS["int4"])]
     x, bias = random(3, 96, seed=2), random(105, seed=3)
     whole = torch.cat([part.dense(torch.float32) for part in parts])
-    found = ops.linear(x, ops.pack(parts, torch.float32, CPU), bias)
+    found = ops.linear(x, ops.pack(parts, torch.float32, DEVICE), bias)
     torch.testing.assert_close(found, x @ whole.T + bias, rtol=1e-5, atol=1e-4)
 
 
 def test_a_row_does_not_depend_on_its_company(ops: ReferenceOps) -> None:
     """numpy's products depend on a row's place among 16, a GPU's do not: places are kept."""
-    x, weight = random(50, 512, seed=2), ops.pack([Held(FORMATS["Q4_K"])], torch.float32, CPU)
+    x, weight = random(50, 512, seed=2), ops.pack([Held(FORMATS["Q4_K"])], torch.float32, DEVICE)
     together = ops.linear(x, weight)
     for start, count in ((0, 1), (16, 1), (32, 5), (16, 34), (48, 2)):
         rows = slice(start, start + count)
@@ -117,7 +116,7 @@ def test_a_row_does_not_depend_on_its_company(ops: ReferenceOps) -> None:
 
 def test_integers_stay_as_small_as_they_are(ops: ReferenceOps) -> None:
     before = ops.weight_bytes
-    ops.pack([Held(FORMATS["int4"])], torch.float32, CPU)
+    ops.pack([Held(FORMATS["int4"])], torch.float32, DEVICE)
     padded = 128
     assert ops.weight_bytes - before == 35 * (padded // 2 + 2 * 2 * padded // 32)
 
@@ -126,5 +125,5 @@ def test_integers_stay_as_small_as_they_are(ops: ReferenceOps) -> None:
 def test_taller_tiles_compute_the_same(ops: ReferenceOps, height: int) -> None:
     x, parts = random(70, 512, seed=2), [Held(FORMATS["Q4_K"])]
     tall = type(ops)(Thresholds(product_rows=height))
-    weight = ops.pack(parts, torch.float32, CPU)
+    weight = ops.pack(parts, torch.float32, DEVICE)
     torch.testing.assert_close(tall.linear(x, weight), ops.linear(x, weight), rtol=1e-5, atol=1e-4)

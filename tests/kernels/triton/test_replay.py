@@ -16,11 +16,11 @@ from pellucid.models.registry import build_model, random_weights
 from pellucid.runner import graphs, torch_runner
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
+from tests.device import DEVICE
 from tests.engine.helpers import drain, message, tokens
 from tests.kernels.test_reference_attention import Case
 from tests.runner.driver import Driver, Job
 
-CPU = torch.device("cpu")
 CONFIG = ModelConfig(
     architecture="qwen3",
     vocab_size=64,
@@ -33,6 +33,8 @@ CONFIG = ModelConfig(
     max_position=512,
     qk_norm=True,
 )
+
+SIZES = {"dtype": "float32", "num_kv_blocks": 8, "max_num_seqs": 4}
 
 
 class Again:
@@ -94,9 +96,14 @@ def test_replayed_steps_give_the_bits_of_others(
     recorder, found = Again(), []
     for used in (None, recorder):
         monkeypatch.setattr(torch_runner.device_api, "graph_recorder", lambda _, r=used: r)
-        settings = {"dtype": "float32", "device": "cpu", "num_kv_blocks": 8, "max_num_seqs": 4}
+        settings = {
+            "dtype": "float32",
+            "device": str(DEVICE),
+            "num_kv_blocks": 8,
+            "max_num_seqs": 4,
+        }
         config = EngineConfig.of(**settings, threads=1, cuda_graphs=True)
-        model = build_model(CONFIG, random_weights(CONFIG), ops, torch.float32, CPU)
+        model = build_model(CONFIG, random_weights(CONFIG), ops, torch.float32, DEVICE)
         greedy = SamplingParams(temperature=0.0, logprobs=1)
         jobs = {name: Job([5] * length, greedy, 6) for name, length in (("a", 3), ("b", 14))}
         jobs["c"] = Job([7, 9], greedy, 2)
@@ -118,9 +125,14 @@ def test_the_loop_that_plans_ahead_gives_the_tokens_of_the_plain_one(
     ]
     found = []
     for ahead in (False, True):
-        settings = {"dtype": "float32", "device": "cpu", "num_kv_blocks": 8, "max_num_seqs": 4}
+        settings = {
+            "dtype": "float32",
+            "device": str(DEVICE),
+            "num_kv_blocks": 8,
+            "max_num_seqs": 4,
+        }
         config = EngineConfig.of(**settings, threads=1, cuda_graphs=True, async_scheduling=ahead)
-        model = build_model(CONFIG, random_weights(CONFIG), ops, torch.float32, CPU)
+        model = build_model(CONFIG, random_weights(CONFIG), ops, torch.float32, DEVICE)
         engine = create_core(TorchRunner(config, model=model), config.cache, config.scheduler)
         for i, kind in enumerate(kinds):
             engine.add(message(f"r{i}", [5 + i, 3], max_tokens=5, **kind))

@@ -12,19 +12,19 @@ from pellucid.kernels.interface import KVLayer
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.kernels.triton import thresholds
 from pellucid.kernels.triton.thresholds import Thresholds, origin
+from tests.device import DEVICE
 from tests.kernels.test_reference_attention import Case
 from tests.kernels.test_reference_ops import inputs_at, random
 from tests.kernels.triton.test_attention import attend
 
-CPU = torch.device("cpu")
 VARIABLE = "PELLUCID_TRITON_THRESHOLDS"
 
 
 def test_under_the_interpreter_they_run_on_the_cpu_if_asked_for(ops: ReferenceOps) -> None:
-    assert type(select_ops("triton", CPU)) is type(ops)
-    assert select_ops("auto", CPU).name != "triton"
+    assert type(select_ops("triton", DEVICE)) is type(ops)
+    assert select_ops("auto", DEVICE).name != "triton"
     with pytest.raises(KernelsUnavailable, match="heads of 512 are larger than 256"):
-        select_ops("triton", CPU, head_dim=512)
+        select_ops("triton", DEVICE, head_dim=512)
 
 
 def test_thresholds_come_from_the_environment(
@@ -35,10 +35,10 @@ def test_thresholds_come_from_the_environment(
     for wrong in ("softmax=1", "rope", "rope=-1", "rope=x"):
         monkeypatch.setenv(VARIABLE, wrong)
         with pytest.raises(KernelsUnavailable, match=f"'{wrong}' is not NAME=NUMBER"):
-            select_ops("triton", CPU)
+            select_ops("triton", DEVICE)
     monkeypatch.setenv(VARIABLE, "product_rows=20")
     with pytest.raises(KernelsUnavailable, match="product_rows is 16, 32 or 64"):
-        select_ops("triton", CPU)
+        select_ops("triton", DEVICE)
 
 
 def test_measured_thresholds_hold_for_this_device_until_the_environment_says_otherwise(

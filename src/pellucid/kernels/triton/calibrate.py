@@ -30,6 +30,8 @@ class Sizes:
     rows: tuple[int, ...] = (1, 16, 128)
     columns: tuple[int, ...] = (64, 128, 512, 2048, 8192)
     heads: tuple[int, ...] = (64, 128, 256)
+    hidden: tuple[int, ...] = (64, 576, 2048, 4096)  # columns of a head, and of a square product
+    vocab: int = 32_768
     context: int = 1024
     tall_shapes: tuple[tuple[int, int], ...] = ((6144, 4096), (4096, 14336))
     tall_rows: int = 512
@@ -55,7 +57,16 @@ def calibrate(
     def decoding(count: int, size: int) -> Case:
         return cases.attention(_heads(size), [(sizes.context, 1)] * count)
 
+    def logits(count: int, size: int) -> Case:
+        return cases.logits(sizes.vocab, size, count)
+
+    for size in sizes.hidden:  # told only: who asks for `dense` does so for the bits
+        for count in sizes.rows:
+            case = cases.dense_product("dense", size, size, count)
+            ratio = _ratio(watch, case, Thresholds(dense=1))
+            tell(f"dense, {size}x{size}, {count} rows: Triton takes {ratio:.2f} of cuBLAS's time")
     return Thresholds(
+        head=threshold("head", sizes.hidden, logits),
         rms_norm=threshold("rms_norm", sizes.columns, cases.rms_norm),
         gated=threshold("gated", sizes.columns, cases.gated),
         rope=threshold("rope", sizes.heads, lambda count, size: cases.rope(_heads(size), count)),
@@ -83,10 +94,11 @@ def same_bits(cases: Cases, shape: tuple[int, int], name: str, height: int, rows
     return torch.equal(usual, tall)
 
 
-def _ratio(watch: Stopwatch, case: Case) -> float:
+def _ratio(watch: Stopwatch, case: Case, thresholds: Thresholds | None = None) -> float:
+    """Triton's time over torch's."""
     triton, torch_ = (
-        watch.median(case.prepare(ops, case.inputs))
-        for ops in (TritonOps(Thresholds()), ReferenceOps())
+        watch.median(case.copies(ops, watch.num_copies(case.bytes)))
+        for ops in (TritonOps(thresholds or Thresholds()), ReferenceOps())
     )
     return triton / torch_
 
