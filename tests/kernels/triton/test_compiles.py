@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -9,12 +10,17 @@ from collections import defaultdict
 import pytest
 
 
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments. Tests before may have chosen the interpreter for all."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
 @pytest.mark.slow
 def test_every_kernel_compiles_for_sm_90() -> None:
     pytest.importorskip("triton", reason="Triton is not installed: pip install 'pellucid[gpu]'")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.triton.compiling"], capture_output=True, text=True
-    )
+    done = run("-m", "tests.kernels.triton.compiling")
     assert done.returncode == 0, done.stderr
     instructions = defaultdict(set)
     for line in done.stdout.splitlines():
@@ -46,5 +52,5 @@ print(*(variant.name for variant in compiler.variants.values()))
 @pytest.mark.slow
 def test_another_number_of_rows_compiles_nothing_new() -> None:
     pytest.importorskip("triton", reason="Triton is not installed: pip install 'pellucid[gpu]'")
-    done = subprocess.run([sys.executable, "-c", FOR_ANY_ROWS], capture_output=True, text=True)
+    done = run("-c", FOR_ANY_ROWS)
     assert done.stdout.split() == ["dense_kernel", "add_parts_kernel"], done.stderr
