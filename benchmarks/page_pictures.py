@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
 DESKTOP, PHONE = {"width": 1440, "height": 1050}, {"width": 390, "height": 844}
 QUESTION = "Explain in three short points why the sky is blue."
-LOAD = "button.load[data-clients='32']"
+LOAD = "button.load[data-clients='128']"
 MIN_RUNNING = 8  # of the load, while a picture is taken
 
 
@@ -78,7 +78,7 @@ def _save_under_load(page: Page, name: str) -> None:
     for _ in range(5):
         page.evaluate(f'document.querySelector("{LOAD}").click()')  # a phone may not show it
         expect(running).to_have_text(re.compile(r"^([89]|\d\d)$"))  # MIN_RUNNING
-        page.wait_for_timeout(3000)  # so that there are lanes and steps to be seen
+        page.wait_for_timeout(2000)  # so that there are lanes and steps to be seen
         _save(page, name)
         if int(running.text_content() or 0) >= MIN_RUNNING:
             return
