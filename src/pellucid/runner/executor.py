@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 # Logits held at once: those of a whole prompt over a large vocabulary would take gigabytes.
 MAX_LOGITS_BYTES = 256 << 20
-# Memory for logits that is kept from step to step. To give some megabytes back to the system and
-# take them anew costs a step of thirty-two sequences a twentieth of its time.
+# Memory for logits that is kept from step to step: to give megabytes back to the system and take
+# them anew costs a step of many sequences a good part of a millisecond.
 KEPT_LOGITS_BYTES = 64 << 20
 # What outliers are learned from: tokens spread over the vocabulary.
 SAMPLE_TOKENS = 64
