@@ -7,9 +7,9 @@
 namespace pellucid {
 namespace {
 
-// Of the next strips of a weight. The hardware's own prefetching starts anew with every strip and knows nothing of the rows that are still to be done
-// with the present one. So `bytes` from `next` are fetched into the L2 cache, spread evenly over `steps` calls of
-// fetch(). Past the end of the weight this is harmless.
+// Of the next strips of a weight. The hardware's own prefetching starts anew with every strip and knows nothing of the
+// rows that are still to be done with the present one. So `bytes` from `next` are fetched into the L2 cache, spread
+// evenly over `steps` calls of fetch(). Past the end of the weight this is harmless.
 class Ahead {
 public:
     Ahead(const std::byte* next, int64_t bytes, int64_t steps)

@@ -14,7 +14,7 @@ import pytest
 
 from pellucid.config import ObserveSettings, ServerConfig
 from pellucid.observe.replay import Replay
-from tests.e2e.browser import CHROMIUM, browser, opened
+from tests.e2e.browser import CHROMIUM, opened
 from tests.e2e.test_page_access import SEEN, check
 from tests.e2e.test_xray_browser import expect, load, numbers, saved
 from tests.observe.trace_format import check_format
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as launched:
-        yield launched
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pellucid.sample.backends import NativeSampler, TorchSampler
 from pellucid.sample.sampler import SamplingColumns
-from tests.sample.exact import exact_draw
+from tests.sample.exact import check_draws, exact_draw
 from tests.sample.hard_rows import VOCABS, make_batch
 
 native = pytest.importorskip("pellucid._native", reason="the native kernels are not built")
@@ -42,18 +42,7 @@ def test_tokens_are_those_of_an_exact_draw_but_for_close_calls(batch, threads):
     logits, columns = batch
     every = np.arange(len(logits))
     tokens, failed = NativeSampler(TEAMS[threads]).sample(logits, columns, every)
-    reference, _ = TorchSampler().sample(torch.from_numpy(logits), columns, every)
-    assert not failed.any()
-    for i, row in enumerate(logits):
-        token, close = exact_draw(
-            row,
-            *(float(columns.temperature[i]), int(columns.top_k[i]), float(columns.top_p[i])),
-            *(float(columns.min_p[i]), int(columns.seed[i]), int(columns.position[i])),
-        )
-        if close:
-            assert row[tokens[i]] > -np.inf
-        else:
-            assert (tokens[i], reference[i]) == (token, token)
+    check_draws(tokens, failed, logits, columns)
 
 
 def test_few_calls_are_close():

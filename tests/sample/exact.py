@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
+from pellucid.sample.backends import TorchSampler
 from pellucid.sample.philox import uniform
+from pellucid.sample.sampler import SamplingColumns
 
 # What float32 may move a decision by, as a share of a row's probability.
 CLOSE = 2e-6
@@ -55,3 +58,21 @@ def exact_draw(
 def _weights(logits: np.ndarray, best: np.float32, temperature: np.float32) -> np.ndarray:
     with np.errstate(over="ignore"):  # far below the best
         return np.exp(((logits - best) / temperature).astype(np.float64))
+
+
+def check_draws(
+    tokens: np.ndarray, failed: np.ndarray, logits: np.ndarray, columns: SamplingColumns
+) -> None:
+    """None failed, and each token is the exact draw's and the reference's but for close calls."""
+    reference, _ = TorchSampler().sample(torch.from_numpy(logits), columns, np.arange(len(logits)))
+    assert not failed.any()
+    for i, row in enumerate(logits):
+        token, close = exact_draw(
+            row,
+            *(float(columns.temperature[i]), int(columns.top_k[i]), float(columns.top_p[i])),
+            *(float(columns.min_p[i]), int(columns.seed[i]), int(columns.position[i])),
+        )
+        if close:
+            assert row[tokens[i]] > -np.inf
+        else:
+            assert (tokens[i], reference[i]) == (token, token)

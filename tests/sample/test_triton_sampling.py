@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.device import DEVICE
-from tests.sample.exact import exact_draw
+from tests.sample.exact import check_draws
 from tests.sample.hard_rows import make_batch
 from tests.triton_interpreter import interpreting
 
@@ -67,20 +67,8 @@ batches = st.builds(
 @settings(max_examples=30, deadline=None)
 def test_tokens_are_those_of_an_exact_draw_but_for_close_calls(sampler, batch):
     logits, columns = batch
-    every = np.arange(len(logits))
     tokens, failed = tokens_of(sampler, logits, columns)
-    reference, _ = TorchSampler().sample(torch.from_numpy(logits), columns, every)
-    assert not failed.any()
-    for i, row in enumerate(logits):
-        token, close = exact_draw(
-            row,
-            *(float(columns.temperature[i]), int(columns.top_k[i]), float(columns.top_p[i])),
-            *(float(columns.min_p[i]), int(columns.seed[i]), int(columns.position[i])),
-        )
-        if close:
-            assert row[tokens[i]] > -np.inf
-        else:
-            assert (tokens[i], reference[i]) == (token, token)
+    check_draws(tokens, failed, logits, columns)
 
 
 @given(batches, st.integers(0, 2**32))

@@ -48,9 +48,7 @@ class EngineCore:
         self._grammars = GrammarQueue(self.info)
         self._eos = frozenset(self.info.eos_token_ids)
         self._refused: list[TokenDelta] = []
-        self._untold = (
-            False  # something changed outside a step: the next one is made for its report
-        )
+        self._untold = False  # the state changed outside a step: the next one is made to tell it
         self._recorder = Recorder(self.scheduler)
         self._ended = time.monotonic()  # the step before
 
