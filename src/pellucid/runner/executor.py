@@ -45,7 +45,7 @@ class Forward(Protocol):
         """Float32 [end - begin, vocab] of the wanted rows begin .. end - 1.
 
         A tensor or an array, as the executor's sampler takes it. It may be overwritten
-        when more rows are asked for, and by the step after the next.
+        when more rows are asked for, and by the next step.
         """
         ...
 
@@ -181,8 +181,7 @@ class NativeExecutor:
         self._max_model_len = max_model_len
         self._vocab_size = model.config.vocab_size
         self._hidden_size = model.config.hidden_size
-        # Two, in turn: a loop that plans ahead launches a step while it needs the logits before.
-        self._kept = [np.empty((0, self._vocab_size), np.float32)] * 2
+        self._kept = np.empty((0, self._vocab_size), np.float32)
         self._hidden: _native.Program | None = None
         self._program = ops.record(
             lambda token_ids, inputs: model.logits(model.forward(token_ids, inputs, kv)), max_rows
@@ -221,16 +220,17 @@ class NativeExecutor:
         return max(1, MAX_LOGITS_BYTES // (4 * self._vocab_size))
 
     def run(self, step: StepRows, rows: Ints) -> NDArray[np.float32]:
-        """Compute the step and the logits of `rows`: [len(rows), vocab], kept for one more run."""
+        """Compute the step and the logits of `rows`: [len(rows), vocab], until the next run."""
         run = partial(self._program.run, self._team)
         return _call(run, step, rows, self._room(len(rows)))
 
     def _room(self, num_rows: int) -> NDArray[np.float32]:
-        kept = self._kept.pop(0)
-        if len(kept) < num_rows:
-            kept = np.empty((num_rows, self._vocab_size), np.float32)
-        self._kept.append(kept if kept.nbytes <= KEPT_LOGITS_BYTES else kept[:0].copy())
-        return kept[:num_rows]
+        if len(self._kept) < num_rows:
+            room = np.empty((num_rows, self._vocab_size), np.float32)
+            if room.nbytes > KEPT_LOGITS_BYTES:
+                return room
+            self._kept = room
+        return self._kept[:num_rows]
 
     def hidden(self, step: StepRows, wanted: Ints) -> Tensor:
         if self._hidden is None:

@@ -36,7 +36,10 @@ class Choice:
 
 
 class Draw:
-    """Tokens that were drawn for rows, and perhaps are still on their way from the device."""
+    """Tokens that were drawn for rows, and perhaps are still on their way from the device.
+
+    What was drawn on the host needs its logits no longer; those on a device are kept until it came.
+    """
 
     def __init__(
         self,
@@ -45,33 +48,40 @@ class Draw:
         token_ids: Ints | Tensor,
         failed: NDArray[np.bool_] | Tensor,
         logits: Any,
-        raw: Any,
         logprobs_of: list[tuple[int, int]],
-        described: Described | None = None,
+        described: Described | Logprobs | None,
     ) -> None:
         self.rows = rows
         self.places = places  # in their rows' tokens
-        self.logits = logits  # as they were drawn from
-        self.raw = raw  # as the model gave them, of the rows whose request wants logprobs
-        self.logprobs_of = logprobs_of  # these rows' places, and how many alternatives
-        self.logprobs: Logprobs | None = None  # of `logprobs_of`, where they came with the tokens
-        self.errors: dict[int, str] = {}  # of grammars
+        self.logprobs_of = logprobs_of  # places of the rows that want them; how many alternatives
+        self.logprobs: Logprobs | None = None  # of these rows
+        self.errors: dict[int, str] = {}  # by place: why there is no token
         self.token_ids: Ints
         self.failed: NDArray[np.bool_]
         self.on_device: Tensor | None = None  # until the tokens are here
         if isinstance(token_ids, np.ndarray) and isinstance(failed, np.ndarray):
-            self.token_ids, self.failed = token_ids, failed
+            assert not isinstance(described, Described)
+            self._take(token_ids, failed, described, logits)
         elif isinstance(token_ids, Tensor) and isinstance(failed, Tensor):
+            assert not isinstance(described, Logprobs)
             self.on_device = token_ids
+            self._logits = logits
             more = [] if described is None else described.tensors()
             self._fetched = Fetched([token_ids, failed, *more])
+
+    def _take(
+        self, token_ids: Ints, failed: NDArray[np.bool_], found: Logprobs | None, logits: Any
+    ) -> None:
+        self.token_ids, self.failed, self.logprobs = token_ids, failed, found
+        if failed.any():
+            self.errors = {i: _why_failed(logits[i]) for i in failed.nonzero()[0].tolist()}
 
     def wait(self) -> None:
         """Until `token_ids` and `failed` are here, and `logprobs` if they were described."""
         if self.on_device is not None:
-            self.token_ids, self.failed, *described = self._fetched.wait()
-            self.logprobs = fetched(*described) if described else None
-            self.on_device = None
+            token_ids, failed, *described = self._fetched.wait()
+            self._take(token_ids, failed, fetched(*described) if described else None, self._logits)
+            self.on_device = self._logits = None
 
 
 class RowSampling:
@@ -149,7 +159,9 @@ class RowSampling:
         They are what the sampler takes, a tensor or an array. Where it leaves the tokens on the
         device, so does this, unless what comes next needs to know them.
         """
-        logprobs_of = _found(self._num_logprobs, rows)
+        wanted = _found(self._num_logprobs, rows)
+        counts = _counts(wanted, logits.shape[1])
+        logprobs_of = [(i, count) for (i, _), count in zip(wanted, counts, strict=True)]
         raw: Any = logits
         chosen: Any = None  # places of the rows that want logprobs, if those are not all
         edits = self._penalties or self._constraints or self._grammars
@@ -162,19 +174,21 @@ class RowSampling:
         self._columns.position = batch.num_tokens
         token_ids, failed = self._sampler.sample(logits, self._columns, rows)
         places = batch.num_tokens[rows]
-        described = None
-        if logprobs_of and isinstance(token_ids, Tensor):
-            # At once: what the host asked for later would come behind the next step.
-            described = self._sampler.describe(
-                raw,
-                token_ids if chosen is None else token_ids[chosen],
-                max(_counts(logprobs_of, logits.shape[1])),
-            )
-        drawn = Draw(rows, places, token_ids, failed, logits, raw, logprobs_of, described)
+        described: Described | Logprobs | None = None
+        if logprobs_of:
+            # At once: a device would do later what is asked later, behind the next step, and the
+            # host's logits are that step's by then.
+            most = max(counts)
+            if isinstance(token_ids, Tensor):
+                own = token_ids if chosen is None else token_ids[chosen]
+                described = self._sampler.describe(raw, own, most)
+            else:
+                described = self._sampler.logprobs(raw, token_ids[[i for i, _ in wanted]], most)
+        drawn = Draw(rows, places, token_ids, failed, logits, logprobs_of, described)
         if self._grammars or _found(self._penalties, rows):
             # These follow the tokens by row, and the rows may change hands before the result.
             drawn.wait()
-            drawn.errors = self._grammars.accept(rows, drawn.token_ids, drawn.failed)
+            drawn.errors |= self._grammars.accept(rows, drawn.token_ids, drawn.failed)
             self._count(rows, drawn.token_ids, drawn.failed)
         return drawn
 
@@ -184,22 +198,13 @@ class RowSampling:
         Logprobs are those of the model's own logits, before any of the request's parameters.
         """
         drawn.wait()
-        token_ids, errors = drawn.token_ids, {}
-        if drawn.failed.any():
-            places = drawn.failed.nonzero()[0].tolist()
-            errors = {i: _why_failed(drawn.logits[i]) for i in places}
-        errors |= drawn.errors
         logprobs: list[TokenLogprobs | None] = [None] * len(drawn.rows)
-        if drawn.logprobs_of:
-            wanted = [i for i, _ in drawn.logprobs_of]
-            counts = _counts(drawn.logprobs_of, drawn.logits.shape[1])
-            found = drawn.logprobs
-            if found is None:
-                found = self._sampler.logprobs(drawn.raw, token_ids[wanted], max(counts))
-            entries = _entries(found, token_ids[wanted], counts)
+        if drawn.logprobs is not None:
+            wanted, counts = map(list, zip(*drawn.logprobs_of, strict=True))
+            entries = _entries(drawn.logprobs, drawn.token_ids[wanted], counts)
             for i, entry in zip(wanted, entries, strict=True):
                 logprobs[i] = entry
-        return Choice(token_ids, logprobs, errors)
+        return Choice(drawn.token_ids, logprobs, drawn.errors)
 
     def describe(self, logits: Any, token_ids: Ints, num_top: list[int]) -> list[TokenLogprobs]:
         """Logprobs of a token per row of raw logits [n, V]; `num_top` alternatives, -1 for all."""
