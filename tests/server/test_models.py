@@ -214,14 +214,14 @@ def test_a_model_in_use_is_not_unloaded(fleet: Fleet) -> None:
 def test_idle_models_go_after_a_while_but_not_the_first(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "KEEP_ALIVE_SECONDS", 1.5)
+    monkeypatch.setattr(registry, "KEEP_ALIVE_SECONDS", 4)
     with serving(fleet) as site:
         assert ask(site, "b").status_code == 200
         first, second = site.call(site.models.listing)
         assert first.expires_at is None
-        assert time.time() < (second.expires_at or 0) < time.time() + 1.6
+        assert time.time() < (second.expires_at or 0) < time.time() + 4.1
         assert eventually(lambda: states(site) == {"a": "loaded", "b": "unloaded"})
-        assert fleet.open["b"] == 0
+        assert eventually(lambda: fleet.open["b"] == 0)  # its engine ends a little later
 
 
 def test_keep_alive_can_be_set_for_a_model_until_it_is_unloaded(fleet: Fleet) -> None:

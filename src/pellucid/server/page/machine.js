@@ -38,7 +38,8 @@ async function load(clients, complain) {
   $("end-load").hidden = false;
   $("end-load").addEventListener("click", end);
   try {
-    const body = { clients, model: $("model").value };
+    const model = $("model").value || null; // nobody knows yet: the server's first one
+    const body = { clients, model };
     showLoad(await (await call("xray/load", { body, signal: ending.signal })).json());
   } catch (error) {
     if (error.name !== "AbortError") complain(error);
