@@ -13,7 +13,7 @@ namespace pellucid {
 
 // How a KV pool holds its numbers. Float16 has 11 bits of mantissa to BFloat16's 8, in as many bytes; what is beyond
 // its range, which keys and values are far from, becomes +-65504.
-// Int8 numbers of one head in one slot share a float32 scale.
+// Int8 numbers of one head in one slot share a float32 scale; what is rounded is the head's Hadamard transform.
 enum class KVType : uint8_t { Float32, BFloat16, Float16, Int8 };
 
 constexpr int64_t kv_bytes(KVType type) { return type == KVType::Float32 ? 4 : type == KVType::Int8 ? 1 : 2; }
@@ -80,6 +80,8 @@ struct OpTable {
     void (*softcap)(const float* x, float cap, float* out, int64_t n);
     // Rotates the first 2 * half components of one head of n; the rest is copied. Component i pairs with i + half.
     void (*rotate)(const float* x, const float* cos, const float* sin, int64_t half, float* out, int64_t n);
+    // Mixes a head so that it keeps its length and loses its outliers; twice is nothing. n is a multiple of 16.
+    void (*hadamard)(const float* x, float* out, int64_t n);
     void (*to_bfloat16)(const float* x, uint16_t* out, int64_t n);  // to nearest, ties to even
     void (*to_float16)(const float* x, uint16_t* out, int64_t n);   // likewise; saturates; NaN stays NaN
     // scale = absmax / 127, out = x / scale to nearest; the scale is not finite if any x is not.

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "../kernel_table.h"
+#include "hadamard.h"
 #include "kv_rows.h"
 
 namespace pellucid {
@@ -137,7 +138,7 @@ void soften(const Meeting& m, Range block, Range seen, float* scores, int64_t ro
     Float sums[2] = {spread(0.0f), spread(0.0f)};
     for (int64_t i = block.begin / kLanes * kLanes; i < block.end; i += kLanes) {
         Float& sum = sums[i / kLanes % 2];
-        sum = add(sum, put(i, exp(sub(load(scores + i), offset))));
+        sum = add(sum, put(i, exp_below_zero(sub(load(scores + i), offset))));
     }
     m.out.largest[row] = largest;
     m.out.denominator[row] = sum_of_lanes(add(sums[0], sums[1]));
@@ -232,6 +233,8 @@ template <KVType kType>
 void attend_in(Meeting& m, Ahead& ahead, float* q, float* room) {
     const AttentionTile& tile = m.tile;
     pack_queries(tile, q);
+    if constexpr (kType == KVType::Int8)
+        for (int64_t r = 0; r < tile.rows(); ++r) hadamard_head(q + r * tile.head_dim, q + r * tile.head_dim, tile.head_dim);
     const Range range = all_visible(tile, m.partition);
     ValueRows rows;
     find_values(tile, m.partition, range, rows);
@@ -298,7 +301,7 @@ void attend_partition_impl(const AttentionTile& tile, int64_t partition, const N
 
 inline float exp_of(float x) {
     float lanes[kLanes];
-    store(lanes, exp(spread(x)));
+    store(lanes, exp_below_zero(spread(x)));
     return lanes[0];
 }
 
@@ -328,6 +331,7 @@ void finish_impl(PartialSoftmax total, const AttentionTile& tile, float* out, in
         const Float inverse = spread(1.0f / total.denominator[row]);
         for (int64_t d = 0; d < tile.head_dim; d += kLanes)
             store(to + d, mul(load(total.out + row * tile.head_dim + d), inverse));
+        if (tile.kv_type == KVType::Int8) hadamard_head(to, to, tile.head_dim);
     }
 }
 

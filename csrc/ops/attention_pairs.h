@@ -52,7 +52,7 @@ void PairMeeting::score(int64_t row, int64_t key, Ahead& ahead) const {
     for (int64_t place = 0; place < head_dim / 2 * stride; place += stride, from += 2) {
         ahead.fetch();
         Int k[kVectors];
-        for (int v = 0; v < kVectors; ++v) k[v] = load_bytes(keys[v] + place);
+        for (int v = 0; v < kVectors; ++v) k[v] = keep(load_bytes(keys[v] + place));
         for (int r = 0; r < kRows; ++r) {
             const Int pair = spread_pair(from + r * head_dim);
             for (int v = 0; v < kVectors; ++v) sum[r][v] = dot_pairs(sum[r][v], k[v], pair);

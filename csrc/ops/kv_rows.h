@@ -95,12 +95,12 @@ inline const float* scales_of(const AttentionTile& tile, const float* pool, int6
     return pool + block * tile.block_size * tile.slot_columns / tile.head_dim;
 }
 
-// The scales of an int8 pool for all positions of the partition; 0 for those outside of `range`.
+// The scales of an int8 pool for `range`; 0 for what else lies in the vectors that it touches.
 inline void find_scales(const AttentionTile& tile, int64_t partition, Range range, const float* pool, float* scales) {
-    for (int64_t i = 0; i < kPartition; i += kLanes) store(scales + i, spread(0.0f));
+    for (const int64_t i : {range.begin, range.end - 1}) store(scales + i / kLanes * kLanes, spread(0.0f));
     for_blocks(tile, partition, range, [&](int64_t first, int64_t count, int64_t block, int64_t offset) {
         const float* from = scales_of(tile, pool, block) + offset;
-        for (int64_t i = 0; i < count; ++i) scales[first + i] = from[i];
+        for_vectors(count, [&](int64_t i, int n) { store_up_to(scales + first + i, load_up_to(from + i, n), n); });
     });
 }
 

@@ -176,7 +176,10 @@ void WriteKV::round(const float* head, void* to, float* scale) const {
         case KVType::Float32: return copy_row(head, static_cast<float*>(to), size);
         case KVType::BFloat16: return ops().to_bfloat16(head, static_cast<uint16_t*>(to), size);
         case KVType::Float16: return ops().to_float16(head, static_cast<uint16_t*>(to), size);
-        case KVType::Int8: return ops().to_int8(head, static_cast<int8_t*>(to), scale, size);
+        case KVType::Int8:
+            float mixed[kMaxHeadDim];
+            ops().hadamard(head, mixed, size);
+            return ops().to_int8(mixed, static_cast<int8_t*>(to), scale, size);
     }
 }
 

@@ -118,6 +118,12 @@ inline Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
 inline Float square_root(Float v) { return _mm256_sqrt_ps(v); }
 inline Float round(Float v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // |whole| is at most 126.
+// Each lane gets the one whose number differs from its own in the bit kDistance.
+template <int kDistance>
+inline Float exchange(Float v) {
+    if constexpr (kDistance == 4) return _mm256_permute2f128_ps(v, v, 0x01);
+    return _mm256_permute_ps(v, kDistance == 1 ? 0xb1 : 0x4e);
+}
 inline Float times_power_of_2(Float v, Float whole) {
     const Int biased = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
     return _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));

@@ -83,6 +83,13 @@ inline Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
 inline Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
 inline Float square_root(Float v) { return _mm512_sqrt_ps(v); }
 inline Float round(Float v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// Each lane gets the one whose number differs from its own in the bit kDistance.
+template <int kDistance>
+inline Float exchange(Float v) {
+    if constexpr (kDistance == 1) return _mm512_permute_ps(v, 0xb1);
+    if constexpr (kDistance == 2) return _mm512_permute_ps(v, 0x4e);
+    return _mm512_shuffle_f32x4(v, v, kDistance == 4 ? 0xb1 : 0x4e);
+}
 inline Float times_power_of_2(Float v, Float whole) { return _mm512_scalef_ps(v, whole); }
 inline Float if_less(Float a, Float b, Float then, Float otherwise) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), otherwise, then);

@@ -9,6 +9,11 @@ namespace {
 inline Float dot_pairs(Float sum, Int a, Int b) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
+// Keeps what was loaded in a register; GCC would load it for each use.
+inline Int keep(Int v) {
+    __asm__("" : "+v"(v));
+    return v;
+}
 inline Int spread_pair(const uint16_t* p) { return spread4(reinterpret_cast<const int8_t*>(p)); }
 
 // To nearest, ties to even. Returns the floats that were stored.

@@ -11,15 +11,8 @@ inline void add_dot(Int& sum, Int unsigned_bytes, Int bytes) {
 }
 
 inline Int flip_signs(Int bytes) { return _mm512_xor_si512(bytes, _mm512_set1_epi8(-128)); }
-inline Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
 
-// Whole numbers from -32639 to 32639 as 256 * high + low.
-inline void store_high_and_low(int8_t* high, int8_t* low, Int v) {
-    const __m512i rest = _mm512_srai_epi32(_mm512_slli_epi32(v, 24), 24);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(rest));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srai_epi32(sub(v, rest), 8)));
-}
-// The same from 0 to 65535; both parts are unsigned.
+// Whole numbers from 0 to 65535 as 256 * high + low; both are unsigned.
 inline void store_unsigned_high_and_low(uint8_t* high, uint8_t* low, Int v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(v));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(v, 8)));

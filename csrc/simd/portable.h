@@ -174,6 +174,11 @@ inline Float square_root(Float v) {
 // |v| is below 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
 inline Float round(Float v) { return (v + 12582912.0f) - 12582912.0f; }
 // |whole| is at most 126.
+// Each lane gets the one whose number differs from its own in the bit kDistance.
+template <int kDistance>
+inline Float exchange(Float v) {
+    return kDistance == 1 ? Float{v[1], v[0], v[3], v[2]} : Float{v[2], v[3], v[0], v[1]};
+}
 inline Float times_power_of_2(Float v, Float whole) {
     const Int biased = __builtin_convertvector(whole, Int) + 127;
     return v * reinterpret_cast<Float>(biased << 23);

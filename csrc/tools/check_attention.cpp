@@ -51,8 +51,10 @@ struct Stored {
         if (type == KVType::BFloat16) ops().to_bfloat16(x.data(), reinterpret_cast<uint16_t*>(to), n);
         if (type == KVType::Float16) ops().to_float16(x.data(), reinterpret_cast<uint16_t*>(to), n);
         if (type == KVType::Int8) {
+            ops().hadamard(x.data(), x.data(), n);
             ops().to_int8(x.data(), reinterpret_cast<int8_t*>(to), &scales[head], n);
             for (int64_t i = 0; i < n; ++i) x[i] = scales[head] * static_cast<float>(static_cast<int8_t>(to[i]));
+            ops().hadamard(x.data(), x.data(), n);
         }
         exact.insert(exact.end(), x.begin(), x.end());
     }
@@ -106,11 +108,11 @@ void check_case(KVType type, const Shape& s, int64_t length, int64_t rows) {
                  .block_tables = blocks.data(), .query_start = starts.data(), .seq_lens = lengths.data(),
                  .sampled = ids.data()},
                 found.data());
-    // With dot products of such numbers, queries and weights are rounded, too.
+    // With dot products of such numbers, queries and weights are rounded, too; queries to 8 bits with those of int8.
     const Isa isa = active_isa();
     const bool pairs = type == KVType::BFloat16 && isa == Isa::Avx512Bf16;
     const bool int8 = type == KVType::Int8 && (isa == Isa::Avx512 || isa == Isa::Avx512Bf16);
-    const double tolerance = pairs ? 1e-2 : int8 ? 3e-4 : 1e-5;
+    const double tolerance = pairs ? 1e-2 : int8 ? 5e-2 : 1e-5;
     expect_close("attention", found, softmax_attention(s, q, keys, values, length, rows), tolerance);
 }
 

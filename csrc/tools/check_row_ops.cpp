@@ -102,6 +102,18 @@ void check_rounding(int64_t n) {
     expect_close("to_int8", wide, expected, 0.51 / 127);
 }
 
+void check_hadamard(int64_t n) {
+    const Row x = random_floats(n);
+    const int64_t size = n & -n;
+    std::vector<double> expected(x.size());
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = i / size * size; j < i / size * size + size; ++j)
+            expected[i] += (__builtin_popcountll(i & j & (size - 1)) % 2 ? -x[j] : x[j]) / std::sqrt(size);
+    Row out(x.size());
+    ops().hadamard(x.data(), out.data(), n);
+    expect_close("hadamard", out, expected, 1e-5);
+}
+
 }  // namespace
 
 void check_row_ops() {
@@ -112,6 +124,7 @@ void check_row_ops() {
         check_norms(n);
         for (const int64_t half : {int64_t{0}, n / 4, n / 2}) check_rotation(half, n);
     }
+    for (const int64_t n : {16, 32, 48, 64, 80, 96, 128, 256}) check_hadamard(n);
 }
 
 }  // namespace pellucid::check

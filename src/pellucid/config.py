@@ -71,7 +71,10 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     block_size: Annotated[int, _about("Tokens per KV block.", ge=1, le=1024)] = 16
     kv_cache_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16", "int8"],
-        _about("Type of cached keys and values; auto: as --dtype. int8: half of 16 bits' bytes."),
+        _about(
+            "Type of cached keys and values. auto: int8 for the native kernels unless --dtype is"
+            " set, else as --dtype."
+        ),
     ] = "auto"
     num_kv_blocks: Annotated[
         Count | None, _about("Size of the KV pool in blocks; overrides the two memory flags.")

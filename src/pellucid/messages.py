@@ -92,6 +92,7 @@ class EngineInfo(_Message, tag="ready"):
     num_kv_blocks: int
     block_size: int
     kv_block_bytes: int = 0
+    kv_dtype: str = "none"
     weight_bytes: int = 0
     num_parameters: int = 0
     pid: int = 0  # of the process that computes

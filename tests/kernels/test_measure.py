@@ -26,8 +26,8 @@ def test_every_op_is_as_exact_as_its_numbers_allow(monkeypatch: pytest.MonkeyPat
     }
     # Activations of quantised products are int8, those of bfloat16 weights bfloat16.
     allowed = {"int4": 0.02, "int8": 0.02, "bfloat16": 5e-3, "float32": 2e-6}
-    # Attention rounds as its dot products do: not at all, to 16 bits, or to bfloat16.
-    attention = {"float32": 2e-6, "int8": 1e-4, "bfloat16": 5e-3}
+    # Attention rounds as its dot products do: not at all, queries to 8 bits, or to bfloat16.
+    attention = {"float32": 2e-6, "int8": 2e-2, "bfloat16": 5e-3}
     for m in measured:
         assert m.seconds > 0
         error = attention[m.arithmetic] if "attention" in m.op else 2e-6

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pellucid.kernels.int8_heads import hadamard, round_heads, widen_heads
 from pellucid.kernels.interface import KVLayer
 from pellucid.kernels.native import native_layout
-from pellucid.kernels.reference import round_heads
 
 from .programs import Recorder, assert_close, native, run
 
@@ -74,14 +74,17 @@ class Case:
         if self.dtype == torch.int8:
             slots = self.slots(sequence)
             k, v = (
-                part * scales.view(-1, self.groups, 1)[slots].double()
+                hadamard(part.float() * scales.view(-1, self.groups, 1)[slots]).double()
                 for part, scales in zip((k, v), self.pool[2:], strict=True)
             )
         k, v = (part.repeat_interleave(shared, dim=1) for part in (k, v))
         q = self.q[sequence] * self.scale
         if self.dtype == torch.bfloat16 and PAIRS:  # weights are rounded as well
             q = q.bfloat16()
-        q = q.double().view(length, self.heads, self.head_dim)
+        q = q.view(length, self.heads, self.head_dim)
+        if self.dtype == torch.int8 and INT8_DOTS:  # as keys
+            q = widen_heads(*round_heads(q))
+        q = q.double()
         scores = torch.einsum("ihd,jhd->hij", q, k)
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
@@ -92,12 +95,17 @@ class Case:
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         return torch.einsum("hij,jhd->ihd", weights, v).flatten(1)
 
-    @property
-    def tolerance(self) -> float:
-        """Dot products of bf16 round weights to 9 bits, those of int8 round all to 16 bits."""
-        if self.dtype == torch.bfloat16 and PAIRS:
-            return 4e-3
-        return 1e-4 if self.dtype == torch.int8 and INT8_DOTS else 4e-6
+    def check(self, actual: Tensor, expected: Tensor) -> None:
+        """Dot products of bf16 round weights to 9 bits, those of int8 to 16 bits.
+
+        A query that lies between two int8 may be rounded to the other one than expected.
+        """
+        if self.dtype == torch.int8 and INT8_DOTS:
+            assert_close(actual, expected, 5e-3)
+            off = (actual - expected).abs() > 1e-4 * expected.abs().max()
+            assert off.double().mean() < 1e-3
+        else:
+            assert_close(actual, expected, 4e-3 if self.dtype == torch.bfloat16 and PAIRS else 4e-6)
 
     def attend(self, chunks: list[tuple[int, int, int]], threads: int = 2) -> list[Tensor]:
         """Chunks (sequence, first position, end) attend in one step; each chunk's result."""
@@ -164,7 +172,7 @@ def test_whole_sequences(name: str) -> None:
     case = CASES[name]
     chunks = [(s, 0, length) for s, length in enumerate(case.lengths)]
     for s, result in enumerate(case.attend(chunks)):
-        assert_close(result, case.expected(s), case.tolerance)
+        case.check(result, case.expected(s))
 
 
 def test_decoding_and_chunks_in_one_step() -> None:

@@ -291,6 +291,7 @@ def test_info_describes_model_and_memory(model):
     assert (info.model, info.architecture, info.dtype) == ("mine", "llama", "float32")
     assert (info.vocab_size, info.eos_token_ids) == (1000, [0, 5])
     assert (info.num_kv_blocks, info.block_size, info.max_model_len) == (20, 16, 320)
+    assert info.kv_dtype == "float32"
     assert info.kv_block_bytes == 2 * 2 * 16 * 2 * 16 * 4
     per_layer = 48 * (96 + 32 + 32) + 96 * 48 + 3 * 48 * 96 + 2 * 48
     assert info.num_parameters == 2 * 1000 * 48 + 2 * per_layer + 48

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pellucid.config import EngineConfig
 from pellucid.engine.client import ProcessClient
 from pellucid.server.metrics import one_two_five
+from tests.frontend.tiny import ScriptedClient
 from tests.server.live import MODEL, Live, eventually, live
 
 TTFT = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
@@ -219,5 +220,5 @@ def test_both_processes_are_shown() -> None:
 
 
 def test_the_cache_config_tells_the_type_of_the_cache() -> None:
-    with live(kv_cache_dtype="float16") as site:
+    with live(client=ScriptedClient(kv_dtype="float16")) as site:
         assert site.metric("vllm:cache_config_info", cache_dtype="float16") == 1

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.kernels.dispatch import select_ops
+from pellucid.kernels.int8_heads import round_heads
 from pellucid.kernels.interface import (
     AttentionInputs,
     IntegerMatrix,
@@ -29,7 +30,7 @@ from pellucid.kernels.interface import (
 from pellucid.kernels.machine_limits import Limits, measure_limits
 from pellucid.kernels.native import NativeOps, attention_arithmetic, native_layout, thread_team
 from pellucid.kernels.native_weights import NativeWeight, pack_float, pack_integers
-from pellucid.kernels.reference import ReferenceOps, round_heads
+from pellucid.kernels.reference import ReferenceOps
 
 COLD_BYTES = 96 << 20  # of weights or keys and values that a program goes through
 MAX_COPIES = 64

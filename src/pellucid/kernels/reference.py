@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.kernels import reference_attention
+from pellucid.kernels.int8_heads import round_heads
 from pellucid.kernels.interface import AttentionInputs, KVLayer, Matrix, Weight
 
 LOGIT_ROWS = 4096  # of the head, widened at a time: they should stay in the cache
@@ -209,17 +210,6 @@ def compile_row_ops(ops: ReferenceOps) -> None:
     for name in ROW_OPS:
         if getattr(type(ops), name) is getattr(ReferenceOps, name):
             setattr(ops, name, torch.compile(getattr(ops, name), dynamic=True))
-
-
-def round_heads(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Heads [..., D] as int8, to nearest, and their float32 scales [...]: absmax / 127.
-
-    A scale is not finite if a component is not. The floor keeps a zero head's scale from being 0.
-    """
-    wide = x.float()
-    scales = wide.abs().amax(-1).clamp_min(1e-30) / 127
-    rounded = torch.round(wide / scales.unsqueeze(-1))
-    return rounded.nan_to_num(0.0).to(torch.int8), scales
 
 
 def _linear_in_tiles(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

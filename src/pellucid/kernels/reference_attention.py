@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pellucid.kernels.int8_heads import widen_heads
 from pellucid.kernels.interface import AttentionInputs, KVLayer
 from pellucid.kernels.reference_plan import (
     LONG_TILE,
@@ -61,7 +62,7 @@ class Gathered:
         else:
             out.copy_(torch.index_select(flat, 0, rows, out=self._stored[: len(rows)]))
         if scales is not None:
-            out.mul_(scales.flatten().index_select(0, rows).unsqueeze(1))
+            out.copy_(widen_heads(out, scales.flatten().index_select(0, rows)))
         return out.view(-1, PARTITION, head_dim)
 
 

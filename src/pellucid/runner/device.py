@@ -48,11 +48,17 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def pick_kv_dtype(name: str, dtype: torch.dtype, kernels: str) -> torch.dtype:
-    """The dtype of the KV pool; "auto" is `dtype`."""
-    if name == "int8":
+def pick_kv_dtype(name: str, model_dtype: str, device: torch.device, kernels: str) -> torch.dtype:
+    """The dtype of the KV pool.
+
+    "auto" is the model's, but int8 for native kernels if that is "auto", too: they round what goes
+    into products to 8 bits anyway, and most of what limits them is what they read.
+    """
+    if name == "auto" and model_dtype == "auto" and kernels == "native":
         return torch.int8
-    return dtype if name == "auto" else _DTYPES[name]
+    if name == "auto":
+        return pick_dtype(model_dtype, device)
+    return torch.int8 if name == "int8" else _DTYPES[name]
 
 
 def available_memory(device: torch.device) -> int:

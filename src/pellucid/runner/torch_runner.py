@@ -123,7 +123,7 @@ class TorchRunner:
         block_size = config.cache.block_size
         limit = model_len_limit(shape, asked)
         dtype = device_api.pick_kv_dtype(
-            config.cache.kv_cache_dtype, self._dtype, self._model.ops.name
+            config.cache.kv_cache_dtype, config.model.dtype, self.device, self._model.ops.name
         )
         head_bytes = kv_head_bytes(shape.head_dim, dtype)
         block_bytes = kv_block_bytes(shape, block_size, head_bytes)
@@ -161,6 +161,7 @@ class TorchRunner:
             num_kv_blocks=self._capacity.num_blocks,
             block_size=self._capacity.block_size,
             kv_block_bytes=self._capacity.block_bytes,
+            kv_dtype=str(self._kv[0].k.dtype).removeprefix("torch."),
             weight_bytes=ops.weight_bytes or num_parameters * self._dtype.itemsize,
             num_parameters=num_parameters,
             hidden_size=shape.hidden_size,

@@ -227,7 +227,7 @@ class Metrics:
             "block_size": str(info.block_size),
             "num_gpu_blocks": str(info.num_kv_blocks),  # vLLM's name on every device
             "enable_prefix_caching": str(cache.prefix_caching),
-            "cache_dtype": info.dtype if cache.kv_cache_dtype == "auto" else cache.kv_cache_dtype,
+            "cache_dtype": info.kv_dtype,
         }
         gauge = Gauge(
             "vllm:cache_config_info",

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pellucid.kernels.int8_heads import round_heads
 from pellucid.kernels.interface import AttentionInputs, KVLayer
-from pellucid.kernels.reference import ReferenceOps, round_heads
+from pellucid.kernels.reference import ReferenceOps
 from tests.kernels.paged import Pool
 from tests.kernels.test_reference_attention import Case
 

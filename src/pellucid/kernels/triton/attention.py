@@ -32,6 +32,8 @@ writes and reads (D + 2) float32 per row and partition, 1/64 of that for 4 heads
 import triton
 import triton.language as tl
 
+from pellucid.kernels.triton.hadamard import hadamard_matrix
+
 PARTITION = tl.constexpr(256)
 BLOCK = tl.constexpr(64)  # positions at a time; divides PARTITION
 MASKED = tl.constexpr(-1e30)
@@ -52,13 +54,20 @@ def merged(m, total, out, part_m, part_total, part_out):
 def load_heads(
     pool, scales, place, seen, column, head_dim, DTYPE: tl.constexpr, INT8: tl.constexpr
 ):
-    """Heads of the pool at `place` [BLOCK] -> [BLOCK, BLOCK_DIM] in DTYPE."""
+    """Heads of the pool at `place` [BLOCK] -> [BLOCK, BLOCK_DIM] in DTYPE; INT8: transformed."""
     mask = seen[:, None] & (column < head_dim)[None, :]
     rows = tl.load(pool + place[:, None] * head_dim + column[None, :], mask=mask, other=0)
     if INT8:
         scale = tl.load(scales + place, mask=seen, other=0.0)
         rows = rows.to(tl.float32) * scale[:, None]
     return rows.to(DTYPE)
+
+
+@triton.jit
+def transformed(heads, head_dim, BLOCK_DIM: tl.constexpr):
+    """Heads [ROWS, BLOCK_DIM] as an int8 pool has them, or back from that; float32."""
+    matrix = hadamard_matrix(head_dim, BLOCK_DIM)
+    return tl.dot(heads.to(tl.float32), matrix, input_precision="ieee")
 
 
 @triton.jit
@@ -198,7 +207,10 @@ def attention_kernel(
     token, places, mask = rows_of_tile(
         tile, row, column, kv_head, num_kv_heads, shared, head_dim, ROWS
     )
-    queries = tl.load(q + places, mask=mask, other=0.0).to(DTYPE)
+    queries = tl.load(q + places, mask=mask, other=0.0)
+    if INT8:
+        queries = transformed(queries, head_dim, BLOCK_DIM)
+    queries = queries.to(DTYPE)
     position = first_position + tl.minimum(tl.maximum(token, 0), tokens - 1)
     table = block_tables + sequence.to(tl.int64) * width
 
@@ -244,8 +256,10 @@ def attention_kernel(
             tl.store(part_total + line, total)
             tl.store(part_out + line[:, None] * BLOCK_DIM + column[None, :], values)
     else:
-        result = (values / total[:, None]).to(out.dtype.element_ty)
-        tl.store(out + places, result, mask=mask)
+        result = values / total[:, None]
+        if INT8:
+            result = transformed(result, head_dim, BLOCK_DIM)
+        tl.store(out + places, result.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["parts"])
@@ -262,6 +276,7 @@ def merge_kernel(
     window,
     ROWS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    INT8: tl.constexpr,
     WINDOW: tl.constexpr,
 ):
     """Grid (tiles, G)."""
@@ -283,5 +298,7 @@ def merge_kernel(
         m, total, values = merged(m, total, values, more_m, more_total, more_values)
 
     _, places, mask = rows_of_tile(tile, row, column, kv_head, num_kv_heads, shared, head_dim, ROWS)
-    result = (values / total[:, None]).to(out.dtype.element_ty)
-    tl.store(out + places, result, mask=mask)
+    result = values / total[:, None]
+    if INT8:
+        result = transformed(result, head_dim, BLOCK_DIM)
+    tl.store(out + places, result.to(out.dtype.element_ty), mask=mask)

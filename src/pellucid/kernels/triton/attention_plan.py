@@ -191,5 +191,6 @@ def _attend_tiles(
             *(parts, num_kv_heads, shared, head_dim, width),
             ROWS=rows,
             BLOCK_DIM=block_dim,
+            INT8=kv.k_scale is not None,
             WINDOW=window is not None,
         )

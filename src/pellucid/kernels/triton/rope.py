@@ -10,7 +10,8 @@ head of k and copy that of v, and store both at the token's slot: a slot is a ro
 * block_size + offset. Everything comes from memory once (a component's partner from the cache) and
 goes there once. Apart, the rotated k would be written and read again, and v take its own launch.
 
-An int8 pool has a scale per slot and head, absmax / 127, found while the head is in registers.
+An int8 pool has a scale per slot and head, absmax / 127, found while the head is in registers; what
+is rounded is the head's Hadamard transform.
 """
 
 import torch
@@ -19,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pellucid.kernels.interface import AttentionInputs, KVLayer
+from pellucid.kernels.triton.hadamard import hadamard_matrix
 
 # Adding and subtracting 1.5 * 2^23 rounds a float32 below 2^22 to the nearest integer, ties to
 # even, as torch.round does.
@@ -40,11 +42,13 @@ def rotated_head(head, cos, sin, column, inside, half):
 
 
 @triton.jit
-def store_head(x, pool, scales, place, head_dim, column, inside, INT8: tl.constexpr):
+def store_head(
+    x, pool, scales, place, head_dim, column, inside, INT8: tl.constexpr, BLOCK: tl.constexpr
+):
     """Store a head at `place`, a row of the pool seen as [slots * G, D]."""
     target = pool + place * head_dim + column
     if INT8:
-        wide = x.to(tl.float32)
+        wide = tl.sum(x.to(tl.float32)[:, None] * hadamard_matrix(head_dim, BLOCK), axis=0)
         # The sum is 0, or NaN where a component is not finite: then so is the scale.
         largest = tl.maximum(tl.max(tl.abs(wide), axis=0), 1e-30) + tl.sum(wide * 0.0, axis=0)
         scale = tl.div_rn(largest, 127.0)
@@ -95,9 +99,9 @@ def rope_and_write_kv_kernel(
         place = tl.load(slot_mapping + token) * num_kv_heads + head
         source = k + token * k_stride + head * head_dim
         turned = rotated_head(source, here_cos, here_sin, column, inside, half)
-        store_head(turned, k_pool, k_scales, place, head_dim, column, inside, INT8)
+        store_head(turned, k_pool, k_scales, place, head_dim, column, inside, INT8, BLOCK)
         value = tl.load(v + token * v_stride + head * head_dim + column, mask=inside, other=0.0)
-        store_head(value, v_pool, v_scales, place, head_dim, column, inside, INT8)
+        store_head(value, v_pool, v_scales, place, head_dim, column, inside, INT8, BLOCK)
 
 
 def rope_and_write_kv(

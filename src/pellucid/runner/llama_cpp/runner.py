@@ -87,6 +87,7 @@ class LlamaCppRunner:
             num_kv_blocks=self._capacity.num_blocks,
             block_size=size,
             kv_block_bytes=self._capacity.block_bytes,
+            kv_dtype=_cell_type(config.cache),
             weight_bytes=model.num_bytes,
             num_parameters=model.num_parameters,
             hidden_size=model.hidden_size,
