@@ -24,13 +24,8 @@ inline void quantize_block(const float* x, uint32_t kept, QuantBlock& out) {
     out.scale = is_zero ? 0.0f : absmax / 127.0f;
     const Float inverse = spread(is_zero ? 0.0f : 127.0f / absmax);
 
-    Int sum[2] = {spread(0), spread(0)};
-    for (int i = 0; i < kVectors; ++i) {
-        const Int rounded = round_to_int(mul(values[i], inverse));
-        store_int8(out.q + i * kLanes, rounded);
-        sum[i * kLanes / 16] = add(sum[i * kLanes / 16], rounded);
-    }
-    for (int half = 0; half < 2; ++half) out.sum16[half] = static_cast<int16_t>(sum_of_lanes(sum[half]));
+    for (int i = 0; i < kVectors; ++i) store_int8(out.q + i * kLanes, round_to_int(mul(values[i], inverse)));
+    for (int half = 0; half < 2; ++half) out.sum16[half] = static_cast<int16_t>(sum_of_16(out.q + 16 * half));
     out.scaled_sum = out.scale * static_cast<float>(out.sum16[0] + out.sum16[1]);
 }
 

@@ -39,7 +39,7 @@ void to_float16_row(const float* x, uint16_t* out, int64_t n) {
     });
 }
 
-// A zero head has the scale that keeps 0 / scale a number. 0 * x is NaN if x is not finite.
+// 0 * x is NaN if x is not finite. The floor keeps the scale of a zero head, and what it is divided by, numbers.
 void to_int8_row(const float* x, int8_t* out, float* scale, int64_t n) {
     Float largest = spread(1e-30f), poison = spread(0.0f);
     for_vectors(n, [&](int64_t i, int count) {
@@ -47,11 +47,12 @@ void to_int8_row(const float* x, int8_t* out, float* scale, int64_t n) {
         largest = max(largest, abs(v));
         poison = fma(v, spread(0.0f), poison);
     });
-    *scale = max_of_lanes(largest) / 127.0f + sum_of_lanes(poison);
-    const Float divisor = spread(*scale);
+    const float absmax = max_of_lanes(largest);
+    *scale = absmax / 127.0f + sum_of_lanes(poison);
+    const Float inverse = spread(127.0f / absmax);
     for_vectors(n, [&](int64_t i, int count) {
         int8_t bytes[kLanes];
-        store_int8(bytes, round_to_int(div(load_up_to(x + i, count), divisor)));
+        store_int8(bytes, round_to_int(mul(load_up_to(x + i, count), inverse)));
         __builtin_memcpy(out + i, bytes, static_cast<size_t>(count));
     });
 }

@@ -94,6 +94,12 @@ inline Float where(uint32_t bits, Float v) {
     return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, own)));
 }
 inline Int round_to_int(Float v) { return _mm256_cvtps_epi32(v); }
+inline int32_t sum_of_16(const int8_t* p) {
+    // Differences to 0 are added up of unsigned bytes: each counts 128 more than it is.
+    const __m128i bytes = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), _mm_set1_epi8(-128));
+    const __m128i halves = _mm_sad_epu8(bytes, _mm_setzero_si128());
+    return _mm_cvtsi128_si32(halves) + _mm_extract_epi16(halves, 4) - 16 * 128;
+}
 inline void store_int8(int8_t* p, Int v) {
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));

@@ -66,6 +66,12 @@ inline Int dot8bit(Int sum, Int w, Int x) { return _mm512_dpbusd_epi32(sum, w, x
 // v in lanes whose bit is set, 0 in the others.
 inline Float where(uint32_t bits, Float v) { return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), v); }
 inline Int round_to_int(Float v) { return _mm512_cvtps_epi32(v); }
+inline int32_t sum_of_16(const int8_t* p) {
+    // Differences to 0 are added up of unsigned bytes: each counts 128 more than it is.
+    const __m128i bytes = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), _mm_set1_epi8(-128));
+    const __m128i halves = _mm_sad_epu8(bytes, _mm_setzero_si128());
+    return _mm_cvtsi128_si32(halves) + _mm_extract_epi16(halves, 4) - 16 * 128;
+}
 inline void store_int8(int8_t* p, Int v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v)); }
 inline Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
 inline int32_t sum_of_lanes(Int v) { return _mm512_reduce_add_epi32(v); }

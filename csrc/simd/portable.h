@@ -146,6 +146,11 @@ inline Int round_to_int(Float v) {
     for (int i = 0; i < kLanes; ++i) r[i] = static_cast<int32_t>(std::nearbyint(v[i]));
     return r;
 }
+inline int32_t sum_of_16(const int8_t* p) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; ++i) sum += p[i];
+    return sum;
+}
 inline void store_int8(int8_t* p, Int v) {
     for (int i = 0; i < kLanes; ++i) {
         const int32_t x = v[i];
