@@ -72,8 +72,8 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     kv_cache_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16", "int8"],
         _about(
-            "Type of cached keys and values. auto: int8 for the native kernels unless --dtype is"
-            " set, else as --dtype."
+            "Type of cached keys and values. auto: int8 for the native kernels where the model's"
+            " keys allow it and --dtype is not set, else as --dtype."
         ),
     ] = "auto"
     num_kv_blocks: Annotated[

@@ -71,18 +71,18 @@ def test_auto_dtype_is_bfloat16_exactly_where_the_cpu_computes_in_it(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("name", "model", "kernels", "dtype"),
+    ("name", "model", "kernels", "plain_keys", "dtype"),
     [
-        ("auto", "auto", "native", torch.int8),
-        ("auto", "float32", "native", torch.float32),  # who asks for the model's means all of it
-        ("auto", "bfloat16", "reference", torch.bfloat16),
-        ("float16", "auto", "native", torch.float16),
-        ("int8", "float32", "reference", torch.int8),
+        ("auto", "auto", "native", True, torch.int8),
+        ("auto", "auto", "native", False, device.pick_dtype("auto", CPU)),
+        ("auto", "auto", "reference", True, device.pick_dtype("auto", CPU)),
+        ("auto", "float32", "native", True, torch.float32),  # who asks for a type means all of it
+        ("float16", "auto", "native", True, torch.float16),
+        ("int8", "float32", "reference", False, torch.int8),
     ],
 )
-def test_keys_and_values_are_int8_where_nobody_says_otherwise(name, model, kernels, dtype):
-    assert device.pick_kv_dtype(name, model, CPU, kernels) is dtype
-    assert device.pick_kv_dtype("auto", "auto", CPU, "reference") is device.pick_dtype("auto", CPU)
+def test_keys_and_values_are_int8_where_that_does(name, model, kernels, plain_keys, dtype):
+    assert device.pick_kv_dtype(name, model, CPU, kernels, plain_keys) is dtype
 
 
 def test_a_gpu_that_is_not_here_is_named(monkeypatch):

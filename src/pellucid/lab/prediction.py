@@ -43,7 +43,7 @@ def predict(subject: Subject, config: EngineConfig) -> Prediction:
     kernels = select_ops(config.runner.kernels, device, shape.head_dim).name
     dtype = device_api.pick_dtype(config.model.dtype, device)
     kv_dtype = device_api.pick_kv_dtype(
-        config.cache.kv_cache_dtype, config.model.dtype, device, kernels
+        config.cache.kv_cache_dtype, config.model.dtype, device, kernels, shape.plain_keys
     )
     block = kv_block_bytes(shape, config.cache.block_size, kv_head_bytes(shape.head_dim, kv_dtype))
     native = kernels == "native"

@@ -84,5 +84,10 @@ class ModelConfig:
         return self.sliding_window
 
     @property
+    def plain_keys(self) -> bool:
+        """Keys are what a projection gives: no bias or norm makes them large and alike."""
+        return not (self.attention_bias or self.qk_norm)
+
+    @property
     def scale(self) -> float:
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale

@@ -48,13 +48,16 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def pick_kv_dtype(name: str, model_dtype: str, device: torch.device, kernels: str) -> torch.dtype:
+def pick_kv_dtype(
+    name: str, model_dtype: str, device: torch.device, kernels: str, plain_keys: bool
+) -> torch.dtype:
     """The dtype of the KV pool.
 
-    "auto" is the model's, but int8 for native kernels if that is "auto", too: they round what goes
-    into products to 8 bits anyway, and most of what limits them is what they read.
+    "auto" is the model's, but int8 for native kernels if that is "auto", too, and the model's keys
+    are such that 8 bits do (`ModelConfig.plain_keys`): native kernels round what goes into products
+    to 8 bits anyway, and are limited by what they read.
     """
-    if name == "auto" and model_dtype == "auto" and kernels == "native":
+    if name == "auto" and model_dtype == "auto" and kernels == "native" and plain_keys:
         return torch.int8
     if name == "auto":
         return pick_dtype(model_dtype, device)
