@@ -37,8 +37,10 @@ class Parrot(ScriptedClient):
     Without a pause between the steps the server finds all of an answer at once.
     """
 
-    def __init__(self, text: str, end: FinishReason = "stop", pause: float = 0.0) -> None:
-        super().__init__(max_model_len=4096, num_kv_blocks=1024)
+    def __init__(
+        self, text: str, end: FinishReason = "stop", pause: float = 0.0, **info: Any
+    ) -> None:
+        super().__init__(max_model_len=4096, num_kv_blocks=1024, **info)
         self._tokens = tiny_text().tokenizer.encode(text)
         if end == "stop":
             self._tokens.append(EOS)

@@ -48,11 +48,13 @@ async def open_chat(
     *,
     kind: str = "chatcmpl",
     prompt: list[int] | None = None,
+    thinking_budget: int | None = None,
 ) -> ChatJob:
     """Hand a conversation to the engine; `kind` begins the id that the client sees.
 
     `body` has passed `Service.check`; `prompt` is what `prompt_ids` made of it, if it was asked
-    before. Whoever opens a job closes it.
+    before. With a `thinking_budget` the answer begins with thoughts of at most so many tokens, if
+    the model thinks. Whoever opens a job closes it.
 
     Raises:
         BadRequest: a field is wrong, contradicts another, or asks for what cannot be kept.
@@ -60,7 +62,7 @@ async def open_chat(
     """
     tools = toolbox(service, body)
     ids = await _prompt(service, body, tools) if prompt is None else prompt
-    form = answer_form(service, tools, ids)
+    form = answer_form(service, tools, ids, thinking_budget)
     if body.reasoning_effort == "none" and form.opening is Opening.THINKING:
         raise invalid("reasoning_effort", "must not be none: this model always thinks")
     with _limit_named(body):

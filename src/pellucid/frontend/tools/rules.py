@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pellucid.frontend.tools.base import Tool, compact_json
 from pellucid.grammar.source import json_rule, literal
@@ -27,6 +27,13 @@ def prose_until(marker: str, behind: str) -> str:
     # A marker of text has to end the prose before it; a special token is no text.
     head = "head" if marker.startswith("<[") else "head[lazy]"
     return f"prose_or_calls: PROSE | head {behind}\n{head}: PROSE {marker}\nPROSE: /(.|\\n)*/\n"
+
+
+def any_text(markers: Iterable[str]) -> str:
+    """`any`: any text, with those of `markers` in it that are special tokens."""
+    special = [marker for marker in markers if marker.startswith("<[")]
+    more = f"(({' | '.join(special)}) PROSE)*" if special else ""
+    return f"any: PROSE {more}\nPROSE: /(.|\\n)*/\n"
 
 
 def prose_unless(opening: str, calls: str) -> str:
