@@ -101,7 +101,7 @@ def _limit_named(body: ChatRequest) -> Iterator[None]:
 async def _prompt(service: Service, body: ChatRequest, tools: Toolbox | None) -> str | list[int]:
     messages = template_messages(conversation(body))
     messages, told = tool_messages(service, messages, body.tools if tools else None)
-    options = template_options(body, service.llm.text.chat_template) | told
+    options = template_options(service, body) | told
     if body.add_special_tokens:  # besides those that the template writes
         return service.llm.text.render_chat(messages, **options)
     return await service.llm.chat_prompt(messages, **options)
