@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pellucid.frontend.reasoning.base import BEGIN, END
-from pellucid.grammar.source import regex_terminal
+from pellucid.grammar.source import ANYTHING, regex_terminal, text_unlike
 
-_ANY = "(.|\n)*"
 _SPACE = "SPACE: /\\s*/\n"
+_WITH_END = ANYTHING + END + ANYTHING
 
 
 def thought_rules(end: str) -> str:
     """`thought`: any text up to `end`, a string or token, and with it; and `SPACE` to follow it."""
-    # A marker of text has to end the thought before it; a special token is no text.
-    lazy = "" if end.startswith("<[") else "[lazy]"
-    return f"thought{lazy}: THOUGHT {end}\nTHOUGHT: {regex_terminal(_ANY)}\n{_SPACE}"
+    if end.startswith("<["):  # which is the one way to write it
+        return f"thought: THOUGHT {end}\nTHOUGHT: {text_unlike(_WITH_END)}\n{_SPACE}"
+    return f"thought[lazy]: THOUGHT {end}\nTHOUGHT: {regex_terminal(ANYTHING)}\n{_SPACE}"
 
 
 def bounded_thought_rules(
@@ -33,6 +33,6 @@ def bounded_thought_rules(
     return (
         f"thought: {first}within <[{end}]>\n"
         f"within[max_tokens={budget}]: THOUGHT\n"
-        f"THOUGHT: {regex_terminal(opening + _ANY)} & ~{regex_terminal(_ANY + END + _ANY)}\n"
+        f"THOUGHT: {text_unlike(_WITH_END, like=opening + ANYTHING)}\n"
         f"{_SPACE}"
     )

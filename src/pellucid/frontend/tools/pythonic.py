@@ -47,7 +47,7 @@ class Pythonic:
         return "\n".join(lines) + "\n"
 
     def prose_rules(self, marker: Marker) -> str:
-        return prose_unless("[", "calls")
+        return prose_unless(("[",), "calls")
 
     def call_id(self) -> str:
         return random_id("call_", 24)
