@@ -259,6 +259,16 @@ def test_a_budget_ends_the_thoughts(
     assert 1 <= behind < (400 if form in ("json", "any") else 5)  # white space is drawn, too
 
 
+def test_a_budget_is_not_for_an_answer_that_goes_on_behind_its_thoughts() -> None:
+    thinking: Any = {"type": "enabled", "budget_tokens": 1024}
+    with telling(reasoning="deepseek_r1") as told:
+        asked = told.request(thinking=thinking, max_tokens=2000)
+        assert asked.sampling.grammar is not None
+        begun = [USER, turn("assistant", text("It is"))]
+        asked = told.request(thinking=thinking, max_tokens=2000, messages=begun)
+        assert asked.sampling.grammar is None
+
+
 def test_a_budget_that_cannot_be_kept_is_refused() -> None:
     thinking: Any = {"type": "enabled", "budget_tokens": 1024}
     with live(ServerConfig(reasoning_parser="qwen3"), runner={"max_model_len": 4096}) as site:

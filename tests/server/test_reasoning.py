@@ -184,6 +184,28 @@ def test_thoughts_can_be_left_out() -> None:
         assert message == {"role": "assistant", "content": "Because.", "refusal": None}
 
 
+@pytest.mark.parametrize("parser", ["qwen3", "deepseek_r1"])
+@pytest.mark.parametrize(
+    ("begun", "said", "thought", "content"),
+    [
+        ("It is", " so.", None, " so."),
+        ("<think>Hm", ", yes.</think>So.", ", yes.", "So."),
+        ("<think>Hm.</think>It is", " so.", None, " so."),
+    ],
+)
+def test_an_answer_that_has_begun_goes_on(
+    parser: str, begun: str, said: str, thought: str | None, content: str
+) -> None:
+    earlier = {"role": "assistant", "content": begun}
+    with saying(said, parser) as site:
+        fields: Any = {"messages": [USER, earlier], "continue_final_message": True}
+        answer = site.post("/v1/chat/completions", **fields).json()
+    message = answer["choices"][0]["message"]
+    assert (message.get("reasoning"), message["content"]) == (thought, content)
+    counted = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert bool(counted) == bool(thought)
+
+
 def test_earlier_thoughts_and_calls_may_be_sent_back() -> None:
     with saying("Fine.") as site:
         call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}

@@ -8,7 +8,7 @@ import msgspec
 
 from pellucid.errors import BadRequest
 from pellucid.frontend.reasoning import reasoning_format
-from pellucid.frontend.reasoning.base import BEGIN, END, Opening
+from pellucid.frontend.reasoning.base import BEGIN, END, Opening, opening_behind
 from pellucid.frontend.reasoning.rules import bounded_thought_rules, thought_rules
 from pellucid.frontend.structured import grammar_of_parts, source_of
 from pellucid.frontend.tools.rules import any_text
@@ -52,16 +52,21 @@ def answer_form(
     service: Service,
     toolbox: Toolbox | None,
     prompt: str | list[int],
+    *,
+    begun: str = "",
     thinking_budget: int | None = None,
 ) -> AnswerForm:
-    """The form of an answer to a rendered prompt."""
+    """The form of an answer to a rendered prompt, which ends with `begun` of the answer itself."""
     name = service.config.reasoning_parser
     if name == "none":
         return AnswerForm(toolbox)
-    tail = prompt
-    if not isinstance(tail, str):
-        tail = service.llm.decode(tail[-PROMPT_TAIL:], skip_special_tokens=False)
-    opening = reasoning_format(name).opening(tail)
+    if begun.strip():
+        opening = opening_behind(begun)
+    else:
+        tail = prompt
+        if not isinstance(tail, str):
+            tail = service.llm.decode(tail[-PROMPT_TAIL:], skip_special_tokens=False)
+        opening = reasoning_format(name).opening(tail)
     return AnswerForm(toolbox, opening, None if opening is Opening.ANSWER else thinking_budget)
 
 

@@ -12,7 +12,12 @@ from pellucid.errors import BadRequest
 from pellucid.frontend.reasoning.base import Opening
 from pellucid.server.answer_form import AnswerForm, answer_form, answer_params
 from pellucid.server.answer_parts import AnswerParts
-from pellucid.server.conversation import conversation, template_messages, template_options
+from pellucid.server.conversation import (
+    begun_answer,
+    conversation,
+    template_messages,
+    template_options,
+)
 from pellucid.server.job import Job
 from pellucid.server.params import invalid
 from pellucid.server.protocol import ChatRequest
@@ -62,7 +67,9 @@ async def open_chat(
     """
     tools = toolbox(service, body)
     ids = await _prompt(service, body, tools) if prompt is None else prompt
-    form = answer_form(service, tools, ids, thinking_budget)
+    form = answer_form(
+        service, tools, ids, begun=begun_answer(body), thinking_budget=thinking_budget
+    )
     if body.reasoning_effort == "none" and form.opening is Opening.THINKING:
         raise invalid("reasoning_effort", "must not be none: this model always thinks")
     with _limit_named(body):

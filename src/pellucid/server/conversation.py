@@ -33,6 +33,12 @@ def conversation(body: ChatRequest) -> list[Message]:
     return body.messages
 
 
+def begun_answer(body: ChatRequest) -> str:
+    """What the request has of the answer already. Raises BadRequest as `conversation` does."""
+    last = conversation(body)[-1]
+    return text_of(last) if body.continue_final_message and last.role == "assistant" else ""
+
+
 def check_messages(messages: list[Message]) -> None:
     """Raises BadRequest for fields that do not suit their message's role."""
     for i, message in enumerate(messages):
