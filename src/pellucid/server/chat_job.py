@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 from starlette.requests import Request
 
-from pellucid.errors import BadRequest
 from pellucid.frontend.reasoning.base import Opening
 from pellucid.server.answer_form import AnswerForm, answer_form, answer_params
 from pellucid.server.answer_parts import AnswerParts
@@ -19,10 +16,13 @@ from pellucid.server.conversation import (
     template_options,
 )
 from pellucid.server.job import Job
+from pellucid.server.own_names import compiled, own_names
 from pellucid.server.params import invalid
 from pellucid.server.protocol import ChatRequest
 from pellucid.server.service import Service
 from pellucid.server.tools import Toolbox, tool_messages, toolbox
+
+_NEWER = compiled({r"\bmax_tokens\b": "max_completion_tokens"})
 
 
 class ChatJob:
@@ -72,7 +72,8 @@ async def open_chat(
     )
     if body.reasoning_effort == "none" and form.opening is Opening.THINKING:
         raise invalid("reasoning_effort", "must not be none: this model always thinks")
-    with _limit_named(body):
+    is_newer = body.max_completion_tokens is not None and body.max_tokens is None
+    with own_names(_NEWER if is_newer else ()):
         job = await service.open(
             request,
             body,
@@ -90,19 +91,6 @@ async def prompt_ids(service: Service, body: ChatRequest) -> list[int]:
     if isinstance(prompt, str):
         return await service.tokenize(prompt, add_special_tokens=True)
     return prompt
-
-
-@contextmanager
-def _limit_named(body: ChatRequest) -> Iterator[None]:
-    """Lets errors about the answer's length name the field that the request has it in."""
-    try:
-        yield
-    except BadRequest as error:
-        given = body.max_completion_tokens is not None and body.max_tokens is None
-        if error.param == "max_tokens" and given:
-            error.param = "max_completion_tokens"
-            error.message = error.message.replace("max_tokens", error.param)
-        raise
 
 
 async def _prompt(service: Service, body: ChatRequest, tools: Toolbox | None) -> str | list[int]:
