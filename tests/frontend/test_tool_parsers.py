@@ -183,6 +183,22 @@ def test_text_beside_a_grammar_of_calls_cannot_begin_like_one(name: str, opening
             rules.matcher([*text.encode(), *b"x"])
 
 
+@pytest.mark.parametrize("name", TOOL_FORMATS)
+def test_a_tool_that_says_nothing_of_its_arguments_takes_any(name: str) -> None:
+    form = tool_format(name)
+    marker = {text: literal(text) for text in form.markers}
+    tools = [Tool("none", {"type": "object", "additionalProperties": False})]
+    tools.append(Tool("any", {"type": "object"}))
+    rules = "start: calls\n" + form.calls_rules(tools, parallel=True, marker=marker)
+    tokens = [bytes([i]) for i in range(256)] + [b"<eos>"]
+    grammar = GrammarCompiler(tokens, [256], [256], 257).compile(from_grammar(rules))
+    calls = [("any", {}), ("any", {"a": 1}), ("none", {}), ("any", {"a": [1, "x"], "b_2": None})]
+    text = form.spell(calls).replace("'", '"').replace("None", "null")
+    grammar.matcher([*text.encode(), 256])
+    with pytest.raises(GrammarError):
+        grammar.matcher([*form.spell([("none", {"a": 1})]).encode()])
+
+
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("name", TOOL_FORMATS)
 @given(parts=st.lists(FRAGMENTS, max_size=8))
