@@ -6,7 +6,7 @@ compiled module and a tokenizer:
     PYTHONPATH=src python -m benchmarks.offline --shape llama3-8b --json out.json \\
         device=cuda kernels=triton cuda_graphs=true input_len=512 output_len=128 batch_size=64
 
-Settings are those of `config.py` and of the workload (`bench/settings.py`), by name.
+Settings are those of `config/` and of the workload (`bench/settings.py`), by name.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from pellucid.config import EngineConfig
 from pellucid.engine.ahead import create_core
 from pellucid.engine.core import EngineCore
 from pellucid.kernels.interface import IntegerMatrix
-from pellucid.kernels.measure import Shapes
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.kernels.shapes import Shapes
 from pellucid.load.files import ModelFiles
 from pellucid.messages import AddRequest, pack_tokens
 from pellucid.models.config import ModelConfig

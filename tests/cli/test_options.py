@@ -19,7 +19,7 @@ from pellucid.errors import ConfigError
 CONFIGS = (EngineConfig, ServerConfig, GatewayConfig)
 ALL = [setting for config in CONFIGS for setting in settings_of(config)]
 
-# A valid value other than the default, as text, and as config.py's type.
+# A valid value other than the default, as text, and as its field's type.
 VALUES: dict[str, tuple[str, Any]] = {
     "model": ("other", "other"),
     "dtype": ("float32", "float32"),

@@ -72,10 +72,9 @@ def test_both_clients_give_the_same_answers(
 def test_a_killed_engine_ends_the_stream_within_two_seconds() -> None:
     async def run() -> None:
         client = ProcessClient(CONFIG)
-        await client.start()
+        info = await client.start()
         client.send(message("a", [1], max_tokens=8000))
-        assert client.pid is not None
-        os.kill(client.pid, signal.SIGKILL)
+        os.kill(info.pid, signal.SIGKILL)
         with pytest.raises(EngineDead, match="exit status -9"):
             await asyncio.wait_for(exhaust(client), timeout=2)
         assert not client.alive
@@ -97,8 +96,8 @@ def test_a_setting_the_engine_refuses_is_told_as_such() -> None:
 def test_the_link_has_no_name_that_others_could_connect_to() -> None:
     async def run() -> None:
         client = ProcessClient(CONFIG)
-        await client.start()
-        engine = psutil.Process(client.pid)
+        info = await client.start()
+        engine = psutil.Process(info.pid)
         assert engine.net_connections("inet") == []
         (link,) = engine.net_connections("unix")
         assert not link.laddr

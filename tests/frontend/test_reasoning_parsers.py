@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.frontend.reasoning import REASONING_FORMATS, reasoning_format
 from pellucid.frontend.reasoning.base import Opening, ReasoningParser
+from pellucid.frontend.reasoning.rules import bounded_thought_rules
+from pellucid.frontend.structured import grammar_of_parts
+from pellucid.frontend.tools.rules import any_text
+from pellucid.grammar.compiler import GrammarCompiler, Matcher, bitmask_words
 
 
 def read(opening: Opening, pieces: list[str]) -> tuple[str, str]:
@@ -59,3 +66,54 @@ def test_a_thought_that_the_prompt_has_closed_is_over(name: str) -> None:
 def test_only_qwen_may_answer_without_thinking() -> None:
     assert reasoning_format("qwen3").opening("assistant\n") is Opening.MAYBE
     assert reasoning_format("deepseek_r1").opening("assistant\n") is Opening.THINKING
+
+
+# ---- budgets
+
+PIECES = ["hello", "</thi", "nk>x", "x<", "></", "\n</think>\n", "<think>", "<think>x", "</think>"]
+TEXT = [chr(i) for i in range(128)] + PIECES
+TOKENS = [*TEXT, "<tool>", "<eos>"]
+BEGIN, END, TOOL, EOS = map(TOKENS.index, ("<think>", "</think>", "<tool>", "<eos>"))
+BUDGET = 5
+
+
+@cache
+def compiler(*special: int) -> GrammarCompiler:
+    tokens = [token.encode() for token in TOKENS]
+    return GrammarCompiler(tokens, [TOOL, EOS, *special], [EOS], len(TOKENS))
+
+
+def allowed(matcher: Matcher) -> set[int]:
+    mask = np.zeros(bitmask_words(len(TOKENS)), np.uint32)
+    matcher.fill(mask)
+    return set(np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0].tolist())
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("special", [(), (BEGIN, END)], ids=["text", "special"])
+@given(choices=st.lists(st.integers(0, 19), min_size=BUDGET, max_size=BUDGET))
+def test_a_budget_ends_the_thoughts_and_forbids_nothing_else(
+    special: tuple[int, ...], begins: bool, choices: list[int]
+) -> None:
+    begin = BEGIN if special else None
+    thought = "thought SPACE", bounded_thought_rules(END, BUDGET, begin=begin, begins=begins)
+    grammar = grammar_of_parts(thought, "any", any_text([f"<[{TOOL}]>", '"text"']), None)
+    matcher = compiler(*special).compile(grammar).matcher()
+    text, num_tokens = "", 0
+    if begins:
+        assert BEGIN in allowed(matcher)
+        assert all("<think>".startswith(TOKENS[i][:7]) for i in allowed(matcher))
+        matcher.accept([BEGIN])
+        num_tokens = 0 if special else 1
+    while num_tokens < BUDGET:
+        able = {i for i in range(len(TEXT)) if "</think>" not in text + TEXT[i]} - {*special}
+        assert allowed(matcher) == able | {END}
+        token = sorted(able, reverse=True)[choices[num_tokens]]
+        matcher.accept([token])
+        text += TOKENS[token]
+        num_tokens += 1
+    assert allowed(matcher) == {END}
+    matcher.accept([END])
+    for _ in range(BUDGET + 1):
+        assert allowed(matcher) == set(range(len(TOKENS))) - {*special}
+        matcher.accept([TOOL])

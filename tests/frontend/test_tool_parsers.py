@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.frontend.tools import TOOL_FORMATS, detect_tool_format, tool_format
-from pellucid.frontend.tools.base import CallArguments, CallBegin, Content, Piece
-from pellucid.grammar.compiler import GrammarCompiler
+from pellucid.frontend.tools.base import CallArguments, CallBegin, Content, Piece, Tool
+from pellucid.grammar.compiler import Grammar, GrammarCompiler
 from pellucid.grammar.errors import GrammarError
+from pellucid.grammar.source import from_grammar, literal
 
 Call = tuple[str, str]
 
@@ -146,18 +148,72 @@ def test_text_without_a_call_is_never_lost(name: str, parts: list[str]) -> None:
         assert hidden.strip() == shown.strip()
 
 
+MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>")
+EOS = 256 + len(MARKERS)
+
+
+@cache
+def grammar(name: str, *, special: bool) -> Grammar:
+    """Any text, or calls of a function `only` without arguments; by bytes, and tokens of MARKERS.
+
+    Those are control tokens if the format's markers are `special`.
+    """
+    form = tool_format(name)
+    marker = {
+        text: f"<[{256 + MARKERS.index(text)}]>" if special else literal(text)
+        for text in form.markers
+    }
+    tool = Tool("only", {"type": "object", "properties": {}, "additionalProperties": False})
+    rules = "start: prose_or_calls\n" + form.prose_rules(marker)
+    rules += form.calls_rules([tool], parallel=True, marker=marker)
+    tokens = [bytes([i]) for i in range(256)] + [text.encode() for text in MARKERS] + [b"<eos>"]
+    others = range(256, EOS) if special else ()
+    compiler = GrammarCompiler(tokens, [*others, EOS], [EOS], len(tokens))
+    return compiler.compile(from_grammar(rules))
+
+
 @pytest.mark.parametrize(("name", "opening"), [("llama3_json", "{"), ("pythonic", "[")])
 def test_text_beside_a_grammar_of_calls_cannot_begin_like_one(name: str, opening: str) -> None:
-    rules = "start: prose_or_calls\n" + 'calls: "CALL"\n' + tool_format(name).prose_rules({})
-    tokens = [bytes([i]) for i in range(256)] + [b"<eos>"]
-    grammar = GrammarCompiler(tokens, [256], [256], 257).compile(
-        '%llguidance {"no_forcing": true}\n' + rules
-    )
-    for text in ("CALL", "", "words", " words", f"x{opening}", "\n\nw"):
-        grammar.matcher([*text.encode(), 256])
+    rules = grammar(name, special=False)
+    call = tool_format(name).spell([("only", {})])
+    for text in (call, "", " ", "words", " words", f"x{opening}", "\n\nw"):
+        rules.matcher([*text.encode(), EOS])
     for text in (opening, f" {opening}", f"\n \n{opening}"):
         with pytest.raises(GrammarError):
-            grammar.matcher([*text.encode()])
+            rules.matcher([*text.encode(), *b"x"])
+
+
+@pytest.mark.parametrize("name", TOOL_FORMATS)
+def test_a_tool_that_says_nothing_of_its_arguments_takes_any(name: str) -> None:
+    form = tool_format(name)
+    marker = {text: literal(text) for text in form.markers}
+    tools = [Tool("none", {"type": "object", "additionalProperties": False})]
+    tools.append(Tool("any", {"type": "object"}))
+    rules = "start: calls\n" + form.calls_rules(tools, parallel=True, marker=marker)
+    tokens = [bytes([i]) for i in range(256)] + [b"<eos>"]
+    grammar = GrammarCompiler(tokens, [256], [256], 257).compile(from_grammar(rules))
+    calls = [("any", {}), ("any", {"a": 1}), ("none", {}), ("any", {"a": [1, "x"], "b_2": None})]
+    text = form.spell(calls).replace("'", '"').replace("None", "null")
+    grammar.matcher([*text.encode(), 256])
+    with pytest.raises(GrammarError):
+        grammar.matcher([*form.spell([("none", {"a": 1})]).encode()])
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("name", TOOL_FORMATS)
+@given(parts=st.lists(FRAGMENTS, max_size=8))
+def test_no_text_beside_a_grammar_of_calls_is_another_call(
+    name: str, special: bool, parts: list[str]
+) -> None:
+    """Also not where the model spells out what it has a token for."""
+    matcher, said = grammar(name, special=special).matcher(), b""
+    for byte in "".join(parts).encode():
+        try:
+            matcher.accept([byte])
+        except GrammarError:
+            break
+        said += bytes([byte])
+    assert read(name, [said.decode(errors="ignore")])[1] in ([], [("only", "{}")])
 
 
 def test_the_format_is_read_off_the_chat_template() -> None:

@@ -11,14 +11,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from pellucid.config import EngineConfig, ModelSettings
 from pellucid.engine.client import InProcessClient
 from pellucid.engine.core import EngineCore
 from pellucid.errors import EngineDead
+from pellucid.frontend.chat_template import ChatTemplate
 from pellucid.frontend.text import ModelText, load_text
+from pellucid.frontend.tokenizer import Tokenizer
 from pellucid.load.files import ModelFiles
 from pellucid.messages import (
     Abort,
@@ -32,6 +34,7 @@ from pellucid.messages import (
 from pellucid.runner.fake import FakeRunner
 
 VOCAB_SIZE = 600
+THINKING_VOCAB_SIZE = 602
 SPECIALS = ["<pad>", "<bos>", "<eos>"]
 EOS = 2
 LETTERS = range(67, 93)  # a to z: others are half a character, or nothing at all
@@ -76,6 +79,21 @@ def tiny_text() -> ModelText:
         save_tokenizer(path)
         (path / "config.json").write_text(json.dumps({"eos_token_id": EOS}))
         return load_text(ModelFiles("hf", path, "tiny"), ModelSettings())
+
+
+@lru_cache
+def thinking_text(*, special: bool = False) -> ModelText:
+    """The same with a token for each marker of thoughts, a control token if it is `special`."""
+    tokenizer = tiny_text().tokenizer
+    raw = RawTokenizer.from_str(tokenizer.raw.to_str())
+    raw.add_tokens([AddedToken(marker, special=special) for marker in ("<think>", "</think>")])
+    thinking = Tokenizer(
+        raw,
+        vocab_size=THINKING_VOCAB_SIZE,
+        special_tokens=tokenizer.special_tokens,
+        eos_token_ids=tokenizer.eos_token_ids,
+    )
+    return ModelText("tiny", thinking, ChatTemplate(CHAT_TEMPLATE, {}))
 
 
 def engine_info(**fields: Any) -> EngineInfo:

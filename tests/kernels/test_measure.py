@@ -6,7 +6,8 @@ import torch
 from pellucid.kernels import measure, native
 from pellucid.kernels.dispatch import KernelsUnavailable
 from pellucid.kernels.machine_limits import Limits
-from pellucid.kernels.measure import Bench, Measurement, Shapes
+from pellucid.kernels.measure import Bench, Measurement
+from pellucid.kernels.shapes import Shapes
 
 pytestmark = pytest.mark.skipif(
     native.obstacle(torch.device("cpu")) is not None, reason="the C++ part is not built"

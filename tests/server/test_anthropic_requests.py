@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from anthropic.types import TextBlock, ThinkingBlock, ToolUseBlock
 
 from pellucid.config import ServerConfig
 from pellucid.frontend.chat_template import ChatTemplate
 from pellucid.frontend.text import ModelText
+from pellucid.grammar.compiler import Bitmask, Grammar, Matcher
 from pellucid.messages import AddRequest, unpack_tokens
-from tests.frontend.tiny import tiny_text
+from tests.frontend.tiny import CHAT_TEMPLATE, THINKING_VOCAB_SIZE, thinking_text, tiny_text
 from tests.server.live import MODEL, Live, live
 from tests.server.test_anthropic_client import ASK, MESSAGES, TOOL, USER, WEATHER
 from tests.server.test_reasoning import Parrot
@@ -51,7 +53,8 @@ class Told:
 
 @contextmanager
 def telling(template: str = SHOWING, reasoning: Any = "none") -> Iterator[Told]:
-    text, engine = ModelText(MODEL, tiny_text().tokenizer, ChatTemplate(template, {})), Parrot("Ok")
+    text = ModelText(MODEL, thinking_text().tokenizer, ChatTemplate(template, {}))
+    engine = Parrot("Ok", vocab_size=THINKING_VOCAB_SIZE)
     with live(ServerConfig(reasoning_parser=reasoning), client=engine, text=text) as site:
         yield Told(site, engine)
 
@@ -200,6 +203,77 @@ def test_thoughts_are_promised_only_where_they_can_be_had() -> None:
         refused(response, "thinking.budget_tokens")
     with telling() as told:
         refused(told.site.post(MESSAGES, **ASK, thinking=on), "thinking.type")
+
+
+class Brooding(Matcher):
+    """Ends its thoughts only where nothing else is allowed."""
+
+    def __init__(self, matcher: Matcher, end: int) -> None:
+        self._inner = matcher
+        self._end = end
+
+    def fill(self, row: Bitmask) -> None:
+        self._inner.fill(row)
+        others = row.copy()
+        others[self._end // 32] &= ~np.uint32(1 << self._end % 32)
+        if others.any():
+            row[:] = others
+
+    def accept(self, token_ids: Sequence[int]) -> None:
+        self._inner.accept(token_ids)
+
+
+@pytest.mark.parametrize(
+    "special", [False, True], ids=["marker is text", "marker is in the prompt"]
+)
+@pytest.mark.parametrize("form", ["text", "json", "auto", "strict", "any"])
+def test_a_budget_ends_the_thoughts(
+    form: str, special: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = WEATHER | {"strict": True}
+    fields: dict[str, Any] = {
+        "text": {},
+        "json": {"output_config": {"format": {"type": "json_schema", "schema": {"const": 7}}}},
+        "auto": {"tools": [TOOL]},
+        "strict": {"tools": [strict]},
+        "any": {"tools": [strict], "tool_choice": {"type": "any"}},
+    }[form]
+    kinds, reason = ["thinking", "text"] if form == "json" else ["thinking"], "end_turn"
+    if form == "any":
+        kinds, reason = ["thinking", "tool_use"], "tool_use"
+    tokenizer = thinking_text(special=special).tokenizer
+    template = CHAT_TEMPLATE + ("<think>" if special else "")
+    text = ModelText(MODEL, tokenizer, ChatTemplate(template, {}))
+    end = tokenizer.encode("</think>")[0]
+    matcher = Grammar.matcher
+    monkeypatch.setattr(Grammar, "matcher", lambda *args: Brooding(matcher(*args), end))
+    runner = {"vocab_size": THINKING_VOCAB_SIZE, "max_model_len": 4096}
+    with live(ServerConfig(reasoning_parser="qwen3"), runner=runner, text=text) as site:
+        thinking: Any = {"type": "enabled", "budget_tokens": 1024}
+        asked = ASK | {"max_tokens": 3000}
+        answer = site.anthropic().messages.create(**asked, thinking=thinking, **fields)
+    assert [block.type for block in answer.content] == kinds
+    assert answer.stop_reason == reason
+    assert "</think>" not in str(answer.content)
+    behind = answer.usage.output_tokens - 1024
+    assert 1 <= behind < (400 if form in ("json", "any") else 5)  # white space is drawn, too
+
+
+def test_a_budget_is_not_for_an_answer_that_goes_on_behind_its_thoughts() -> None:
+    thinking: Any = {"type": "enabled", "budget_tokens": 1024}
+    with telling(reasoning="deepseek_r1") as told:
+        asked = told.request(thinking=thinking, max_tokens=2000)
+        assert asked.sampling.grammar is not None
+        begun = [USER, turn("assistant", text("It is"))]
+        asked = told.request(thinking=thinking, max_tokens=2000, messages=begun)
+        assert asked.sampling.grammar is None
+
+
+def test_a_budget_that_cannot_be_kept_is_refused() -> None:
+    thinking: Any = {"type": "enabled", "budget_tokens": 1024}
+    with live(ServerConfig(reasoning_parser="qwen3"), runner={"max_model_len": 4096}) as site:
+        response = site.post(MESSAGES, **ASK | {"max_tokens": 2000}, thinking=thinking)
+        refused(response, "thinking.budget_tokens cannot be kept")
 
 
 def refused(response: httpx.Response, field: str) -> None:

@@ -37,8 +37,10 @@ class Parrot(ScriptedClient):
     Without a pause between the steps the server finds all of an answer at once.
     """
 
-    def __init__(self, text: str, end: FinishReason = "stop", pause: float = 0.0) -> None:
-        super().__init__(max_model_len=4096, num_kv_blocks=1024)
+    def __init__(
+        self, text: str, end: FinishReason = "stop", pause: float = 0.0, **info: Any
+    ) -> None:
+        super().__init__(max_model_len=4096, num_kv_blocks=1024, **info)
         self._tokens = tiny_text().tokenizer.encode(text)
         if end == "stop":
             self._tokens.append(EOS)
@@ -180,6 +182,28 @@ def test_thoughts_can_be_left_out() -> None:
         fields: Any = {"messages": [USER], "include_reasoning": False}
         message = site.post("/v1/chat/completions", **fields).json()["choices"][0]["message"]
         assert message == {"role": "assistant", "content": "Because.", "refusal": None}
+
+
+@pytest.mark.parametrize("parser", ["qwen3", "deepseek_r1"])
+@pytest.mark.parametrize(
+    ("begun", "said", "thought", "content"),
+    [
+        ("It is", " so.", None, " so."),
+        ("<think>Hm", ", yes.</think>So.", ", yes.", "So."),
+        ("<think>Hm.</think>It is", " so.", None, " so."),
+    ],
+)
+def test_an_answer_that_has_begun_goes_on(
+    parser: str, begun: str, said: str, thought: str | None, content: str
+) -> None:
+    earlier = {"role": "assistant", "content": begun}
+    with saying(said, parser) as site:
+        fields: Any = {"messages": [USER, earlier], "continue_final_message": True}
+        answer = site.post("/v1/chat/completions", **fields).json()
+    message = answer["choices"][0]["message"]
+    assert (message.get("reasoning"), message["content"]) == (thought, content)
+    counted = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert bool(counted) == bool(thought)
 
 
 def test_earlier_thoughts_and_calls_may_be_sent_back() -> None:

@@ -11,7 +11,7 @@ import pytest
 from pellucid.config import ServerConfig
 from pellucid.frontend.chat_template import ChatTemplate
 from pellucid.messages import unpack_tokens
-from tests.frontend.tiny import tiny_text
+from tests.frontend.tiny import CHAT_TEMPLATE, tiny_text
 from tests.server.live import MODEL, Live, live
 from tests.server.test_reasoning import Parrot
 from tests.server.test_validation import refused
@@ -136,6 +136,7 @@ def prompt_of(site: Live, parrot: Parrot, **fields: Any) -> str:
             {"input": "Hi", "reasoning": {"effort": "medium", "summary": "auto"}},
             "user||Hi||\nthinking True",
         ),
+        ({"input": "Hi", "reasoning": {"effort": "xhigh"}}, "user||Hi||\nthinking True"),
         ({"input": "Hi", "reasoning": {"effort": None}}, "user||Hi||\n"),
         (
             {"input": "Hi", "chat_template_kwargs": {"enable_thinking": True}},
@@ -224,7 +225,7 @@ TEXT = {"type": "input_text", "text": "x"}
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [TOOL | {"defer_loading": True}]}, "tools[0].defer_loading"),
         ({"tools": [TOOL], "tool_choice": {"type": "file_search"}}, "tool_choice.type"),
-        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"reasoning": {"effort": "much"}}, "reasoning.effort"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}},
@@ -301,21 +302,21 @@ def test_a_prompt_that_is_too_long_is_the_inputs_fault() -> None:
         assert "messages" not in message
 
 
-@pytest.mark.parametrize(
-    ("parser", "effort", "accepted"),
-    [
-        ("none", "none", True),
-        ("none", "medium", False),
-        ("deepseek_r1", "medium", True),
-        ("deepseek_r1", "none", False),
-    ],
-)
-def test_effort_where_thoughts_cannot_be_switched(parser: Any, effort: str, accepted: bool) -> None:
-    with live(ServerConfig(reasoning_parser=parser)) as site:
-        response = site.post(
-            PATH, input="Hi", reasoning={"effort": effort}, max_output_tokens=1, seed=1
+@pytest.mark.parametrize("effort", ["none", "minimal", "low", "medium", "high", "xhigh", "much"])
+@pytest.mark.parametrize("parser", ["none", "deepseek_r1"])
+@pytest.mark.parametrize("off", ["", "enable_thinking is false", "reasoning_effort == 'none'"])
+def test_chats_take_the_same_efforts(off: str, parser: Any, effort: str) -> None:
+    switch = f"{{% if {off} %}}<think></think>{{% endif %}}" if off else ""
+    text = dataclasses.replace(tiny_text(), chat_template=ChatTemplate(CHAT_TEMPLATE + switch, {}))
+    with live(ServerConfig(reasoning_parser=parser), text=text) as site:
+        chat = site.post(
+            "/v1/chat/completions", messages=[USER], reasoning_effort=effort, max_tokens=1
         )
-        if accepted:
-            assert response.json()["reasoning"] == {"effort": effort, "summary": None}
-        else:
-            refused(response, "reasoning.effort")
+        response = site.post(PATH, input="Hi", reasoning={"effort": effort}, max_output_tokens=1)
+    can = effort != "much" and (bool(off) or (effort == "none") == (parser == "none"))
+    if can:
+        assert chat.status_code == 200
+        assert response.json()["reasoning"] == {"effort": effort, "summary": None}
+    else:
+        refused(chat, "reasoning_effort")
+        refused(response, "reasoning.effort")

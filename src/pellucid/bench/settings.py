@@ -1,4 +1,4 @@
-"""What the benchmarks can be told; the command line's flags derive from it as from config.py."""
+"""What the benchmarks can be told; the command line's flags derive from it as from config/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The YAML file of `--config`: the settings of config.py, flat or in their sections."""
+"""The YAML file of `--config`: the settings of config/, flat or in their sections."""
 
 from __future__ import annotations
 

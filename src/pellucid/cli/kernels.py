@@ -10,7 +10,8 @@ from pellucid.errors import ConfigError
 
 if TYPE_CHECKING:
     from pellucid.kernels.machine_limits import Limits
-    from pellucid.kernels.measure import Measurement, Shapes
+    from pellucid.kernels.measure import Measurement
+    from pellucid.kernels.shapes import Shapes
 
 
 ROWS = (1, 8, 32, 256)
@@ -45,7 +46,7 @@ def on_gpu(runner: RunnerSettings) -> bool:
 def shapes_of(model: ModelSettings) -> Shapes:
     """The sizes of a model. Raises ModelError if it cannot be found or read."""
     from pellucid.cli.download import fetch
-    from pellucid.kernels.measure import Shapes
+    from pellucid.kernels.shapes import Shapes
     from pellucid.load.model_config import load_config
 
     config = load_config(fetch(model))

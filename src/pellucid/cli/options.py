@@ -1,4 +1,4 @@
-"""Flags, environment variables and YAML keys, all derived from the structs of config.py.
+"""Flags, environment variables and YAML keys, all derived from the structs of config/.
 
 A command says what it needs by annotating parameters with config structs:
 

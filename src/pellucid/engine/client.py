@@ -133,11 +133,6 @@ class ProcessClient:
             and not self._closed
         )
 
-    @property
-    def pid(self) -> int | None:
-        """The engine's process id, once started."""
-        return self._process.pid if self._process else None
-
     async def start(self) -> EngineInfo:
         try:
             await self._spawn()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pellucid.engine import events
 from pellucid.engine.request import Request, Status
 from pellucid.engine.scheduler import Scheduler
-from pellucid.messages import Observe, TokenDelta
+from pellucid.messages import FinishReason, Observe, TokenDelta
 from pellucid.runner.base import Chunk, StepPlan
 
 
@@ -92,7 +92,7 @@ class Recorder:
         number = self._numbers[request.request_id].number
         self._preempted.append(events.Preempted(number, len(request.block_table)))
 
-    def finished(self, request: Request, reason: str) -> None:
+    def finished(self, request: Request, reason: FinishReason) -> None:
         self._gone.append((self._live(request), request))
         queued = self._numbers.pop(request.request_id)
         for planning in list(self._plannings)[1:]:  # who ends with a step had no part in the next

@@ -27,7 +27,7 @@ class EventHub:
     """Hands each step's events to all who asked, and tells the engine whether anybody does.
 
     Args:
-        send: takes the engine's new orders; may raise EngineDead.
+        send: takes the engine's new orders; quiet about an engine that is dead.
     """
 
     def __init__(self, send: Callable[[Observe], None]) -> None:

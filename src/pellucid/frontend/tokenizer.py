@@ -105,9 +105,13 @@ class Tokenizer:
         """
         return self._bytes[token_id] if 0 <= token_id < self.vocab_size else b""
 
+    def token_id(self, text: str) -> int | None:
+        """The token of a marker, control token or not; None if that takes several."""
+        return self.raw.token_to_id(text)
+
     def special_id(self, text: str) -> int | None:
         """The control token that is written `text`; None if that is plain text here."""
-        token_id = self.raw.token_to_id(text)
+        token_id = self.token_id(text)
         return token_id if token_id in self.special_ids else None
 
     def token_text(self, token_id: int) -> str:

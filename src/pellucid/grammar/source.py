@@ -13,6 +13,7 @@ from pellucid.grammar.errors import GrammarError
 from pellucid.grammar.schema import check_schema
 
 MAX_CHARS = 1 << 17
+ANYTHING = "(.|\n)*"  # a regex: any text
 # Text that a grammar forces is still sampled token by token: choosing its tokens at once would take
 # the tokenizer, which the engine does not have. The last such option counts.
 _NO_FORCING = '%llguidance {"no_forcing": true}'
@@ -96,6 +97,11 @@ def regex_terminal(regex: str) -> str:
     if after_backslash:
         raise GrammarError("the regex ends with a backslash")
     return f"/{''.join(escaped)}/"
+
+
+def text_unlike(regex: str, like: str = ANYTHING) -> str:
+    """A terminal: text that `like` matches as a whole, and `regex` does not."""
+    return f"{regex_terminal(like)} & ~{regex_terminal(regex)}"
 
 
 def literal(text: str) -> str:

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from pellucid.kernels.interface import AttentionInputs, IntegerMatrix, KVLayer, Weight
-from pellucid.kernels.measure import Shapes, attention_inputs
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.kernels.shapes import BLOCK_SIZE, Shapes, attention_inputs
 
-BLOCK_SIZE = 16
 EPS = 1e-6
 
 

@@ -31,38 +31,14 @@ from pellucid.kernels.machine_limits import Limits, measure_limits
 from pellucid.kernels.native import NativeOps, attention_arithmetic, native_layout, thread_team
 from pellucid.kernels.native_weights import NativeWeight, pack_float, pack_integers
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.kernels.shapes import BLOCK_SIZE, Shapes, attention_inputs
 
 COLD_BYTES = 96 << 20  # of weights or keys and values that a program goes through
 MAX_COPIES = 64
 SECONDS = 0.15  # per measurement, three runs at least; the best one counts
-BLOCK_SIZE = 16
 EPS = 1e-6
 WEIGHTS = ("int4", "int8", "bfloat16", "float32")
 KV_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
-
-
-@dataclass(frozen=True, slots=True)
-class Shapes:
-    """The sizes of a model that its ops depend on."""
-
-    hidden: int
-    inner: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """(outputs, inputs) of each product."""
-        query, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "qkv": (query + 2 * kv, self.hidden),
-            "out": (self.hidden, query),
-            "gate_up": (2 * self.inner, self.hidden),
-            "down": (self.hidden, self.inner),
-            "head": (self.vocab, self.hidden),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,25 +311,3 @@ def _copy(piece: Any) -> Any:
 
 def _error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
-
-
-def attention_inputs(sequences: list[tuple[int, int]]) -> tuple[AttentionInputs, int]:
-    """A step of sequences of (length, tokens of it in the step), and the blocks that they take."""
-    lengths = torch.tensor([length for length, _ in sequences])
-    counts = torch.tensor([count for _, count in sequences])
-    blocks = -(-lengths // BLOCK_SIZE)
-    first = blocks.cumsum(0) - blocks
-    tables = torch.arange(int(blocks.max())) + first.unsqueeze(1)
-    tables[tables >= (first + blocks).unsqueeze(1)] = 0
-    positions = torch.cat([torch.arange(length - count, length) for length, count in sequences])
-    starts = torch.repeat_interleave(first * BLOCK_SIZE, counts)
-    inputs = AttentionInputs(
-        positions=positions,
-        slot_mapping=starts + positions,
-        block_tables=tables.to(torch.int32),
-        query_start=torch.cat((torch.zeros(1), counts.cumsum(0))).to(torch.int32),
-        seq_lens=lengths.to(torch.int32),
-        query_lens_list=counts.tolist(),
-        seq_lens_list=lengths.tolist(),
-    )
-    return inputs, int(blocks.sum())

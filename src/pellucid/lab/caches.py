@@ -64,6 +64,9 @@ class NoCache(ReferenceOps):
         window: int | None = None,
         softcap: float | None = None,
     ) -> Tensor:
+        return self.attend(q, kv, inputs, scale)
+
+    def attend(self, q: Tensor, kv: KVLayer, inputs: AttentionInputs, scale: float) -> Tensor:
         """[T, H, D]: of one sequence whose T last tokens are this step's; T is 1 or all."""
         keys, values = (self.read(pool, inputs).transpose(0, 1) for pool in (kv.k, kv.v))
         mixed = F.scaled_dot_product_attention(
@@ -165,16 +168,8 @@ class SharedOps(NoCache):
     ) -> Tensor:
         return self.cache.rope_and_write_kv(q, k, v, cos, sin, inputs, kv)
 
-    def paged_attention(
-        self,
-        q: Tensor,
-        kv: KVLayer,
-        inputs: AttentionInputs,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
-        return self.cache.paged_attention(q, kv, inputs, scale, window, softcap)
+    def attend(self, q: Tensor, kv: KVLayer, inputs: AttentionInputs, scale: float) -> Tensor:
+        return self.cache.attend(q, kv, inputs, scale)
 
 
 @torch.inference_mode()

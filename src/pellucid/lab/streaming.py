@@ -27,15 +27,7 @@ from pellucid.models.base import Model
 class KeepAll(Contiguous):
     """Keys rotated once, to their places in the text, and never forgotten."""
 
-    def paged_attention(
-        self,
-        q: Tensor,
-        kv: KVLayer,
-        inputs: AttentionInputs,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
+    def attend(self, q: Tensor, kv: KVLayer, inputs: AttentionInputs, scale: float) -> Tensor:
         """[T, H, D]: of one sequence whose T last tokens are this step's."""
         keys, values = self.read(kv.k, inputs), self.read(kv.v, inputs)
         places = torch.arange(len(keys))
@@ -81,15 +73,7 @@ class Evicting(NoCache):
             return rows
         return torch.cat((rows[: self.sinks], rows[self.sinks + surplus :]))
 
-    def paged_attention(
-        self,
-        q: Tensor,
-        kv: KVLayer,
-        inputs: AttentionInputs,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
+    def attend(self, q: Tensor, kv: KVLayer, inputs: AttentionInputs, scale: float) -> Tensor:
         """[T, H, D]: each of the step's T tokens sees what a step of its own would have left it."""
         sinks, full = self.sinks, self.sinks + self.window
         places = torch.arange(len(kv.k))

@@ -8,11 +8,13 @@ import msgspec
 
 from pellucid.errors import BadRequest
 from pellucid.frontend.reasoning import reasoning_format
-from pellucid.frontend.reasoning.base import BEGIN, END, Opening
+from pellucid.frontend.reasoning.base import BEGIN, END, Opening, opening_behind
+from pellucid.frontend.reasoning.rules import bounded_thought_rules, thought_rules
 from pellucid.frontend.structured import grammar_of_parts, source_of
+from pellucid.frontend.tools.rules import any_text
 from pellucid.grammar.errors import GrammarError
 from pellucid.sampling_params import SamplingParams
-from pellucid.server.params import chat_params
+from pellucid.server.params import chat_params, invalid
 from pellucid.server.protocol import ChatRequest
 from pellucid.server.service import Service
 from pellucid.server.structured import structured_field
@@ -28,25 +30,44 @@ class AnswerForm:
     Attributes:
         toolbox: the tools it may call; None if what looks like a call is text.
         opening: whether it begins with thoughts; None if there are none to be told apart.
+        thinking_budget: tokens after which its thoughts are ended; it begins with thoughts then.
+            None if they may go on, or if there will be none.
     """
 
     toolbox: Toolbox | None = None
     opening: Opening | None = None
+    thinking_budget: int | None = None
 
     @property
     def is_plain(self) -> bool:
         return self.toolbox is None and self.opening is None
 
+    @property
+    def may_think(self) -> bool:
+        """Thoughts may come."""
+        return self.opening not in (None, Opening.ANSWER)
 
-def answer_form(service: Service, toolbox: Toolbox | None, prompt: str | list[int]) -> AnswerForm:
-    """The form of an answer to a rendered prompt."""
+
+def answer_form(
+    service: Service,
+    toolbox: Toolbox | None,
+    prompt: str | list[int],
+    *,
+    begun: str = "",
+    thinking_budget: int | None = None,
+) -> AnswerForm:
+    """The form of an answer to a rendered prompt, which ends with `begun` of the answer itself."""
     name = service.config.reasoning_parser
     if name == "none":
         return AnswerForm(toolbox)
-    tail = prompt
-    if not isinstance(tail, str):
-        tail = service.llm.decode(tail[-PROMPT_TAIL:], skip_special_tokens=False)
-    return AnswerForm(toolbox, reasoning_format(name).opening(tail))
+    if begun.strip():
+        opening = opening_behind(begun)
+    else:
+        tail = prompt
+        if not isinstance(tail, str):
+            tail = service.llm.decode(tail[-PROMPT_TAIL:], skip_special_tokens=False)
+        opening = reasoning_format(name).opening(tail)
+    return AnswerForm(toolbox, opening, None if opening is Opening.ANSWER else thinking_budget)
 
 
 async def answer_params(service: Service, body: ChatRequest, form: AnswerForm) -> SamplingParams:
@@ -62,17 +83,19 @@ async def answer_params(service: Service, body: ChatRequest, form: AnswerForm) -
         params = msgspec.structs.replace(params, skip_special_tokens=False)
     box = form.toolbox
     calls = box is not None and box.constrains
-    if not calls and (params.structured_outputs is None or form.opening in (None, Opening.ANSWER)):
+    thinks_first = params.structured_outputs is not None and form.may_think
+    if not calls and not thinks_first and form.thinking_budget is None:
         return params
     if box is not None and calls:
         await check_tools(service, box)
     if params.structured_outputs is not None:  # so that errors of its own have its name
         await service.llm.check_structured(params.structured_outputs, structured_field(body))
+    field = "tools" if calls else structured_field(body, default="thinking_budget")
     try:
         grammar = _grammar(service, params, form)
     except GrammarError as error:
         raise BadRequest(f"tools: {error}", param="tools", code="unsupported_grammar") from None
-    await service.llm.check_structured(grammar, "tools" if calls else structured_field(body))
+    await service.llm.check_structured(grammar, field)
     return msgspec.structs.replace(params, structured_outputs=None, grammar=grammar)
 
 
@@ -80,26 +103,34 @@ def _grammar(service: Service, params: SamplingParams, form: AnswerForm) -> str:
     rules, body = "", "@answer"
     wanted = params.structured_outputs
     answer = None if wanted is None else source_of(wanted)
-    if (box := form.toolbox) is not None and box.constrains:
-        marker = {text: spelled(service, text) for text in box.form.markers}
+    box = form.toolbox
+    marker = {text: spelled(service, text) for text in (box.form.markers if box else ())}
+    if box is not None and box.constrains:
         rules = box.form.calls_rules(box.tools(), parallel=box.parallel, marker=marker)
         body = "calls" if answer is None else "calls | @answer"
         if not box.forced and answer is None:
             body = "prose_or_calls"
             rules += box.form.prose_rules(marker)
-    return grammar_of_parts(_thought(service, form.opening), body, rules, answer)
+    elif answer is None:
+        body, rules = "any", any_text(marker.values())
+    return grammar_of_parts(_thought(service, form), body, rules, answer)
 
 
-def _thought(service: Service, opening: Opening | None) -> tuple[str, str]:
+def _thought(service: Service, form: AnswerForm) -> tuple[str, str]:
     """What stands before the body of an answer in a grammar, and the rules for it."""
-    if opening in (None, Opening.ANSWER):
+    if not form.may_think:
         return "", ""
-    begin, end = spelled(service, BEGIN), spelled(service, END)
-    lazy = "" if end.startswith("<[") else "[lazy]"
-    rules = f"thought{lazy}: THOUGHT {end}\nTHOUGHT: /(.|\\n)*/\nSPACE: /\\s*/\n"
-    if opening is Opening.THINKING:
+    begins = form.opening is Opening.MAYBE
+    if form.thinking_budget is not None:
+        tokenizer = service.llm.tokenizer
+        end = tokenizer.token_id(END)
+        if end is None:
+            raise invalid("thinking_budget", f"cannot be kept: {END} is no token of this model's")
+        begin = tokenizer.special_id(BEGIN)
+        rules = bounded_thought_rules(end, form.thinking_budget, begin=begin, begins=begins)
         return "thought SPACE", rules
-    return f"({begin} thought SPACE)?", rules
+    rules = thought_rules(spelled(service, END))
+    return f"({spelled(service, BEGIN)} thought SPACE)?" if begins else "thought SPACE", rules
 
 
 def spelled(service: Service, marker: str) -> str:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 from starlette.requests import Request
 
-from pellucid.errors import BadRequest
 from pellucid.frontend.reasoning.base import Opening
 from pellucid.server.answer_form import AnswerForm, answer_form, answer_params
 from pellucid.server.answer_parts import AnswerParts
-from pellucid.server.conversation import conversation, template_messages, template_options
+from pellucid.server.conversation import (
+    begun_answer,
+    conversation,
+    template_messages,
+    template_options,
+)
 from pellucid.server.job import Job
+from pellucid.server.own_names import compiled, own_names
 from pellucid.server.params import invalid
 from pellucid.server.protocol import ChatRequest
 from pellucid.server.service import Service
 from pellucid.server.tools import Toolbox, tool_messages, toolbox
+
+_NEWER = compiled({r"\bmax_tokens\b": "max_completion_tokens"})
 
 
 class ChatJob:
@@ -48,11 +53,13 @@ async def open_chat(
     *,
     kind: str = "chatcmpl",
     prompt: list[int] | None = None,
+    thinking_budget: int | None = None,
 ) -> ChatJob:
     """Hand a conversation to the engine; `kind` begins the id that the client sees.
 
     `body` has passed `Service.check`; `prompt` is what `prompt_ids` made of it, if it was asked
-    before. Whoever opens a job closes it.
+    before. With a `thinking_budget` the answer begins with thoughts of at most so many tokens, if
+    the model thinks. Whoever opens a job closes it.
 
     Raises:
         BadRequest: a field is wrong, contradicts another, or asks for what cannot be kept.
@@ -60,10 +67,13 @@ async def open_chat(
     """
     tools = toolbox(service, body)
     ids = await _prompt(service, body, tools) if prompt is None else prompt
-    form = answer_form(service, tools, ids)
+    form = answer_form(
+        service, tools, ids, begun=begun_answer(body), thinking_budget=thinking_budget
+    )
     if body.reasoning_effort == "none" and form.opening is Opening.THINKING:
         raise invalid("reasoning_effort", "must not be none: this model always thinks")
-    with _limit_named(body):
+    is_newer = body.max_completion_tokens is not None and body.max_tokens is None
+    with own_names(_NEWER if is_newer else ()):
         job = await service.open(
             request,
             body,
@@ -83,23 +93,10 @@ async def prompt_ids(service: Service, body: ChatRequest) -> list[int]:
     return prompt
 
 
-@contextmanager
-def _limit_named(body: ChatRequest) -> Iterator[None]:
-    """Lets errors about the answer's length name the field that the request has it in."""
-    try:
-        yield
-    except BadRequest as error:
-        given = body.max_completion_tokens is not None and body.max_tokens is None
-        if error.param == "max_tokens" and given:
-            error.param = "max_completion_tokens"
-            error.message = error.message.replace("max_tokens", error.param)
-        raise
-
-
 async def _prompt(service: Service, body: ChatRequest, tools: Toolbox | None) -> str | list[int]:
     messages = template_messages(conversation(body))
     messages, told = tool_messages(service, messages, body.tools if tools else None)
-    options = template_options(body, service.llm.text.chat_template) | told
+    options = template_options(service, body) | told
     if body.add_special_tokens:  # besides those that the template writes
         return service.llm.text.render_chat(messages, **options)
     return await service.llm.chat_prompt(messages, **options)

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from pellucid.errors import BadRequest
-from pellucid.frontend.chat_template import ChatTemplate
 from pellucid.server.params import invalid
 from pellucid.server.protocol import ChatRequest, Message, TemplateFields
+from pellucid.server.service import Service
 
 # The template's own arguments, which its variables from a request must not replace.
 _RESERVED = frozenset({"add_generation_prompt", "continue_final_message", "messages", "tools"})
@@ -31,6 +31,12 @@ def conversation(body: ChatRequest) -> list[Message]:
         raise invalid("messages", "must hold at least one message")
     check_messages(body.messages)
     return body.messages
+
+
+def begun_answer(body: ChatRequest) -> str:
+    """What the request has of the answer already. Raises BadRequest as `conversation` does."""
+    last = conversation(body)[-1]
+    return text_of(last) if body.continue_final_message and last.role == "assistant" else ""
 
 
 def check_messages(messages: list[Message]) -> None:
@@ -75,12 +81,12 @@ def text_of(message: Message) -> str:
     return "\n".join(part.text for part in message.content)
 
 
-def template_options(body: ChatRequest | TemplateFields, template: ChatTemplate) -> dict[str, Any]:
-    """Options of `template.render`.
+def template_options(service: Service, body: ChatRequest | TemplateFields) -> dict[str, Any]:
+    """Options of `ChatTemplate.render`.
 
     Raises:
-        BadRequest: the options contradict each other, take a reserved name, or mean nothing to
-            the template.
+        BadRequest: the options contradict each other, take a reserved name, or ask for thoughts
+            that this model cannot have, or cannot leave.
     """
     if body.add_generation_prompt and body.continue_final_message:
         raise invalid("continue_final_message", "and add_generation_prompt exclude each other")
@@ -95,24 +101,31 @@ def template_options(body: ChatRequest | TemplateFields, template: ChatTemplate)
     begins = body.add_generation_prompt
     return {
         **variables,
-        **_effort(body, template, variables),
+        **_effort(service, body, variables),
         "add_generation_prompt": not continues if begins is None else begins,
         "continue_final_message": continues,
     }
 
 
 def _effort(
-    body: ChatRequest | TemplateFields, template: ChatTemplate, variables: dict[str, Any]
+    service: Service, body: ChatRequest | TemplateFields, variables: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `reasoning_effort` is in the template's own words."""
+    """What `reasoning_effort` is in the template's own words.
+
+    A template without any leaves what the model does anyway: think, if `--reasoning-parser` is set.
+    """
     effort = body.reasoning_effort
     if effort is None:
         return {}
     words = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
-    told = {name: value for name, value in words.items() if name in template.variables}
-    if not told and effort != "none":
+    known = service.llm.text.chat_template.variables
+    told = {name: value for name, value in words.items() if name in known}
+    thinks = service.config.reasoning_parser != "none"
+    if not told and thinks is (effort == "none"):
+        can = "off" if thinks else "on"
         raise BadRequest(
-            "reasoning_effort is not supported: this model's chat template cannot turn thoughts on",
+            f"reasoning_effort: {effort!r} is not supported, this model's chat template cannot "
+            f"turn thoughts {can}",
             param="reasoning_effort",
             code="unsupported_value",
         )

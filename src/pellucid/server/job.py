@@ -117,7 +117,7 @@ class Tally:
         self._reasoning: dict[int, int] = {}  # by choice
 
     def add(self, delta: Delta, reasoning_tokens: int | None = None) -> None:
-        """`reasoning_tokens` are those of the whole choice so far; None where nobody thinks."""
+        """`reasoning_tokens` are those of the whole choice so far; None where they are not told."""
         self._completion += len(delta.token_ids)
         prompt, answer = divmod(delta.index, self._n)
         if answer == 0:  # later answers to a prompt share the blocks of the first

@@ -28,7 +28,7 @@ ToolName = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 ReasoningEffort = Annotated[
     Literal["none", "minimal", "low", "medium", "high", "xhigh"],
-    Meta(description="For models whose template knows reasoning_effort or enable_thinking."),
+    Meta(description="Whether to think; in degrees where the template knows reasoning_effort."),
 ]
 
 # One array type per union is what msgspec decodes; `prompts_of` sorts the four forms apart.

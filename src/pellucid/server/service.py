@@ -15,6 +15,7 @@ from pellucid import __version__
 from pellucid.config import ServerConfig
 from pellucid.errors import Overloaded
 from pellucid.frontend.async_engine import AsyncLLM
+from pellucid.frontend.inputs import INLINE_CHARS
 from pellucid.messages import Pooling
 from pellucid.sampling_params import SamplingParams
 from pellucid.server.gateway.gateway import Gateway
@@ -24,8 +25,6 @@ from pellucid.server.params import check_fields, invalid, scores_only
 from pellucid.server.protocol import SamplingFields
 from pellucid.server.structured import structured_field
 from pellucid.server.watch import Watch
-
-INLINE_CHARS = 2000  # longer text is tokenised in a thread
 
 
 class Service:

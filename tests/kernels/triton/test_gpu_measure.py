@@ -10,8 +10,8 @@ import torch
 from pellucid.kernels.gpu import Stopwatch
 from pellucid.kernels.gpu_cases import Case, Cases
 from pellucid.kernels.gpu_measure import GpuLimits, GpuMeasurement, measure_case, measure_limits
-from pellucid.kernels.measure import Shapes
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.kernels.shapes import Shapes
 from pellucid.kernels.triton.thresholds import NEVER, Thresholds
 from tests.device import DEVICE
 

@@ -92,6 +92,13 @@ def test_chat_is_cached_by_what_the_template_makes_of_it(caching: Live) -> None:
     assert text == first.json()["choices"][0]["message"]["content"]
 
 
+def test_the_name_of_the_field_that_asks_for_a_form_is_no_part_of_the_key(caching: Live) -> None:
+    first = caching.post(PATH, **SEEDED, guided_choice=["yes", "no"])
+    second = caching.post(PATH, **SEEDED, structured_outputs={"choice": ["yes", "no"]})
+    assert [outcome(first), outcome(second)] == ["miss", "hit"]
+    assert text_of(first) == text_of(second)
+
+
 @pytest.mark.parametrize(
     "change",
     [

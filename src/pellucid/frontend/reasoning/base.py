@@ -22,8 +22,13 @@ class ReasoningFormat(Protocol):
     """One way of marking thoughts."""
 
     def opening(self, prompt: str) -> Opening:
-        """How an answer to a prompt that ends with `prompt` begins."""
+        """How a new answer to a prompt that ends with `prompt` begins."""
         ...
+
+
+def opening_behind(begun: str) -> Opening:
+    """How an answer goes on that has begun with `begun`."""
+    return Opening.THINKING if begun.rfind(BEGIN) > begun.rfind(END) else Opening.ANSWER
 
 
 class _At(Enum):

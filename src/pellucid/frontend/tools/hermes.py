@@ -41,7 +41,7 @@ class Hermes:
         )
 
     def prose_rules(self, marker: Marker) -> str:
-        return prose_until(marker[BEGIN], "calls_behind")
+        return prose_until(BEGIN, marker[BEGIN], "calls_behind")
 
     def call_id(self) -> str:
         return random_id("call_", 24)

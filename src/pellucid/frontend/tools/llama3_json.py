@@ -33,7 +33,7 @@ class Llama3Json:
         return f"calls: call {more}\n" + json_calls(tools, "parameters")
 
     def prose_rules(self, marker: Marker) -> str:
-        return prose_unless("{", "calls")
+        return prose_unless(("{", TAG), "calls")
 
     def call_id(self) -> str:
         return random_id("call_", 24)

@@ -43,7 +43,7 @@ class Mistral:
         )
 
     def prose_rules(self, marker: Marker) -> str:
-        return prose_until(marker[MARK], "calls_behind")
+        return prose_until(MARK, marker[MARK], "calls_behind")
 
     def call_id(self) -> str:
         return random_id("", 9)

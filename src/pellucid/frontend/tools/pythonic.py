@@ -47,7 +47,7 @@ class Pythonic:
         return "\n".join(lines) + "\n"
 
     def prose_rules(self, marker: Marker) -> str:
-        return prose_unless("[", "calls")
+        return prose_unless(("[",), "calls")
 
     def call_id(self) -> str:
         return random_id("call_", 24)
@@ -170,12 +170,22 @@ def _spelled(name: str, arguments: Any) -> str:
 
 
 def _call_rules(index: int, tool: Tool) -> list[str]:
-    """Rules for one function: its required arguments, then the others, in the schema's order."""
+    """Rules for one function: its required arguments, then the others, in the schema's order.
+
+    A schema that names none leaves them free.
+    """
     schema = tool.parameters
     properties = schema.get("properties", {})
     plain = {"type", "properties", "required", "additionalProperties", "$defs", "title"}
     if not isinstance(properties, Mapping) or schema.keys() - plain - {"description", "$schema"}:
         raise GrammarError(f"{tool.name}: only an object of properties can be called this way")
+    others = schema.get("additionalProperties", True)
+    if not properties and others is not False:
+        return [
+            f"value_{index}: {json_rule(others)}",
+            f'item_{index}: /[A-Za-z_][A-Za-z0-9_]*/ "=" value_{index}',
+            f'call_{index}: {literal(tool.name + "(")} (item_{index} (", " item_{index})*)? ")"',
+        ]
     required = [name for name in properties if name in schema.get("required", ())]
     optional = [name for name in properties if name not in required]
     lines, numbers = [], {name: i for i, name in enumerate(properties)}

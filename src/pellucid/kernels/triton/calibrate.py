@@ -14,8 +14,8 @@ import torch
 
 from pellucid.kernels.gpu import Stopwatch
 from pellucid.kernels.gpu_cases import Case, Cases
-from pellucid.kernels.measure import Shapes
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.kernels.shapes import Shapes
 from pellucid.kernels.triton import dense
 from pellucid.kernels.triton.thresholds import NEVER, Thresholds
 from pellucid.kernels.triton_ops import TritonOps

@@ -124,7 +124,7 @@ class NoChoice(Body, tag="none", tag_field="type"):
 class ThinkingEnabled(Body, tag="enabled", tag_field="type", kw_only=True):
     budget_tokens: Annotated[
         Annotated[int, Meta(ge=1024, le=2**31 - 1)],
-        Meta(description="Not enforced: max_tokens alone bounds the thoughts."),
+        Meta(description="After so many tokens the thoughts are ended."),
     ]
     display: Literal["summarized", "omitted"] | None = None
 

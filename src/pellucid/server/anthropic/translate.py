@@ -50,6 +50,7 @@ NAMES = compiled(
         r"\b(tools\[\d+\])\.function\.name\b": r"\1.name",
         r"\bresponse_format\.json_schema\.schema\b": "output_config.format.schema",
         r"^stop\b": "stop_sequences",
+        r"^thinking_budget\b": "thinking.budget_tokens",
         r"\bcontinue_final_message\b": "messages",
     }
 )

@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 MAX_ENTRY_BYTES = 4 << 20
 # Options of `AsyncLLM.submit` that cannot change an answer. Any other is part of the key.
-_IRRELEVANT = frozenset({"request_id", "priority", "user", "timeout", "prompt_field"})
+_IRRELEVANT = frozenset(
+    {"request_id", "priority", "user", "timeout", "prompt_field", "structured_field"}
+)
 
 
 class CachedAnswer(msgspec.Struct, array_like=True):

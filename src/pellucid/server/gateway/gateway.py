@@ -149,6 +149,10 @@ class Gateway:
     def num_active(self) -> int:
         return self._num_active
 
+    def count_restart(self) -> None:
+        """An engine died, and another has taken its place."""
+        self.counts.engine_restarts += 1
+
     async def close(self) -> None:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.cache is not None:
@@ -165,9 +169,6 @@ class Gateway:
             self.counts.refused["api_key"] += 1
             raise
         return Caller(f"key:{key}", key, headers)
-
-    def count_restart(self) -> None:
-        self.counts.engine_restarts += 1
 
     def _tell(self, caller: Caller, outcome: CacheOutcome) -> None:
         """One header for a request of several prompts: a hit only if all of them are."""

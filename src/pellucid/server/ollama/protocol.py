@@ -222,7 +222,7 @@ class OllamaTags(msgspec.Struct):
 class OllamaRunning(msgspec.Struct, kw_only=True):
     name: str
     model: str
-    size: int  # bytes of weights and KV pool
+    size: int  # bytes of weights, KV pool and the process
     size_vram: int  # of these, on a GPU
     digest: str
     details: OllamaDetails

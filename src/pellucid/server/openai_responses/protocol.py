@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from pellucid.server.neutral import drop
-from pellucid.server.protocol import Body, EngineFields, Int32, Name, ToolName
+from pellucid.server.protocol import Body, EngineFields, Int32, Name, ReasoningEffort, ToolName
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -166,10 +166,7 @@ class TextOptions(Body):
 
 
 class ReasoningOptions(Body):
-    effort: Annotated[
-        Literal["none", "medium"] | None,
-        Meta(description="medium: with thoughts; there are no degrees."),
-    ] = None
+    effort: ReasoningEffort | None = None
     summary: Literal["auto"] | None = None
     generate_summary: Literal["auto"] | None = None
 

@@ -29,7 +29,6 @@ from pellucid.server.own_names import compiled, own_names
 from pellucid.server.params import invalid
 from pellucid.server.service import Service
 
-_THINK = "enable_thinking"
 _ENGINE_FIELDS = chat.EngineFields.__struct_fields__
 
 NAMES = compiled(
@@ -38,6 +37,7 @@ NAMES = compiled(
         r"\bresponse_format(\.json_schema)?\b": "text.format",
         r"(\btools\[\d+\])\.function\b": r"\1",
         r"(^|(?<=, ))messages\b(\[\d+\])?": "input",
+        r"^reasoning_effort\b": "reasoning.effort",
     }
 )
 
@@ -48,7 +48,7 @@ def chat_request(service: Service, body: ResponsesRequest) -> chat.ChatRequest:
     if body.top_logprobs and not logprobs:
         raise invalid("top_logprobs", f"needs include to have {LOGPROBS!r}")
     _check_stream_options(body)
-    request = _conversation(service, body)
+    request = _conversation(body)
     for name in _ENGINE_FIELDS:
         setattr(request, name, getattr(body, name))
     request.max_completion_tokens = body.max_output_tokens
@@ -62,15 +62,13 @@ def chat_request(service: Service, body: ResponsesRequest) -> chat.ChatRequest:
 
 def counted_request(service: Service, body: InputTokensRequest) -> chat.ChatRequest:
     """The same for what is only counted."""
-    request = _conversation(service, body)
+    request = _conversation(body)
     with own_names(NAMES):
         service.check(request)
     return request
 
 
-def _conversation(
-    service: Service, body: ResponsesRequest | InputTokensRequest
-) -> chat.ChatRequest:
+def _conversation(body: ResponsesRequest | InputTokensRequest) -> chat.ChatRequest:
     choice = body.tool_choice
     if not body.tools and choice in ("none", "auto"):
         choice = None  # their clients send it along without tools
@@ -80,7 +78,8 @@ def _conversation(
         tool_choice=_tool_choice(choice),
         parallel_tool_calls=body.parallel_tool_calls,
         response_format=_response_format(body.text),
-        chat_template_kwargs=_template_variables(service, body),
+        chat_template_kwargs=body.chat_template_kwargs,
+        reasoning_effort=None if body.reasoning is None else body.reasoning.effort,
     )
 
 
@@ -184,33 +183,6 @@ def _response_format(text: TextOptions | None) -> chat.ResponseFormat | None:
         schema = chat.NamedSchema(schema=form.schema, name=form.name, strict=form.strict)
         return chat.JsonSchemaFormat(json_schema=schema)
     return chat.JsonObjectFormat() if isinstance(form, AnyJson) else None
-
-
-def _template_variables(
-    service: Service, body: ResponsesRequest | InputTokensRequest
-) -> dict[str, Any] | None:
-    effort = body.reasoning.effort if body.reasoning is not None else None
-    variables = body.chat_template_kwargs
-    if effort is None:
-        return variables
-    if _THINK in (variables or {}):
-        raise invalid("reasoning.effort", f"and chat_template_kwargs.{_THINK} exclude each other")
-    parser = service.config.reasoning_parser
-    if parser != "none" and service.llm.text.chat_template.can_think:
-        return {**(variables or {}), _THINK: effort != "none"}
-    thinks = parser != "none"
-    if thinks == (effort == "none"):
-        how = (
-            "cannot be kept from thinking"
-            if thinks
-            else "is not known to think (see --reasoning-parser)"
-        )
-        raise BadRequest(
-            f"reasoning.effort: {effort!r} is not supported, this model {how}",
-            param="reasoning.effort",
-            code="unsupported_value",
-        )
-    return variables
 
 
 def _check_stream_options(body: ResponsesRequest) -> None:

@@ -38,7 +38,14 @@ async def messages(request: Request) -> Response:
         prompt = await prompt_ids(service, asked)
         room = max(service.max_model_len - len(prompt), 1)
         asked.max_tokens = min(max(body.max_tokens, 1), room)
-        chat = await open_chat(request, service, asked, kind="msg_", prompt=prompt)
+        chat = await open_chat(
+            request,
+            service,
+            asked,
+            kind="msg_",
+            prompt=prompt,
+            thinking_budget=getattr(body.thinking, "budget_tokens", None),
+        )
     chat.job.scores_only = body.max_tokens == 0
     answer = Answer(chat, body)
     if body.stream:

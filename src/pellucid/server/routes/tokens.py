@@ -82,5 +82,5 @@ def _rendered(service: Service, body: TemplateFields) -> str:
         raise invalid("messages", "must hold at least one message")
     check_messages(body.messages)
     messages, told = tool_messages(service, template_messages(body.messages), body.tools)
-    options = template_options(body, service.llm.text.chat_template)
+    options = template_options(service, body)
     return service.llm.text.render_chat(messages, **options, **told)

@@ -1,0 +1,166 @@
+"""What the engine process is told: the model, its memory, its scheduler and what runs it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from pellucid.config.compose import compose
+from pellucid.config.fields import Count, Threads, about
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model, and how it is held in memory."""
+
+    model: Annotated[
+        str,
+        about(
+            "Alias (see `pellucid models`), .gguf file, Hugging Face folder, or hf:org/name[:file]."
+        ),
+    ] = "smollm2-135m"
+    served_model_name: Annotated[
+        str | None, about("Name under which the API serves the model; its own by default.")
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        about("Type of float weights and of activations; auto: bfloat16 where it is fast."),
+    ] = "auto"
+    quantization: Annotated[
+        Literal["none", "int8", "int4"],
+        about("Round float weights while loading; weights that are quantised already stay so."),
+    ] = "none"
+    max_model_len: Annotated[
+        Count | None,
+        about("Longest prompt plus answer, in tokens; the model's own limit by default."),
+    ] = None
+    chat_template: Annotated[
+        str | None, about("File with a Jinja chat template that replaces the model's own.")
+    ] = None
+    cache_dir: Annotated[
+        str | None, about("Folder for downloaded models; ~/.cache/pellucid by default.")
+    ] = None
+    offline: Annotated[bool, about("Never touch the network; use what is already there.")] = False
+
+
+class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The paged KV cache."""
+
+    block_size: Annotated[int, about("Tokens per KV block.", ge=1, le=1024)] = 16
+    kv_cache_dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16", "int8"],
+        about(
+            "Type of cached keys and values. auto: int8 for the native kernels where the model's"
+            " keys allow it and --dtype is not set, else as --dtype."
+        ),
+    ] = "auto"
+    num_kv_blocks: Annotated[
+        Count | None, about("Size of the KV pool in blocks; overrides the two memory flags.")
+    ] = None
+    kv_cache_memory_mib: Annotated[
+        Count | None, about("Size of the KV pool in MiB; overrides --memory-fraction.")
+    ] = None
+    memory_fraction: Annotated[
+        float, about("Share of the free memory that the KV pool may take.", gt=0.0, le=1.0)
+    ] = 0.3
+    prefix_caching: Annotated[
+        bool, about("Keep blocks of finished requests and share equal prefixes.")
+    ] = True
+
+
+class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who runs in a step, and the limits of the queue."""
+
+    policy: Annotated[
+        str,
+        about("fifo, priority, shortest-first, fair-share, or your own as package.module:Class."),
+    ] = "fifo"
+    max_num_seqs: Annotated[int, about("Most requests that run at once.", ge=1, le=65536)] = 64
+    max_num_batched_tokens: Annotated[
+        Count | None,
+        about(
+            "Token budget of one step, prompt and generated tokens together; by default 256 on a "
+            "CPU, 2048 on a GPU, and at least twice --max-num-seqs."
+        ),
+    ] = None
+    async_scheduling: Annotated[
+        bool,
+        about("Plan and launch each step while the one before it still runs, which a GPU allows."),
+    ] = False
+    max_chunk_tokens: Annotated[
+        int,
+        about("Most prompt tokens of one request in one step, so that others keep moving.", ge=1),
+    ] = 512
+    max_waiting: Annotated[
+        int, about("Length of the queue; a request beyond it is refused with 429.", ge=1)
+    ] = 1024
+    max_waiting_tokens: Annotated[
+        Count | None,
+        about(
+            "Most prompt tokens that wait for their first step; beyond it 429. No limit if unset."
+        ),
+    ] = None
+    request_timeout: Annotated[
+        float, about("Seconds a request may take in all before it ends with an error.", gt=0.0)
+    ] = 600.0
+
+    def token_budget(self, device: str) -> int:
+        """`max_num_batched_tokens`, or what suits the device ("cpu", "cuda:0").
+
+        Open streams, and whoever arrives, wait for the end of a step: it should be no longer than
+        it must. A CPU computes 256 rows about as fast per row as any number; a GPU needs more.
+        """
+        if self.max_num_batched_tokens is not None:
+            return self.max_num_batched_tokens
+        enough = 2048 if device.startswith("cuda") else 256
+        return max(enough, 2 * self.max_num_seqs)  # answers leave half of it to prompts
+
+
+class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What executes a step."""
+
+    runner: Annotated[
+        Literal["torch", "llama-cpp", "fake"],
+        about(
+            "torch: this engine's own kernels; llama-cpp: llama.cpp's; fake: no model at all "
+            "(tests, front-end benchmarks)."
+        ),
+    ] = "torch"
+    device: Annotated[str, about("cpu, cuda, or auto.", pattern="^(auto|cpu|cuda(:[0-9]+)?)$")] = (
+        "auto"
+    )
+    kernels: Annotated[
+        Literal["auto", "reference", "native", "triton"],
+        about("Implementation of the ops; auto takes the fastest that this machine has."),
+    ] = "auto"
+    cuda_graphs: Annotated[
+        bool,
+        about("Replay steps that only decode from CUDA graphs; nothing to do without a GPU."),
+    ] = False
+    torch_compile: Annotated[
+        bool,
+        about("Let torch.compile fuse norms, rotations and activations where no kernel does."),
+    ] = False
+    threads: Annotated[Threads | None, about("Compute threads; all physical cores by default.")] = (
+        None
+    )
+    fake_step_ms: Annotated[
+        float, about("Milliseconds that a step of the fake runner sleeps.", ge=0.0)
+    ] = 0.0
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that the engine process is told."""
+
+    model: ModelSettings = ModelSettings()
+    cache: CacheSettings = CacheSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
+    runner: RunnerSettings = RunnerSettings()
+
+    @classmethod
+    def of(cls, **settings: Any) -> EngineConfig:
+        """Build from flat names, `EngineConfig.of(model="x.gguf", max_num_seqs=8)`.
+
+        Raises ConfigError naming the setting that is unknown or out of range.
+        """
+        return compose(cls, settings)
