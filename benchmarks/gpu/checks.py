@@ -11,6 +11,7 @@ from benchmarks.gpu import models
 from benchmarks.gpu.context import Context
 from pellucid.kernels.gpu_cases import Case, Cases
 from pellucid.kernels.gpu_measure import relative_error
+from pellucid.kernels.measure import Shapes
 from pellucid.kernels.reference import ReferenceOps
 
 # What rounding to 16 bits may do to a norm of differences; float32 stays far below.
@@ -35,7 +36,7 @@ def kernels(context: Context) -> None:
 
 
 def _cases(context: Context, cases: Cases, rows: list[int]) -> Iterator[Case]:
-    shapes = models.shapes_of(models.TINY if context.tiny else models.QWEN3_06B)
+    shapes = Shapes.of(models.TINY if context.tiny else models.QWEN3_06B)
     yield from cases.all(shapes, rows, 70 if context.tiny else 700)
 
 

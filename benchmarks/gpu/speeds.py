@@ -18,6 +18,7 @@ from pellucid.kernels.gpu_measure import (
     measure_case,
     measure_norm_by_rows,
 )
+from pellucid.kernels.measure import Shapes
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.sample.backends import Sampler
 from pellucid.sample.sampler import SamplingColumns
@@ -42,7 +43,7 @@ def _triton_version() -> str:
 
 def kernels(context: Context) -> None:
     """Every op on the shapes of llama3-8b, Triton's and torch's."""
-    shapes = models.shapes_of(models.TINY if context.tiny else models.LLAMA3_8B)
+    shapes = Shapes.of(models.TINY if context.tiny else models.LLAMA3_8B)
     rows, length = ([1], 20) if context.tiny else ([1, 16, 256], 2048)
     watch, cases = context.stopwatch(), Cases(context.device, context.dtype)
     triton = context.triton(dense=1)
