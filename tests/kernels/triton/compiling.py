@@ -115,6 +115,9 @@ def _ops(dtype: torch.dtype) -> None:
         ops.linear(x[:1], weight)
         tall.linear(x, weight)
         ops.logits(x[:1], weight)
+    in_parts = ops.pack([Held(round_rows(np.ones((64, 1024), np.float32), bits=4))], dtype, cpu)
+    for rows in (1, 9000):
+        ops.linear(torch.ones(rows, 1024, dtype=dtype), in_parts, torch.ones(64, dtype=dtype))
     wide = torch.ones(200, 4096, dtype=dtype)
     float_weight = torch.ones(300, 4096, dtype=dtype)
     for rows in (1, 65):

@@ -144,6 +144,17 @@ def test_a_row_does_not_depend_on_its_company(ops: ReferenceOps, kind: str) -> N
         assert torch.equal(ops.linear(x[rows], weight), together[rows])
 
 
+@pytest.mark.parametrize("kind", ["Q4_K", "int4 in three parts"])
+def test_parts_are_added_alike_by_one_program_and_by_many(
+    ops: ReferenceOps, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight = random(20, FORMATS[kind].q.shape[1], seed=2), Held(FORMATS[kind])
+    packed, bias = ops.pack([weight], torch.float32, DEVICE), random(weight.shape[0], seed=3)
+    by_many = ops.linear(x, packed, bias)
+    monkeypatch.setattr(sys.modules["pellucid.kernels.triton.product"], "FEW", 0)
+    assert torch.equal(ops.linear(x, packed, bias), by_many)
+
+
 def test_integers_stay_as_small_as_they_are(ops: ReferenceOps) -> None:
     before = ops.weight_bytes
     ops.pack([Held(FORMATS["int4"])], torch.float32, DEVICE)

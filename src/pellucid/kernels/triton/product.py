@@ -21,9 +21,9 @@ decide whether they come as fast as the memory gives them:
 multiprocessors, that must have been asked for at any time. A program has asked for two blocks, of
 64 rows by 64 bytes, 8 KB. So each multiprocessor needs four programs at least, and eight for its
 four schedulers to have two warps each. A weight [4096, 4096] has but 64 tiles of rows: its columns
-are cut into 16 parts, by the shape of the weight alone. With few rows each part is a program that
-reads two blocks, and a second kernel adds the parts in order; with many, one program walks through
-all parts of its tile. Both do the same additions.
+are cut into 16 parts, by the shape of the weight alone. Where the result has few tiles each part is
+a program that reads two blocks, and a second kernel adds the parts in order; where it has many, one
+program walks through all parts of its tile. Both do the same additions.
 
 **Instructions.** 132 multiprocessors start 29e12 lanes' instructions a second (four warps' each at
 1.7 GHz), whereas 8.5e12 weights of 4 bits fit into 4.8 TB: 3.4 for each. So weights are the left
@@ -46,6 +46,7 @@ from pellucid.kernels.triton.weights import BLOCK_K, IntegerWeight
 ROWS = 16  # of x
 OUTPUTS = 64  # rows of the weight
 ENOUGH = 1056  # programs: eight for each multiprocessor of an H200
+FEW = ENOUGH // 2  # tiles of the result that leave too many multiprocessors idle
 FEWEST_COLUMNS = 256  # of a part
 BLOCK = tl.constexpr(BLOCK_K)
 
@@ -221,14 +222,15 @@ def integer_product(
     blocks = triton.cdiv(weight.k, BLOCK_K)
     part_blocks = triton.cdiv(blocks, num_parts(n, weight.k))
     parts = triton.cdiv(blocks, part_blocks)
-    split = parts > 1 and rows <= ROWS
     height = tile_rows if rows > ROWS else ROWS
+    row_tiles, output_tiles = triton.cdiv(rows, height), triton.cdiv(n, OUTPUTS)
+    split = parts > 1 and row_tiles * output_tiles < FEW
     target = out
     if split:
         target = x.new_empty((parts, rows, n), dtype=torch.float32)
     dtype = product_dtype(x.dtype)
     power, value = mantissas(dtype, weight.bits)
-    grid = triton.cdiv(rows, height), triton.cdiv(n, OUTPUTS), parts if split else 1
+    grid = row_tiles, output_tiles, parts if split else 1
     integer_product_kernel[grid](
         *(x, weight.q, weight.scales, weight.minima, bias, target),
         *(x.stride(0), weight.q.stride(0), weight.scales.shape[1], target.stride(-2)),
