@@ -12,6 +12,7 @@ from benchmarks.gpu.context import Context
 from pellucid.kernels.gpu_cases import Case, Cases
 from pellucid.kernels.gpu_measure import relative_error
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.kernels.shapes import Shapes
 
 # What rounding to 16 bits may do to a norm of differences; float32 stays far below.
 ALLOWED = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4}
@@ -35,7 +36,7 @@ def kernels(context: Context) -> None:
 
 
 def _cases(context: Context, cases: Cases, rows: list[int]) -> Iterator[Case]:
-    shapes = models.shapes_of(models.TINY if context.tiny else models.QWEN3_06B)
+    shapes = Shapes.of(models.TINY if context.tiny else models.QWEN3_06B)
     yield from cases.all(shapes, rows, 70 if context.tiny else 700)
 
 

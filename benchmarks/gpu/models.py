@@ -10,50 +10,23 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
 
 from pellucid.config import EngineConfig
 from pellucid.engine.ahead import create_core
 from pellucid.engine.core import EngineCore
 from pellucid.kernels.interface import IntegerMatrix
 from pellucid.kernels.reference import ReferenceOps
-from pellucid.kernels.shapes import Shapes
 from pellucid.load.files import ModelFiles
+from pellucid.load.quantized import AT_LEAST_8_BITS
+from pellucid.load.random import SHAPES, RepeatedNoise
 from pellucid.messages import AddRequest, pack_tokens
 from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model
-from pellucid.models.shapes import weight_shapes
 from pellucid.runner.base import KVCapacity
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
 
-LLAMA3_8B = ModelConfig(
-    architecture="llama",
-    vocab_size=128_256,
-    hidden_size=4096,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    intermediate_size=14_336,
-    max_position=8192,
-    norm_eps=1e-5,
-    rope_theta=500_000.0,
-)
-QWEN3_06B = ModelConfig(
-    architecture="qwen3",
-    vocab_size=151_936,
-    hidden_size=1024,
-    num_layers=28,
-    num_heads=16,
-    num_kv_heads=8,
-    head_dim=128,
-    intermediate_size=3072,
-    max_position=40_960,
-    rope_theta=1_000_000.0,
-    tie_embeddings=True,
-    qk_norm=True,
-)
+LLAMA3_8B, QWEN3_06B = SHAPES["llama3-8b"], SHAPES["qwen3-0.6b"]
 TINY = ModelConfig(
     architecture="qwen3",
     vocab_size=96,
@@ -69,47 +42,25 @@ TINY = ModelConfig(
 )
 
 
-def shapes_of(config: ModelConfig) -> Shapes:
-    return Shapes(
-        hidden=config.hidden_size,
-        inner=config.intermediate_size,
-        heads=config.num_heads,
-        kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        vocab=config.vocab_size,
-    )
-
-
-class DeviceWeights:
-    """Random weights drawn where they are needed; activations stay of order one.
+class DeviceWeights(RepeatedNoise):
+    """Random weights made where they are needed; activations stay of order one.
 
     Args:
         bits: 4 or 8: matrices are integers with scales, the embedding and the head 8-bit ones.
     """
 
     def __init__(self, config: ModelConfig, device: torch.device, bits: int | None = None) -> None:
-        self._shapes = weight_shapes(config)
-        self._device, self._bits = device, bits
-        self._generator = torch.Generator(device=device).manual_seed(0)
+        super().__init__(config, device)
+        self._bits = bits
         self._made: dict[tuple[int, int, int], IntegerMatrix] = {}
-
-    def names(self) -> list[str]:
-        return list(self._shapes)
-
-    def get(self, name: str, dtype: torch.dtype) -> Tensor:
-        shape = self._shapes[name]
-        noise = torch.randn(shape, generator=self._generator, device=self._device)
-        if len(shape) == 2:
-            return noise.mul_(shape[-1] ** -0.5).to(dtype)
-        return noise.mul_(0.1).add_(1.0).to(dtype)
 
     def integers(self, name: str) -> Iterator[IntegerMatrix] | None:
         """The same numbers for matrices of one shape, each in memory of its own all the same."""
-        shape = self._shapes[name]
+        shape = self.shape(name)
         if self._bits is None or len(shape) != 2:
             return None
         n, k = shape
-        bits = 8 if name.endswith(("embed_tokens.weight", "lm_head.weight")) else self._bits
+        bits = 8 if name.endswith(AT_LEAST_8_BITS) else self._bits
         if (n, k, bits) not in self._made:
             rng = np.random.default_rng(n + k)
             q = rng.integers(0, 1 << bits, (n, k), dtype=np.uint8)

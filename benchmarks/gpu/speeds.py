@@ -19,6 +19,8 @@ from pellucid.kernels.gpu_measure import (
     measure_norm_by_rows,
 )
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.kernels.shapes import Shapes
+from pellucid.sample.backends import Sampler
 from pellucid.sample.sampler import SamplingColumns
 
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16_384)
@@ -41,7 +43,7 @@ def _triton_version() -> str:
 
 def kernels(context: Context) -> None:
     """Every op on the shapes of llama3-8b, Triton's and torch's."""
-    shapes = models.shapes_of(models.TINY if context.tiny else models.LLAMA3_8B)
+    shapes = Shapes.of(models.TINY if context.tiny else models.LLAMA3_8B)
     rows, length = ([1], 20) if context.tiny else ([1, 16, 256], 2048)
     watch, cases = context.stopwatch(), Cases(context.device, context.dtype)
     triton = context.triton(dense=1)
@@ -122,11 +124,19 @@ def sampling(context: Context) -> None:
                     "differ": int((on_host(tokens) != on_host(expected)).sum()),
                     "failed": int(on_host(failed).sum()),
                     "alone = together": bool((on_host(alone) == on_host(tokens[-1:])).all()),
-                    "triton_seconds": watch.elapsed(lambda: ours.sample(logits, columns, every)),
-                    "torch_seconds": watch.elapsed(lambda: theirs.sample(logits, columns, every)),
+                    "triton_seconds": watch.elapsed(lambda: step(ours, logits, columns, every)),
+                    "torch_seconds": watch.elapsed(lambda: step(theirs, logits, columns, every)),
                 }
 
             context.attempt(f"{name}, {rows} rows", compare)
+
+
+def step(
+    sampler: Sampler[Any], logits: torch.Tensor, columns: SamplingColumns, rows: np.ndarray
+) -> None:
+    """Sample as requests do, whose tokens stand one position further each time."""
+    sampler.sample(logits, columns, rows)
+    columns.position[rows] += 1
 
 
 def on_host(values: torch.Tensor | np.ndarray) -> np.ndarray:

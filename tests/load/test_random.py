@@ -38,6 +38,7 @@ def test_weights_are_of_order_one_over_the_square_root_and_rows_differ() -> None
     norm = weights.get("model.norm.weight", torch.bfloat16)
     assert norm.dtype == torch.bfloat16
     assert norm.float().mean() == pytest.approx(1.0, abs=0.05)
+    assert torch.equal(norm, weights.get("model.norm.weight").bfloat16())
 
 
 @pytest.mark.parametrize("scheme", ["none", "int8", "int4"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,6 +122,39 @@ def test_numbers_are_those_of_the_host(sampler):
     columns = SamplingColumns(ones, zeros, ones, ones * 0, seeds, positions)
     tokens, _ = tokens_of(sampler, torch.zeros(n, vocab), columns)
     assert tokens.tolist() == np.floor(uniform(seeds, positions) * vocab).tolist()
+
+
+@given(st.data())
+@settings(max_examples=15, deadline=None)
+def test_only_what_changed_of_how_rows_sample_is_sent(sampler, data):
+    """Over equal weights a token tells seed and position."""
+    kept, sent = type(sampler)(), []
+    table = sys.modules["pellucid.sample.triton.table"]
+    count, logits = 5, torch.zeros(5, 4096)
+    ones, zeros = np.ones(count, np.float32), np.zeros(count, np.int64)
+    columns = SamplingColumns(ones, zeros, ones, ones * 0, zeros.copy(), zeros + 2**32 - 2)
+    at = dict.fromkeys(range(count))  # where the device expects each row to go on
+    rows = np.empty(0, np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        to_device = table.to_device
+        patch.setattr(table, "to_device", lambda v, d: sent.append(v) or to_device(v, d))
+        for _ in range(5):
+            again = len(rows) > 0 and data.draw(st.booleans())
+            if not again:
+                every = data.draw(st.permutations(range(count)))
+                rows = np.array(every[: data.draw(st.integers(1, count))])
+            for row in data.draw(st.sets(st.sampled_from(range(count)), max_size=1)):
+                columns.seed[row] += 1
+            moved = {row for row in rows if at[row] != (columns.seed[row], columns.position[row])}
+            sent.clear()
+            tokens, _ = kept.sample(placed(logits[: len(rows)]), columns, rows)
+            drawn = np.floor(uniform(columns.seed[rows], columns.position[rows]) * 4096)
+            assert tokens.tolist() == drawn.tolist()
+            lines = [array for array in sent if array.ndim == 2]
+            assert sum(map(len, lines)) == len(moved), "lines of rows that go on are not sent"
+            assert len(sent) - len(lines) <= (not again), "nor which rows they are"
+            columns.position[rows] += 1
+            at |= {row: (columns.seed[row], columns.position[row]) for row in rows.tolist()}
 
 
 def test_penalties_have_the_bits_of_the_reference(sampler):

@@ -49,15 +49,7 @@ def shapes_of(model: ModelSettings) -> Shapes:
     from pellucid.kernels.shapes import Shapes
     from pellucid.load.model_config import load_config
 
-    config = load_config(fetch(model))
-    return Shapes(
-        hidden=config.hidden_size,
-        inner=config.intermediate_size,
-        heads=config.num_heads,
-        kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        vocab=config.vocab_size,
-    )
+    return Shapes.of(load_config(fetch(model)))
 
 
 def show_kernels(limits: Limits, measured: list[Measurement]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -21,6 +22,18 @@ class Shapes:
     kv_heads: int
     head_dim: int
     vocab: int
+
+    @classmethod
+    def of(cls, config: Any) -> Shapes:
+        """Those of a `ModelConfig`."""
+        return cls(
+            hidden=config.hidden_size,
+            inner=config.intermediate_size,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            vocab=config.vocab_size,
+        )
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:

@@ -55,6 +55,6 @@ class QuantizedWeights(Weights):
 
     def _round(self, name: str) -> Iterator[IntegerMatrix]:
         rows, columns = self.shape(name)
-        dense = self._inner.get(name).numpy()
+        dense = self._inner.get(name).cpu().numpy()
         bits = 8 if name.endswith(AT_LEAST_8_BITS) else self._bits
         return round_matrix(lambda chunk: dense[chunk], (rows, columns), bits)

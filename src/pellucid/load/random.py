@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import torch
@@ -63,22 +64,25 @@ def named_shape(name: str) -> ModelConfig:
 class RepeatedNoise(Weights):
     """Weights that are one short table of normal numbers over and over, in a scale that works.
 
-    Kernels cannot tell, and drawing billions of numbers would take longer than measuring.
+    Kernels cannot tell, and drawing billions of numbers would take longer than measuring. They are
+    made on `device`; in another dtype they are the same numbers, rounded.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, device: torch.device | None = None) -> None:
         super().__init__(weight_shapes(config))
-        self._table = torch.randn(TABLE, generator=torch.Generator().manual_seed(0))
+        table = torch.randn(TABLE, generator=torch.Generator().manual_seed(0))
+        self._table = table.to(device or torch.device("cpu"))
 
     def get(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         shape = self.shape(name)
         count = torch.Size(shape).numel()
         start = zlib.crc32(name.encode()) % TABLE
         times = -(-(start + count) // TABLE)
-        noise = self._table.to(dtype).repeat(times)[start : start + count].view(shape)
         if len(shape) == 2:
-            return noise.mul(shape[-1] ** -0.5)
-        return noise.mul(0.1).add(0.0 if name.endswith(".bias") else 1.0)  # else it is a norm's
+            numbers = self._table / math.sqrt(shape[-1])
+        else:
+            numbers = self._table * 0.1 + (0.0 if name.endswith(".bias") else 1.0)  # a norm's is 1
+        return numbers.to(dtype).repeat(times)[start : start + count].clone().view(shape)
 
     def close(self) -> None:
         """There is no file."""

@@ -48,7 +48,7 @@ class Weights(ABC):
 
     @abstractmethod
     def get(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight as a dense, contiguous tensor on the CPU, in memory of its own.
+        """The weight as a dense, contiguous tensor in memory of its own; of files, on the CPU.
 
         Raises:
             KeyError: the model has no such weight.

@@ -126,6 +126,8 @@ class Staging:
         self.block_tables = torch.zeros(shape, dtype=torch.int32, device=link.device)
         self.block_tables[self.scratch_row] = scratch_block
         self.last_tokens = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=link.device)
+        self._drawn_rows = np.empty(0, np.int64)
+        self._drawn_places: Tensor  # the same, on the device
 
     def load(self, step: StepRows, wanted: Ints) -> tuple[Tensor, AttentionInputs, Tensor]:
         """`Model.forward`'s token_ids and inputs; and `wanted`."""
@@ -174,5 +176,7 @@ class Staging:
 
     def remember(self, rows: Ints, token_ids: Tensor) -> None:
         """Keep the tokens [n] that were just drawn for the rows."""
-        (places,) = self.ring.send([rows])
-        self.last_tokens.index_copy_(0, places, token_ids)
+        if not np.array_equal(rows, self._drawn_rows):
+            self._drawn_rows = rows.copy()
+            (self._drawn_places,) = self.ring.send([rows])
+        self.last_tokens.index_copy_(0, self._drawn_places, token_ids)

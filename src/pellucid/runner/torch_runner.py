@@ -107,7 +107,10 @@ class TorchRunner:
     ) -> tuple[Model, str]:
         from pellucid.load.quantized import quantized
 
-        model_config, source, name = _open(config, files) if shape is None else _random(shape)
+        if shape is None:
+            model_config, source, name = _open(config, files)
+        else:
+            model_config, source, name = _random(shape, self.device)
         weights = quantized(source, config.model.quantization)
         try:
             limit = model_len_limit(model_config, config.model.max_model_len)
@@ -195,11 +198,11 @@ def _open(config: EngineConfig, files: ModelFiles | None) -> tuple[ModelConfig, 
     return model_config, open_weights(files, model_config), files.name
 
 
-def _random(shape: str) -> tuple[ModelConfig, Weights, str]:
+def _random(shape: str, device: torch.device) -> tuple[ModelConfig, Weights, str]:
     from pellucid.load.random import RepeatedNoise, named_shape
 
     model_config = named_shape(shape)
-    return model_config, RepeatedNoise(model_config), f"{shape}, random weights"
+    return model_config, RepeatedNoise(model_config, device), f"{shape}, random weights"
 
 
 def _select_ops(settings: RunnerSettings, device: torch.device, head_dim: int) -> ReferenceOps:

@@ -8,6 +8,8 @@ memory in bytes, and which instructions of the tensor cores it has.
 from __future__ import annotations
 
 import re
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +31,26 @@ class Compiled:
     name: str
     shared: int  # bytes
     instructions: set[str]
+    cubin: bytes
+
+    def loop_length(self) -> int:
+        """Machine instructions of the longest loop that has no other in it."""
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.cubin)
+            file.flush()
+            command = [triton.knobs.nvidia.nvdisasm.path, "-c", file.name]
+            lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        places: dict[str, int] = {}
+        loops, count = [], 0
+        for line in lines.splitlines():
+            if label := re.match(r"(\.L_x_\d+):", line):
+                places[label[1]] = count
+            count += bool(re.match(r"\s+/\*[0-9a-f]{4,}\*/\s", line))
+            target = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
+            if target and target[1] in places:
+                loops.append((places[target[1]], count))
+        inner = [b - a for a, b in loops if not any(a < c and d < b for c, d in loops)]
+        return max(inner, default=0)
 
 
 @dataclass
@@ -51,7 +73,7 @@ class Compiler:
             found = kernel.run(*args, grid=grid, warmup=True, **options)
             instructions = {match.group() for match in TENSOR_CORE.finditer(found.asm["ptx"])}
             self.variants[found.hash] = Compiled(
-                kernel.__name__, found.metadata.shared, instructions
+                kernel.__name__, found.metadata.shared, instructions, found.asm["cubin"]
             )
 
         return compile_only
@@ -93,6 +115,9 @@ def _ops(dtype: torch.dtype) -> None:
         ops.linear(x[:1], weight)
         tall.linear(x, weight)
         ops.logits(x[:1], weight)
+    in_parts = ops.pack([Held(round_rows(np.ones((64, 1024), np.float32), bits=4))], dtype, cpu)
+    for rows in (1, 9000):
+        ops.linear(torch.ones(rows, 1024, dtype=dtype), in_parts, torch.ones(64, dtype=dtype))
     wide = torch.ones(200, 4096, dtype=dtype)
     float_weight = torch.ones(300, 4096, dtype=dtype)
     for rows in (1, 65):

@@ -49,6 +49,40 @@ print(*(variant.name for variant in compiler.variants.values()))
 """
 
 
+WITH_ONE_ROW = """
+import torch, triton
+from triton.runtime.jit import JITFunction
+from tests.kernels.triton.compiling import Compiler
+compiler = Compiler()
+triton.runtime.driver.set_active(compiler)
+JITFunction.__getitem__ = lambda kernel, grid: compiler.launcher(kernel, grid)
+from pellucid.kernels.triton.product import OUTPUTS, integer_product
+from pellucid.kernels.triton.weights import BLOCK_K, IntegerWeight
+n, k, dtype = 4096, 4096, torch.bfloat16
+scales = torch.ones(n, k // 32, dtype=torch.float16)
+for bits in (4, 8):
+    q = torch.zeros(n, k * bits // 32, dtype=torch.int32)
+    weight = IntegerWeight(q, scales, None, k, bits, 32, 1 << (bits - 1), dtype)
+    integer_product(torch.ones(1, k, dtype=dtype), weight, None, torch.empty(1, n, dtype=dtype))
+product, add, product_8 = compiler.variants.values()
+for variant in (product, product_8):
+    print(variant.loop_length() * 32 / (OUTPUTS * BLOCK_K))
+"""
+
+
+@pytest.mark.slow
+def test_weights_take_about_as_many_instructions_as_there_is_time_for() -> None:
+    """What an H200 can start while a weight comes: see `product.py`. Triton 3.6 takes twice 3.9's.
+
+    With a conversion for each weight, and fragments by way of shared memory, it was 18 and 12.
+    """
+    pytest.importorskip("triton", reason="Triton is not installed: pip install 'pellucid[gpu]'")
+    done = run("-c", WITH_ONE_ROW)
+    bits_4, bits_8 = map(float, done.stdout.split())
+    assert 1 < bits_4 < 7, done.stderr
+    assert 1 < bits_8 < 9
+
+
 @pytest.mark.slow
 def test_another_number_of_rows_compiles_nothing_new() -> None:
     pytest.importorskip("triton", reason="Triton is not installed: pip install 'pellucid[gpu]'")

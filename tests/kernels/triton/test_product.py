@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -63,6 +64,7 @@ def k_quant(n: int, k: int, bits: int, group: int, minima: bool) -> IntegerMatri
 FORMATS = {
     "int8": round_rows(random(35, 96).numpy(), 8),
     "int4": round_rows(random(35, 96, seed=1).numpy(), 4),
+    "int4 in three parts": round_rows(random(70, 992, seed=5).numpy(), 4),
     "Q4_K": k_quant(20, 512, bits=4, group=32, minima=True),
     "Q6_K": k_quant(20, 256, bits=8, group=16, minima=False),
     "4 bits in groups of 16": k_quant(20, 256, bits=4, group=16, minima=False),
@@ -71,7 +73,7 @@ FORMATS = {
 
 @pytest.mark.parametrize("matrix", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("rows", [0, 1, 17])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_equals_the_dense_product(
     ops: ReferenceOps, matrix: IntegerMatrix, rows: int, dtype: torch.dtype
 ) -> None:
@@ -80,7 +82,8 @@ def test_equals_the_dense_product(
     weight = ops.pack([Held(matrix)], dtype, DEVICE)
     product = x.double() @ torch.as_tensor(matrix.dense()).double().T
     # Nothing but the result is rounded; the interpreter truncates that to bfloat16.
-    near = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 8e-3, "atol": 1e-2}
+    eps = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    near = {"rtol": eps, "atol": max(1e-4, eps)}
     found = ops.linear(x, weight, bias)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), product + bias.double(), **near)
@@ -105,13 +108,51 @@ def test_formats_may_be_stacked(ops: ReferenceOps) -> None:
     torch.testing.assert_close(found, x @ whole.T + bias, rtol=1e-5, atol=1e-4)
 
 
-def test_a_row_does_not_depend_on_its_company(ops: ReferenceOps) -> None:
+def test_neighbours_of_one_format_are_one_product(ops: ReferenceOps) -> None:
+    int4, int8 = FORMATS["int4"], FORMATS["int8"]
+    weight = ops.pack([Held(m) for m in (int4, int4, int8, int4)], torch.float32, DEVICE)
+    assert [(len(piece), piece.bits) for piece in weight.pieces] == [(70, 4), (35, 8), (35, 4)]
+    x = random(3, 96, seed=2)
+    whole = torch.cat([torch.as_tensor(m.dense()) for m in (int4, int4, int8, int4)])
+    found = ops.linear(x, weight)
+    torch.testing.assert_close(found, x @ whole.T, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_integers_fit_into_mantissas(ops: ReferenceOps, dtype: torch.dtype, bits: int) -> None:
+    """The interpreter computes no bfloat16; so what a GPU would is computed here."""
+    product = sys.modules["pellucid.kernels.triton.product"]
+    name = {torch.float16: "float16", torch.bfloat16: "bfloat16"}[dtype]
+    power, value = product.mantissas(getattr(product.tl, name), bits)
+    kind, held = (torch.int16, dtype) if power else (torch.int32, torch.float32)
+    q = torch.arange(1 << bits, dtype=kind)
+    for zero in (0, 1 << bits - 1):
+        found = (q | (power or 0x4B000000)).view(held) - torch.tensor(value + zero, dtype=held)
+        assert torch.equal(found.to(dtype).double(), q.double() - zero)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "int4 in three parts"])
+def test_a_row_does_not_depend_on_its_company(ops: ReferenceOps, kind: str) -> None:
     """numpy's products depend on a row's place among 16, a GPU's do not: places are kept."""
-    x, weight = random(50, 512, seed=2), ops.pack([Held(FORMATS["Q4_K"])], torch.float32, DEVICE)
+    matrix = FORMATS[kind]
+    x = random(50, matrix.q.shape[1], seed=2)
+    weight = ops.pack([Held(matrix)], torch.float32, DEVICE)
     together = ops.linear(x, weight)
     for start, count in ((0, 1), (16, 1), (32, 5), (16, 34), (48, 2)):
         rows = slice(start, start + count)
         assert torch.equal(ops.linear(x[rows], weight), together[rows])
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "int4 in three parts"])
+def test_parts_are_added_alike_by_one_program_and_by_many(
+    ops: ReferenceOps, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight = random(20, FORMATS[kind].q.shape[1], seed=2), Held(FORMATS[kind])
+    packed, bias = ops.pack([weight], torch.float32, DEVICE), random(weight.shape[0], seed=3)
+    by_many = ops.linear(x, packed, bias)
+    monkeypatch.setattr(sys.modules["pellucid.kernels.triton.product"], "FEW", 0)
+    assert torch.equal(ops.linear(x, packed, bias), by_many)
 
 
 def test_integers_stay_as_small_as_they_are(ops: ReferenceOps) -> None:

@@ -14,6 +14,7 @@ from pellucid.kernels.reference import ReferenceOps
 from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model, random_weights
 from pellucid.runner import graphs, torch_runner
+from pellucid.runner.device import Link
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
 from tests.device import DEVICE
@@ -140,3 +141,28 @@ def test_the_loop_that_plans_ahead_gives_the_tokens_of_the_plain_one(
         assert engine.runner._steps._sampling._sampler.__class__.__name__ == "TritonSampler"
         found.append({name: (tokens(each), each[-1].logprobs) for name, each in deltas.items()})
     assert found[0] == found[1]
+
+
+def test_a_step_that_goes_on_is_sent_by_one_copy(
+    ops: ReferenceOps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How its rows sample, and where their tokens go, the device knows from the step before."""
+    from pellucid.sample.triton import table
+
+    copies: list[int] = []
+    send, to_device = Link.send, table.to_device
+    monkeypatch.setattr(Link, "send", lambda *args: copies.append(1) or send(*args))
+    monkeypatch.setattr(table, "to_device", lambda *args: copies.append(1) or to_device(*args))
+    config = EngineConfig.of(**SIZES, device=str(DEVICE), threads=1)
+    model = build_model(CONFIG, random_weights(CONFIG), ops, torch.float32, DEVICE)
+    engine = create_core(TorchRunner(config, model=model), config.cache, config.scheduler)
+    for i in range(3):
+        engine.add(message(f"r{i}", [5 + i, 3], max_tokens=4 + i, temperature=1.0, top_p=0.9))
+    by_step = []
+    while engine.has_work:
+        copies.clear()
+        engine.step()
+        by_step.append(len(copies))
+    # Blocks, the step, lines, rows, rows; then steps that go on; one has left: rows and rows.
+    assert by_step[:4] == [5, 1, 1, 1]
+    assert by_step[4] == 3

@@ -178,10 +178,16 @@ def dense_product(
         num_stages=2 if w.dtype == torch.float32 else 3,  # that fit the shared memory
     )
     if split:
-        block = 1024
-        add_parts_kernel[(rows, triton.cdiv(n, block))](
-            *(target, bias, out, out.stride(0), rows, n),
-            PARTS=parts,
-            BIAS=bias is not None,
-            BLOCK=block,
-        )
+        add_parts(target, bias, out)
+
+
+def add_parts(parts: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Fill `out` [rows, n] with the sum of float32 `parts` [P, rows, n], in order, and `bias`."""
+    count, rows, n = parts.shape
+    block = 1024
+    add_parts_kernel[(rows, triton.cdiv(n, block))](
+        *(parts, bias, out, out.stride(0), rows, n),
+        PARTS=count,
+        BIAS=bias is not None,
+        BLOCK=block,
+    )

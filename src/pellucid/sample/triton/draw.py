@@ -6,8 +6,8 @@ V ids of a row are PARTS parts of PART; `lanes` of a program are parts, padded t
 import triton
 import triton.language as tl
 
-from pellucid.sample.triton.columns import (
-    FIELDS,
+from pellucid.sample.triton.random import uniform
+from pellucid.sample.triton.table import (
     MIN_P,
     POSITION,
     SEED,
@@ -15,9 +15,10 @@ from pellucid.sample.triton.columns import (
     TOP_K,
     TOP_P,
     float_field,
+    line_of,
+    move_on,
     word_field,
 )
-from pellucid.sample.triton.random import uniform
 
 PART = tl.constexpr(4096)  # ids
 DIGITS = tl.constexpr(4)  # of a float's 32 bits
@@ -88,6 +89,7 @@ def digit_found(counts, state, row, DIGIT: tl.constexpr, PARTS: tl.constexpr, LA
 def digit_kernel(
     logits,
     table,
+    lines,
     counts,  # [rows, DIGITS, PARTS, BINS] int32
     state,  # [rows, DIGITS, 2] int32: prefix and remaining k before each digit
     vocab,
@@ -97,7 +99,7 @@ def digit_kernel(
 ):
     """Grid (rows, PARTS). Settles the digit before, and counts what follows it in the part."""
     row, part = tl.program_id(0), tl.program_id(1)
-    k = tl.load(table + row * FIELDS + TOP_K)
+    k = tl.load(line_of(table, lines, row) + TOP_K)
     if k > 0:
         prefix, missing = k.to(tl.uint32) * 0, k
         if DIGIT > 0:
@@ -138,6 +140,7 @@ def weights_of(x, best, temperature, floor):
 def weigh_kernel(
     logits,
     table,
+    lines,
     peaks,
     counts,
     state,
@@ -151,14 +154,15 @@ def weigh_kernel(
     """Grid (rows, PARTS): what each part weighs."""
     row, part = tl.program_id(0), tl.program_id(1)
     best, finite = best_of_row(peaks, row, PARTS, LANES)
-    temperature = float_field(table, row, TEMPERATURE)
+    line = line_of(table, lines, row)
+    temperature = float_field(line, TEMPERATURE)
     if finite & (temperature != 0.0):
-        min_p = float_field(table, row, MIN_P)
+        min_p = float_field(line, MIN_P)
         floor = tl.full([], float("-inf"), tl.float32)
         if min_p > 0.0:
             floor = best + temperature * tl.log(min_p)
         if TOP_KS:
-            if tl.load(table + row * FIELDS + TOP_K) > 0:
+            if tl.load(line + TOP_K) > 0:
                 kth = kth_largest(counts, state, row, PARTS, LANES)
                 floor = tl.maximum(floor, kth)
         x, _ = part_of_row(logits, row, part, vocab)
@@ -195,6 +199,7 @@ def id_in_part(weights, share, part):
 def draw_kernel(
     logits,
     table,
+    lines,
     peaks,
     places,
     floors,
@@ -207,30 +212,33 @@ def draw_kernel(
     PARTS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Grid (rows): the token of each."""
+    """Grid (rows): the token of each. In the table, its position moves on to the next."""
     row = tl.program_id(0)
+    line = line_of(table, lines, row)
     lane = tl.arange(0, LANES)
     best, finite = best_of_row(peaks, row, PARTS, LANES)
     peak = tl.load(peaks + row * PARTS + lane, mask=lane < PARTS, other=float("-inf"))
     place = tl.load(places + row * PARTS + lane, mask=lane < PARTS, other=NOWHERE)
     token = tl.min(tl.where(peak == best, place, NOWHERE), axis=0)
     if DRAWN:
-        temperature = float_field(table, row, TEMPERATURE)
+        temperature = float_field(line, TEMPERATURE)
         if finite & (temperature != 0.0):
             floor = tl.load(floors + row)
             mass = tl.load(masses + row * PARTS + lane, mask=lane < PARTS, other=0.0)
             token = drawn_token(
-                logits, table, peak, mass, row, best, temperature, floor, vocab,
+                logits, line, peak, mass, row, best, temperature, floor, vocab,
                 NUCLEUS, PARTS, LANES,
             )  # fmt: skip
     tl.store(tokens + row, tl.where(finite, token, 0).to(tl.int64))
     tl.store(failed + row, tl.where(finite, 0, 1))
+    tl.debug_barrier()  # all threads have read the position
+    move_on(line)
 
 
 @triton.jit
 def drawn_token(
     logits,
-    table,
+    line,
     peak,  # [LANES]
     mass,  # [LANES]
     row,
@@ -244,14 +252,14 @@ def drawn_token(
 ):
     """See `sample/sampler.py`: a token outside of the nucleus is drawn again among the likelier."""
     lane = tl.arange(0, LANES)
-    seed_low, seed_high = word_field(table, row, SEED), word_field(table, row, SEED + 1)
-    position_low = word_field(table, row, POSITION)
-    position_high = word_field(table, row, POSITION + 1)
+    seed_low, seed_high = word_field(line, SEED), word_field(line, SEED + 1)
+    position_low = word_field(line, POSITION)
+    position_high = word_field(line, POSITION + 1)
     total = tl.sum(mass, axis=0)
     draw = seed_low * 0
     capacity = total
     if NUCLEUS:
-        capacity = float_field(table, row, TOP_P).to(tl.float64) * total
+        capacity = float_field(line, TOP_P).to(tl.float64) * total
         if capacity >= total:
             capacity = capacity + float("inf")  # no nucleus
     bound = tl.full([], 0.0, tl.float32)  # what is drawn from weighs more than this

@@ -15,7 +15,7 @@ from pellucid.sample.penalties import Penalties
 from pellucid.sample.sampler import SamplingColumns
 from pellucid.sample.transfer import to_device
 from pellucid.sample.triton import describe, draw, edits
-from pellucid.sample.triton.columns import table_of
+from pellucid.sample.triton.table import Table
 
 Ints = NDArray[np.int64]
 FEWEST_LANES = 32
@@ -29,6 +29,9 @@ class TritonSampler:
     Everything is put on torch's current stream, in the order of the calls; but for `logprobs`,
     which hands out arrays, nothing waits for it.
     """
+
+    def __init__(self) -> None:
+        self._table = Table()
 
     def penalise(self, logits: Tensor, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
         """See `apply_penalties`: the same bits."""
@@ -63,7 +66,10 @@ class TritonSampler:
         )
 
     def sample(self, logits: Tensor, columns: SamplingColumns, rows: Ints) -> tuple[Tensor, Tensor]:
-        """See `sampler.sample`: int64 and bool tensors, which may still be computed."""
+        """See `sampler.sample`: int64 and bool tensors, which may still be computed.
+
+        `rows` are all different. A row is cheapest if it stands one position further every time.
+        """
         n, vocab = logits.shape
         device = logits.device
         tokens = torch.empty(n, dtype=torch.int64, device=device)
@@ -71,8 +77,7 @@ class TritonSampler:
         if n == 0:
             return tokens, failed.bool()
         logits = _aligned(logits)
-        host_table, wanted = table_of(columns, rows, vocab)
-        table = to_device(host_table, device)
+        table, lines, wanted = self._table.update(columns, rows, vocab, device)
         parts, lanes = _parts(vocab)
         peaks = torch.empty((n, parts), dtype=torch.float32, device=device)
         places = torch.empty((n, parts), dtype=torch.int32, device=device)
@@ -81,16 +86,16 @@ class TritonSampler:
         if wanted.drawn:
             floors = torch.empty(n, dtype=torch.float32, device=device)
             masses = torch.empty((n, parts), dtype=torch.float64, device=device)
-            counts, state = self._select(logits, table) if wanted.top_k else (None, None)
+            counts, state = self._select(logits, table, lines) if wanted.top_k else (None, None)
             draw.weigh_kernel[(n, parts)](
-                *(logits, table, peaks, counts, state, floors, masses, vocab),
+                *(logits, table, lines, peaks, counts, state, floors, masses, vocab),
                 TOP_KS=wanted.top_k,
                 PARTS=parts,
                 LANES=lanes,
                 **LAUNCH,
             )
         draw.draw_kernel[(n,)](
-            *(logits, table, peaks, places, floors, masses, tokens, failed, vocab),
+            *(logits, table, lines, peaks, places, floors, masses, tokens, failed, vocab),
             DRAWN=wanted.drawn,
             NUCLEUS=wanted.nucleus,
             PARTS=parts,
@@ -124,7 +129,7 @@ class TritonSampler:
         found = logits.gather(1, ids).double() - normalisers[:, None]
         return Described(ids, found.float(), ranks)
 
-    def _select(self, logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    def _select(self, logits: Tensor, table: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:
         """The digits of each row's k-th largest logit, counted."""
         n, vocab = logits.shape
         parts, lanes = _parts(vocab)
@@ -133,7 +138,7 @@ class TritonSampler:
         state = torch.empty((n, digits, 2), dtype=torch.int32, device=logits.device)
         for digit in range(digits):
             draw.digit_kernel[(n, parts)](
-                *(logits, table, counts, state, vocab),
+                *(logits, table, lines, counts, state, vocab),
                 DIGIT=digit,
                 PARTS=parts,
                 LANES=lanes,
