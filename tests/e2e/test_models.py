@@ -8,7 +8,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.test_serve import base_url, started
+from tests.e2e.serving import base_url, started
 
 pytestmark = pytest.mark.model
 
