@@ -196,6 +196,6 @@ def test_a_stopped_server_leaves_no_engine_behind(smollm2_path: Path, runner: st
         loaded = [Path(mapped.path).name for mapped in engine.memory_maps()]
         assert any("libllama" in name for name in loaded) == (runner == "llama-cpp")
         server.send_signal(signal.SIGINT)
-        server.wait(timeout=15)
-        _, left = psutil.wait_procs([engine], timeout=5)
+        server.wait(timeout=30)
+        _, left = psutil.wait_procs([engine], timeout=30)
         assert left == []
