@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.e2e.browser import ask, browser, opened, set_up
-from tests.e2e.test_serve import base_url, started
+from tests.e2e.serving import base_url, started
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 from tests.e2e.browser import browser, opened
+from tests.e2e.serving import base_url, started
 from tests.e2e.test_replay_browser import replaying
-from tests.e2e.test_serve import base_url, started
 
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "page-replay.png"
 SIZE = {"width": 1440, "height": 1150}

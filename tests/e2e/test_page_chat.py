@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.e2e.browser import answers, ask, kept, opened, requests, say, set_up, wait
-from tests.e2e.test_serve import base_url, serving
+from tests.e2e.serving import base_url, serving
 from tests.frontend.tiny import LETTERS
 from tests.server.live import Live, eventually, live
 from tests.server.test_reasoning import CALL, THOUGHT, saying

@@ -336,7 +336,7 @@ def test_a_refused_request_leaves_no_trace() -> None:
 def test_a_deadline_ends_the_answer_with_what_was_produced() -> None:
     async def body(llm: AsyncLLM) -> None:
         params = SamplingParams(max_tokens=400, seed=0)
-        deltas = await collect(llm, [70], params, timeout=0.2)
+        deltas = await collect(llm, [70], params, timeout=1)
         text, token_ids = joined(deltas)
         assert deltas[-1].finish_reason == "timeout"
         assert 0 < len(token_ids) < 400
@@ -360,7 +360,7 @@ def test_death_of_the_engine_ends_every_reader_and_refuses_new_ones() -> None:
         client.feed(TokenDelta(request_id="late", token_ids=llm.encode("a")))
         await settle()
         client.die()
-        results = await asyncio.wait_for(asyncio.gather(*readers, return_exceptions=True), 2)
+        results = await asyncio.wait_for(asyncio.gather(*readers, return_exceptions=True), 30)
         assert [type(r) for r in results] == [EngineDead] * 5
         assert (await anext(late)).text == "a"  # what was produced is not lost
         with pytest.raises(EngineDead):

@@ -68,6 +68,9 @@ def test_batching_says_which_is_best() -> None:
     assert "0.25 times those of static batches, which waste 40%" in text
     assert "1.25 times those of padded steps, which waste 75%" in text
     assert "padded steps bring 0.20 times those of static batches" in text
+    assert "was expected: continuous, padded brings 0.40 times as many, continuous, paged" in text
     assert text.endswith("the lowest is that of sequential; all four wrote the same text.")
+    fast = [[*row[:1], 10.0 + n, *row[2:]] for n, row in enumerate(rows)]
+    assert conclude(fast, 8)[0].endswith("As expected, all beat one after the other.")
     rows[2][-1] = "no"
     assert conclude(rows, 8)[1].endswith("not the text of sequential has continuous, padded.")

@@ -171,6 +171,7 @@ def test_eviction_says_when_the_hypothesis_fails(experiment: ModuleType) -> None
         return text
 
     assert words(9.0, 1.1).endswith("As expected, windows alone break, and 4 sinks mend that.")
+    assert words(9.0, 1.4).endswith("within 1.25 times, does not come 64, 4 sinks.")
     assert words(1.1, 1.0).endswith("does not hold: a window alone comes to 1.10 times.")
     assert words(9.0, 9.5).endswith("does not hold: 4 sinks leave up to 9.50 times.")
 

@@ -206,9 +206,17 @@ def test_schedulers_say_who_waits() -> None:
     rows = [["fifo: short", 5.0, 0, 0, 6.0, 7.0], ["priority: short", 1.0, 0, 0, 2.0, 9.0]]
     text = " ".join(conclude(rows, {"fifo": 4.0, "priority": 8.0}))
     assert text.startswith("fifo has the lowest mean latency, 4.0 s (8.0 s priority)")
+    even = {"fifo": 4.0, "priority": 4.01, "shortest-first": 5.0}
+    said = "fifo and priority have the lowest mean latency, 4.0 s (5.0 s shortest-first), and not"
+    assert conclude(rows, even)[0].startswith(said)
+    assert ", as expected" in conclude(rows, {"fifo": 4.0, "shortest-first": 3.0})[0]
     assert "wait least under priority, 1.00 s, and most under fifo" in text
     assert "9 s, a short request under priority, 1.3 times fifo's longest of 7 s" in text
     assert "nobody starves" in text
+    alike = [[*rows[0][:5], 9.0], rows[1]]
+    assert (
+        "is 9 s, a short request under fifo and a short request under" in conclude(alike, even)[1]
+    )
     rows += [["priority: bulk", 9.0, 0, 0, 12.0, 21.0], ["fair: bulk", 9.0, 0, 0, 12.0, 13.0]]
     second = conclude(rows, {"fifo": 4.0, "priority": 8.0, "fair": 4.0})[1]
     assert second.startswith("The longest anybody waits is 21 s, a bulk request under priority")
@@ -289,15 +297,18 @@ def test_a_type_is_what_llama_cpps_reader_finds_in_the_file(kind: str, tmp_path:
 def test_quantization_says_what_is_fastest_and_farthest() -> None:
     conclude = module("quantization")._conclusion
     rows = [
-        ["float32", 10.0, 0, 0, 0, 100.0, 5.0, 0.0, 0.0],
-        ["int8", 5.0, 0, 0, 0, 25.0, 5.1, 0.3, 1.0],
-        ["int4", 4.0, 0, 0, 0, 15.0, 5.2, 0.1, 1.0],
+        ["float32", 10.0, 9.0, 11.0, 0, 100.0, 5.0, 0.0, 0.0],
+        ["int8", 5.0, 4.0, 9.5, 0, 25.0, 5.1, 0.3, 1.0],
+        ["int4", 4.0, 3.0, 5.0, 0, 15.0, 5.2, 0.1, 1.0],
     ]
     first, second = conclude(rows)
     assert first.startswith("float32 decodes fastest, 1.0 times")
-    assert "int4 is smallest" in first
+    assert "the ranges of int8 reach into its own; int4 is smallest" in first
     assert "0.100 off on average with int4" in second
     assert "0.300 with int8" in second
+    assert "Against the hypothesis int4 are no farther than 8 bits" in second
+    rows[2][7] = 0.4
+    assert conclude(rows)[1].endswith("As expected, 4 bits are farther than 8.")
 
 
 # ---- prefill-decode
@@ -305,12 +316,12 @@ def test_quantization_says_what_is_fastest_and_farthest() -> None:
 
 def test_prefill_decode() -> None:
     experiment = module("prefill_decode")
-    settings = experiment.Settings(lengths=[8, 32], chunks=[8, 16], streams=2, repeats=2)
+    settings = experiment.Settings(lengths=[8, 600], chunks=[8, 602], streams=2, repeats=2)
     findings = experiment.run(settings, LAB)
     check(findings)
     steps = [row[-1] for row in findings.tables[1].rows]
-    # Two tokens of each step are the streams': 32 take 6 steps of 6 tokens, or 3 of 14.
-    assert steps == [6, 3]
+    # Two tokens of each step are the streams': 600 take 100 steps of 6 tokens, or one.
+    assert steps == [100, 1]
     assert {len(one["alone"]) for one in findings.raw["stalls"]["8"]} == {experiment.SETTLED}
 
 
@@ -322,3 +333,5 @@ def test_prefill_decode_says_which_chunks_disturb() -> None:
     assert "10 times as much" in first
     assert "is 10 ms with 64 tokens per step and 30 ms with 16" in second
     assert "soonest with 16, after 99 ms instead of 200 ms with 64" in second
+    assert "steps larger than 16 do not finish the prompt sooner and those larger than 16" in second
+    assert "Against" not in conclude(lengths, chunks[::-1])[1]

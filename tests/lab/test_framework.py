@@ -190,6 +190,16 @@ def test_the_report_joins_a_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("*.js")] == [draw.BUNDLE]
 
 
+def test_a_report_can_be_drawn_anew_of_the_numbers_alone(tmp_path: Path) -> None:
+    write_result(run_experiment(SAMPLE, LAB, quick=True), tmp_path)
+    drawn = {path: path.read_bytes() for path in tmp_path.glob("sample*.png")}
+    for path in (*drawn, page := tmp_path / "sample.html"):
+        path.unlink()
+    write_report(tmp_path, redraw=True)
+    assert drawn == {path: path.read_bytes() for path in drawn}
+    assert page.exists()
+
+
 def test_what_is_no_result_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no results in"):
         read_results(tmp_path)

@@ -125,9 +125,10 @@ def test_memory_says_what_was_not_foreseen(memory: ModuleType) -> None:
     found = Footprint(start, start, start, 0, "native", 40_000_000, 1, 10, 16, 1000, [end])
     rows = [["a", 10.0, 10.5, 1.05], ["b", 10.0, 20.0, 2.0], ["c", None, 5.0, None]]
     text = memory._on_parts(rows, found)
-    assert text.startswith("At the end the process has 300 MB resident (290 MB PSS), of which 200")
+    assert text.startswith("At the end the process has 300 MB resident (290 MB PSS), of which 40")
+    assert "neither 200 MB of interpreter and libraries nor 10 MB of all else, together 70%" in text
     assert text.endswith("fails by more than 10% for b 2.00 times.")
-    assert memory._on_parts(rows[:1], found).endswith("every prediction is met within 10%.")
+    assert memory._on_parts(rows[:1], found).endswith("What was predicted is met within 10%.")
     assert memory.shares(found, end).rest == 10_000_000 - 1
     waste = dict.fromkeys(("running", "tokens", "held", "mb", "contiguous"), 1.0)
     waste |= {"lost_blocks": 40.0, "lost_contiguous": 30.0, "fit_blocks": 1, "fit_contiguous": 1}

@@ -89,8 +89,12 @@ def test_prefix_cache_says_which_is_sooner() -> None:
         for w in ("system prompt", "chat")
         for c, ms in (("off", 4.0), ("on", 8.0))
     ]
-    first, second = conclude(rows, "half is found", False)
+    first, second = conclude(rows, {"chat": 1.5}, "half is found", False)
     assert first.count("2.0 times later, after 8.0 instead of 4.0 ms") == 2
+    assert first.endswith(
+        "becomes 1.50 times with a chat, which is not flat, against the hypothesis, with a chat."
+    )
+    assert conclude(rows, {"chat": 1.1}, "half", False)[0].endswith("which is flat, as expected.")
     assert second.startswith("Half is found. ")
     assert second.endswith("not the same tokens.")
 
@@ -110,6 +114,6 @@ def test_prefix_cache_says_which_order_finds_more() -> None:
     assert "with 25% of the blocks that would hold everything, 30% of the prompt tokens" in text
     assert "80% with 100%" in text
     assert "10% with first in, first out, 40% with random" in text
-    assert text.endswith("in 1 of 2 pools no other order finds more")
+    assert text.endswith("in 1 of 2 pools no other order finds more, and in 1 all find as much")
     assert same_text(runs)
     assert not same_text(runs | dict([run("random", 25, 40, token=2)]))

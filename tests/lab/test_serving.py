@@ -187,7 +187,7 @@ def test_ladder_admits_what_does_not_hold() -> None:
     first, second = experiment._conclusion(rows, climbs, 0.0)
     assert "the highest step is 8 native, 30.0 times" in first
     assert "not 5 KV cache with its 0.5, as was expected" in first
-    assert second.startswith("Not above the one below: 5 KV cache (0.50 times, no:")
+    assert second.startswith("Not above the one below: 5 KV cache (0.50 times, each 2.0x slower)")
     assert second.endswith("these did not write it: 5 KV cache (3 of 4).")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +77,7 @@ class Live:
         async def on_loop() -> T:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(on_loop(), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(on_loop(), self.loop).result(60)
 
     def metric(self, name: str, **labels: str) -> float:
         """A sample of /metrics."""
@@ -198,6 +200,17 @@ def live(
         if started.done() and started.exception() is None:
             site.loop.call_soon_threadsafe(site.server.stop)
         thread.join(20)
+
+
+@contextmanager
+def leaving(url: str, path: str, **body: Any) -> Iterator[None]:
+    """A request whose client does not wait for its answer and hangs up when the block ends."""
+    address, content = httpx.URL(url), json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(content)}\r\n\r\n"
+    with socket.create_connection((address.host, address.port or 80)) as connection:
+        connection.sendall(head.encode() + content)
+        yield
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> bool:

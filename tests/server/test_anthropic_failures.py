@@ -11,7 +11,7 @@ from anthropic.types.shared import ErrorResponse
 
 from pellucid.messages import TokenDelta
 from tests.frontend.tiny import ScriptedClient
-from tests.server.live import Live, eventually, live
+from tests.server.live import Live, eventually, leaving, live
 from tests.server.test_anthropic_client import ASK, MESSAGES, strictly
 
 
@@ -47,18 +47,14 @@ def test_errors_have_anthropics_shape(
 
 def test_a_full_queue_is_overloaded() -> None:
     slow = {"step_seconds": 0.05}
-    with live(runner=slow, max_num_seqs=1, max_waiting=1, request_timeout=1) as site:
+    with live(runner=slow, max_num_seqs=1, max_waiting=1) as site:
         ask = {**ASK, "max_tokens": 400}
-        calls = [threading.Thread(target=site.post, args=(MESSAGES,), kwargs=ask) for _ in "ab"]
-        for call in calls:
-            call.start()
-        assert eventually(lambda: site.llm.num_unfinished == 2)
-        with pytest.raises(anthropic.RateLimitError) as caught:
-            site.anthropic().messages.create(**ASK)
+        with leaving(site.url, MESSAGES, **ask), leaving(site.url, MESSAGES, **ask):
+            assert eventually(lambda: site.llm.num_unfinished == 2)
+            with pytest.raises(anthropic.RateLimitError) as caught:
+                site.anthropic().messages.create(**ASK)
         assert caught.value.type == "overloaded_error"
         assert int(caught.value.response.headers["retry-after"]) >= 1
-        for call in calls:
-            call.join()
 
 
 def test_a_stream_that_fails_ends_with_an_error_event() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import threading
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 import pytest
@@ -16,7 +14,7 @@ from pellucid.config import ServerConfig
 from pellucid.messages import Pooling
 from pellucid.runner.fake import HIDDEN_SIZE, expected_embedding
 from tests.frontend.tiny import tiny_text
-from tests.server.live import MODEL, Live, eventually, live
+from tests.server.live import MODEL, Live, eventually, leaving, live
 
 TEXTS = ["Once upon a time", "there was a little engine", "naïve café, 東京 🙂"]
 
@@ -170,9 +168,8 @@ def test_limits_of_rate_queue_and_time_hold() -> None:
 
 def test_a_client_that_leaves_frees_the_engine() -> None:
     with live(runner={"step_seconds": 0.2}, max_chunk_tokens=4) as site:
-        body = {"input": [[5] * 400, [6] * 400]}
-        with contextlib.suppress(httpx.ReadTimeout):
-            httpx.post(f"{site.url}/v1/embeddings", json=body, timeout=0.5)
+        with leaving(site.url, "/v1/embeddings", input=[[5] * 400, [6] * 400]):
+            assert eventually(lambda: site.metric("vllm:num_requests_running") == 2)
         assert eventually(site.is_idle), "100 steps of 0.2 s are left"
         assert eventually(
             lambda: site.metric("vllm:request_success_total", finished_reason="abort") == 2

@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import threading
-import time
 from typing import Any
 
 import httpx
@@ -16,7 +15,7 @@ import pytest
 from pellucid.messages import TokenDelta
 from pellucid.server.routes import tokens
 from tests.frontend.tiny import ScriptedClient
-from tests.server.live import Live, eventually, live
+from tests.server.live import Live, eventually, leaving, live
 
 TEXT = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -25,20 +24,27 @@ STREAMING = pytest.mark.parametrize("stream", [True, False])
 
 
 class Call:
-    """A request that runs on a thread, to be looked at while it does."""
+    """A request that runs on a thread, to be looked at while it does.
+
+    `begun` is set when the head of the answer is there: of a stream, with its first token.
+    """
 
     def __init__(self, site: Live, path: str, **body: Any) -> None:
         self.response: httpx.Response | None = None
+        self.begun = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(site, path, body))
         self._thread.start()
 
     def result(self) -> httpx.Response:
-        self._thread.join(10)
+        self._thread.join(60)
         assert self.response is not None
         return self.response
 
     def _run(self, site: Live, path: str, body: dict[str, Any]) -> None:
-        self.response = httpx.post(site.url + path, json=body, timeout=10)
+        with httpx.stream("POST", site.url + path, json=body, timeout=60) as response:
+            self.begun.set()
+            response.read()
+        self.response = response
 
 
 def events_of(response: httpx.Response) -> list[str]:
@@ -53,13 +59,9 @@ def events_of(response: httpx.Response) -> list[str]:
 def test_a_client_that_hangs_up_aborts_its_request(
     scripted: Live, script: ScriptedClient, path: str, stream: bool
 ) -> None:
-    with (
-        contextlib.suppress(httpx.ReadTimeout),
-        httpx.stream(
-            "POST", scripted.url + path, json={"prompt": "x", "stream": stream}, timeout=0.3
-        ) as response,
-    ):
-        response.read()
+    with leaving(scripted.url, path, prompt="x", stream=stream):
+        assert eventually(lambda: len(script.added) == 1)
+        assert script.aborted == []
     (added,) = script.added
     assert eventually(lambda: script.aborted == [[added.request_id]])
 
@@ -67,11 +69,9 @@ def test_a_client_that_hangs_up_aborts_its_request(
 def test_all_prompts_and_answers_of_a_client_that_hangs_up_are_aborted(
     scripted: Live, script: ScriptedClient
 ) -> None:
-    body = {"prompt": ["a", "b"], "n": 2, "stream": True}
-    with contextlib.suppress(httpx.ReadTimeout):
-        httpx.post(scripted.url + TEXT, json=body, timeout=0.3)
+    with leaving(scripted.url, TEXT, prompt=["a", "b"], n=2, stream=True):
+        assert eventually(lambda: len(script.added) == 4)
     added = sorted(message.request_id for message in script.added)
-    assert len(added) == 4
     assert eventually(lambda: sorted(i for ids in script.aborted for i in ids) == added)
 
 
@@ -94,7 +94,6 @@ def test_a_client_that_hangs_up_in_the_middle_of_a_stream_aborts_its_request(
     assert eventually(lambda: script.aborted == [[script.added[0].request_id]])
 
 
-@pytest.mark.timeout(60)
 def test_two_hundred_clients_that_hang_up_leave_no_block_in_use() -> None:
     async def hang_up(client: httpx.AsyncClient, index: int) -> None:
         """Half of them once they see the first token, half without having seen anything."""
@@ -103,19 +102,19 @@ def test_two_hundred_clients_that_hang_up_leave_no_block_in_use() -> None:
             async with asyncio.timeout(None if body["stream"] else 0.5):
                 async with client.stream("POST", TEXT, json=body) as response:
                     await anext(response.aiter_raw())
-                assert body["stream"], "500 tokens for each of 200 clients within half a second"
+                assert body["stream"], "a whole answer within half a second"
 
     async def crowd(url: str) -> None:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30) as client:
             await asyncio.gather(*(hang_up(client, index) for index in range(200)))
 
-    with live(runner={"step_seconds": 0.01}, num_kv_blocks=2048) as site:
+    # An answer takes 25 s at the least, so whoever ends it hung up long before.
+    with live(runner={"step_seconds": 0.05}, num_kv_blocks=2048) as site:
         asyncio.run(crowd(site.url))
         assert eventually(site.is_idle)
-        began = time.monotonic()
+        assert site.metric("vllm:request_success_total", finished_reason="length") == 0
         assert site.post(TEXT, prompt="Hello", max_tokens=1).status_code == 200
-        assert time.monotonic() - began < 2  # 200 answers of 500 tokens would take far longer
         assert site.metric("vllm:request_success_total", finished_reason="abort") > 0
         load = site.http.get("/metrics", headers={"Accept": "application/json"}).json()
         assert load["active_streams"] == 0
@@ -149,11 +148,9 @@ def test_an_engine_that_dies_during_a_stream_ends_it_with_an_error_event(
     assert eventually(lambda: len(script.added) == 1)
     delta = TokenDelta(request_id=script.added[0].request_id, token_ids=[70])
     scripted.call(lambda: script.feed(delta))
-    time.sleep(0.1)
-    began = time.monotonic()
+    assert call.begun.wait(30)
     scripted.call(script.die)
     response = call.result()
-    assert time.monotonic() - began < 2
     assert response.status_code == 200
     *before, last = events_of(response)
     assert before
@@ -164,40 +161,42 @@ def test_an_engine_that_dies_during_a_stream_ends_it_with_an_error_event(
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_come_back() -> None:
-    with live(runner={"step_seconds": 0.05}, max_num_seqs=1, max_waiting=1) as site:
-        calls = [Call(site, TEXT, **LONG | {"timeout": 1}) for _ in range(2)]
+    with (
+        live(runner={"step_seconds": 0.05}, max_num_seqs=1, max_waiting=1) as site,
+        leaving(site.url, TEXT, **LONG),
+        leaving(site.url, TEXT, **LONG),
+    ):
         assert eventually(lambda: site.llm.num_unfinished == 2)
         response = site.post(TEXT, prompt="x")
         assert response.status_code == 429
         assert int(response.headers["retry-after"]) >= 1
         assert response.json()["error"]["type"] == "overloaded_error"
         assert site.post(TEXT, prompt="x", stream=True).status_code == 429
-        assert [call.result().status_code for call in calls] == [504, 504]
 
 
 def test_prompts_that_were_queued_before_one_that_does_not_fit_are_withdrawn() -> None:
-    with live(runner={"step_seconds": 0.02}, max_num_seqs=2, max_waiting=2) as site:
-        call = Call(site, TEXT, **LONG | {"timeout": 1})
+    with (
+        live(runner={"step_seconds": 0.02}, max_num_seqs=2, max_waiting=2) as site,
+        leaving(site.url, TEXT, **LONG),
+    ):
         assert eventually(lambda: site.llm.num_unfinished == 1)
         assert site.post(TEXT, prompt=["a"] * 4, max_tokens=400).status_code == 429
         assert site.llm.num_unfinished == 1
-        assert call.result().status_code == 504
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_deadline_before_the_first_token_is_a_504(stream: bool) -> None:
     with live(runner={"step_seconds": 0.02}, max_num_seqs=1) as site:
-        blocker = Call(site, TEXT, **LONG | {"timeout": 1})
-        assert eventually(lambda: site.metric("vllm:num_requests_running") == 1)
-        response = site.post(TEXT, **LONG | {"stream": stream, "timeout": 0.2})
+        with leaving(site.url, TEXT, **LONG):
+            assert eventually(lambda: site.metric("vllm:num_requests_running") == 1)
+            response = site.post(TEXT, **LONG | {"stream": stream, "timeout": 0.2})
         assert response.status_code == 504
         assert response.json()["error"]["type"] == "timeout_error"
-        assert blocker.result().status_code == 504
 
 
 def test_a_deadline_during_a_stream_is_an_error_event() -> None:
     with live(runner={"step_seconds": 0.02}) as site:
-        response = site.post(TEXT, **LONG | {"stream": True, "timeout": 0.3})
+        response = site.post(TEXT, **LONG | {"stream": True, "timeout": 2})
         assert response.status_code == 200
         *before, last = events_of(response)
         assert len(before) > 1
@@ -258,7 +257,7 @@ def test_a_server_that_cannot_wait_any_longer_tells_its_streams() -> None:
     with live(runner={"step_seconds": 0.02}, gateway={"drain_timeout": 1}) as site:
         call = Call(site, TEXT, **LONG | {"stream": True})
         assert eventually(lambda: site.llm.num_unfinished == 1)
-        time.sleep(0.1)
+        assert call.begun.wait(30)
         site.call(site.server.stop)
         *_, last = events_of(call.result())
         assert json.loads(last)["error"]["type"] == "shutting_down_error"

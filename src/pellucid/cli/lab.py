@@ -134,7 +134,7 @@ def report(
     from pellucid.lab.report import write_report
 
     check_extra()
-    typer.echo(write_report(folder))
+    typer.echo(write_report(folder, redraw=True))
 
 
 def _track(items: Sequence[T], label: str) -> Iterable[T]:

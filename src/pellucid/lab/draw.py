@@ -10,8 +10,10 @@ from pellucid.errors import ConfigError
 from pellucid.lab.result import Figure, Series
 
 BUNDLE = "plotly.min.js"  # beside the pages that use it
-ROOM = 60  # characters of tick labels that fit beside each other
+ROOM = 90  # characters of tick labels that fit beside each other
 FEW = 20  # points of a curve below which each is marked
+MANY = 5  # curves, from which on their legend stands beside them: within it would hide some
+LANES = 30  # of a time line, up to which each is named
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#222222")
 
 
@@ -52,26 +54,42 @@ def picture(figure: Figure) -> Any:
     for index, series in enumerate(figure.series):
         if series.style != "area":
             _series_png(axes, series, COLOURS[index % len(COLOURS)], bars)
+    _scales_png(axes, figure, bars)
+    entries = len(figure.series) + len(_kinds(figure))
+    if entries > 1:
+        # Areas leave no room for a legend; beside them it has their order.
+        aside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+        axes.legend(
+            fontsize="small", reverse=bool(areas), **(aside if areas or entries >= MANY else {})
+        )
+    return canvas
+
+
+def _scales_png(axes: Any, figure: Figure, bars: list[Series]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     if figure.ticks:
         axes.set_xticks(range(len(figure.ticks)), figure.ticks)
-        if sum(map(len, figure.ticks)) > ROOM:
+        if len(figure.ticks) * max(map(len, figure.ticks)) > ROOM:
             axes.tick_params("x", rotation=25)
     if figure.log_x:
         axes.set_xscale("log")
-        places = sorted({x for series in figure.series for x in series.x})
-        if len(places) < FEW:  # their own numbers, not powers of ten
-            axes.set_xticks(places, [f"{x:g}" for x in places])
-            axes.tick_params("x", which="minor", bottom=False, labelbottom=False)
+    places = sorted({x for series in figure.series for x in series.x})
+    whole = all(x == round(x) for x in places)
+    if places and not figure.ticks and len(places) < FEW and (figure.log_x or whole):
+        axes.set_xticks(places, [f"{x:g}" for x in places])  # their own numbers
+        axes.tick_params("x", which="minor", bottom=False, labelbottom=False)
     if figure.log_y:
         axes.set_yscale("log")
         if bars:  # from a power of ten, or the least one would have no height
             least = min(y for series in bars for y in series.y if y > 0)
             axes.set_ylim(bottom=10 ** math.floor(math.log10(least)))
-    if figure.series or figure.spans:
-        # Areas leave no room for a legend; beside them it has their order.
-        aside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "reverse": True}
-        axes.legend(fontsize="small", **(aside if areas else {}))
-    return canvas
+        plain = FuncFormatter(lambda y, _: f"{y:,.10g}")
+        axes.yaxis.set_major_formatter(plain)
+        low, high = axes.get_ylim()
+        if high < 1000 * low:  # powers of ten alone would be a few numbers
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axes.yaxis.set_minor_formatter(plain)
 
 
 def _series_png(axes: Any, series: Series, colour: str, bars: list[Series]) -> None:
@@ -86,7 +104,8 @@ def _series_png(axes: Any, series: Series, colour: str, bars: list[Series]) -> N
         axes.bar(places, series.y, width, label=series.name, color=colour, yerr=error, capsize=3)
         return
     form = "--" if series.style == "dashed" else "-"
-    mark = "o" if len(series.x) < FEW else ""
+    upright = len(set(series.x)) == 1  # marks a place, and has no points
+    mark = "o" if len(series.x) < FEW and not upright else ""
     axes.plot(series.x, series.y, form, marker=mark, ms=4, label=series.name, color=colour)
     if series.low:
         axes.fill_between(series.x, series.low, series.high, alpha=0.2, color=colour, lw=0)
@@ -112,7 +131,10 @@ def _spans_png(axes: Any, figure: Figure, lanes: dict[str, int]) -> None:
             color=colour,
             label=kind,
         )
-    axes.set_yticks(list(lanes.values()), list(lanes), fontsize=5)
+    named = list(lanes)[:: 1 if len(lanes) <= LANES else 4]
+    axes.set_yticks([lanes[lane] for lane in named], named, fontsize="small")
+    axes.set_ylim(-len(lanes), 1)
+    axes.set_xlim(left=0)
 
 
 def html_part(figure: Figure) -> str:

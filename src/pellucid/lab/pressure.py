@@ -127,15 +127,17 @@ def table(runs: Runs) -> Table:
 
 
 def figures(runs: Runs) -> list[Figure]:
-    def curve(order: str, values: Callable[[list[dict[str, Any]]], list[float]]) -> Series:
+    def curve(
+        order: str, values: Callable[[list[dict[str, Any]]], list[float]], *, ranged: bool
+    ) -> Series:
         each = [made for (name, _), made in runs.items() if name == order]
         spreads = [spread(values(made)) for made in each]
         return Series(
             name=order,
             x=[made[0]["pool_bytes"] / 1e6 for made in each],
             y=[one.median for one in spreads],
-            low=[one.low for one in spreads],
-            high=[one.high for one in spreads],
+            low=[one.low for one in spreads if ranged],
+            high=[one.high for one in spreads if ranged],
         )
 
     def hits(made: list[dict[str, Any]]) -> list[float]:
@@ -147,14 +149,15 @@ def figures(runs: Runs) -> list[Figure]:
             title="What is found, by the size of the pool and by what goes first",
             x_label="pool, MB",
             y_label="% of prompt tokens (median, range of repeats)",
-            series=[curve(order, hits) for order in ORDERS],
+            series=[curve(order, hits, ranged=True) for order in ORDERS],
         ),
         Figure(
             name="pool-ttft",
             title="Time to first token, by the size of the pool and by what goes first",
             x_label="pool, MB",
-            y_label="milliseconds (median, range of requests)",
-            series=[curve(order, all_ttfts) for order in ORDERS],
+            # From those that find all to those that find nothing: each range is the whole picture.
+            y_label="milliseconds (median of requests)",
+            series=[curve(order, all_ttfts, ranged=False) for order in ORDERS],
         ),
     ]
 
@@ -185,9 +188,10 @@ def verdict(runs: Runs) -> str:
     others = [order for order in ORDERS if order != LRU]
     at_least = ", ".join(f"{hits[order, least]:.0f}% with {order}" for order in others)
     wins = sum(all(hits[LRU, s] >= hits[o, s] for o in others) for s in shares)
+    draws = sum(all(hits[LRU, s] == hits[o, s] for o in others) for s in shares)
     return (
         f"with {least}% of the blocks that would hold everything, {hits[LRU, least]:.0f}% of the"
         f" prompt tokens are found, and {hits[LRU, most]:.0f}% with {most}%, if the {LRU} goes"
         f" first; {at_least} in the smallest; in {wins} of {len(shares)} pools no other order finds"
-        " more"
+        f" more, and in {draws} all find as much"
     )

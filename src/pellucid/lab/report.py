@@ -27,12 +27,16 @@ def write_result(result: Result, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         text = msgspec.json.format(msgspec.json.encode(result), indent=1)
         (folder / f"{result.name}.json").write_bytes(text + b"\n")
-        for figure in result.findings.figures:
-            draw.write_png(figure, folder / f"{result.name}-{figure.name}.png")
         draw.write_bundle(folder)
-        (folder / f"{result.name}.html").write_text(page([result]), encoding="utf-8")
+        _draw(result, folder)
     except OSError as error:
         raise ConfigError(f"--out: cannot write to {folder}: {error.strerror}") from None
+
+
+def _draw(result: Result, folder: Path) -> None:
+    for figure in result.findings.figures:
+        draw.write_png(figure, folder / f"{result.name}-{figure.name}.png")
+    (folder / f"{result.name}.html").write_text(page([result]), encoding="utf-8")
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -54,11 +58,16 @@ def read_results(folder: Path) -> list[Result]:
     return results
 
 
-def write_report(folder: Path) -> Path:
-    """report.md and report.html of all results in the folder; returns the Markdown file."""
+def write_report(folder: Path, *, redraw: bool = False) -> Path:
+    """report.md and report.html of all results in the folder; returns the Markdown file.
+
+    With `redraw` every result's own pictures and page are made anew, too, of the numbers it has.
+    """
     results = read_results(folder)
     try:
         draw.write_bundle(folder)
+        for result in results if redraw else ():
+            _draw(result, folder)
         (folder / "report.html").write_text(page(results), encoding="utf-8")
         path = folder / "report.md"
         path.write_text(markdown(results), encoding="utf-8")

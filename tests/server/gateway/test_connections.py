@@ -19,6 +19,7 @@ from pellucid.server.gateway.tls import check_certificate
 from tests.server.live import Live, live
 
 TEXT = "/v1/completions"
+USUAL = 20.0  # seconds that a head may take where nothing is set, and a body more
 IMPATIENT = {"head_timeout": 0.5, "body_timeout": 0.5}
 
 
@@ -34,7 +35,7 @@ def impatient(request: pytest.FixtureRequest) -> Iterator[Live]:
 def connect(site: Live) -> socket.socket:
     url = httpx.URL(site.url)
     connection = socket.create_connection((url.host, url.port))
-    connection.settimeout(5)
+    connection.settimeout(60)
     return connection
 
 
@@ -47,21 +48,21 @@ def receive(connection: socket.socket, end: bytes) -> bytes:
     return received
 
 
-def seconds_until_closed(connection: socket.socket, drip: bytes = b"") -> float:
-    """How long the server bears a client that sends `drip` now and then."""
+def is_closed(connection: socket.socket, drip: bytes = b"") -> bool:
+    """Whether the server closes early on a client that sends `drip` now and then."""
     began = time.monotonic()
     connection.settimeout(0.1)
-    while time.monotonic() - began < 5:
+    while time.monotonic() - began < USUAL / 2:
         try:
             if drip:
                 connection.sendall(drip)
             if connection.recv(65536) == b"":
-                return time.monotonic() - began
+                return True
         except TimeoutError:
             continue
         except ConnectionError:
-            return time.monotonic() - began
-    return float("inf")
+            return True
+    return False
 
 
 @pytest.mark.parametrize("drip", [b"", b"\r\n", b"X"])
@@ -73,11 +74,12 @@ def test_a_head_that_does_not_end_closes_the_connection(
 ) -> None:
     if drip == b"\r\n" and beginning:
         pytest.skip("that would end the head")
+    began = time.monotonic()
     with connect(impatient) as connection:
         connection.sendall(beginning)
-        seconds = seconds_until_closed(connection, drip)
-        assert seconds < 3
-        assert drip or seconds > 0.3  # what is no head at all may be refused at once
+        assert is_closed(connection, drip)
+        # What is no head at all may be refused at once.
+        assert drip or time.monotonic() - began > 0.9 * IMPATIENT["head_timeout"]
     assert impatient.http.get("/health").status_code == 200
 
 
@@ -90,7 +92,7 @@ def test_so_does_one_on_a_connection_that_was_used(impatient: Live, drip: bytes)
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert receive(connection, b'"ok"}').startswith(b"HTTP/1.1 200")
         connection.sendall(drip)
-        assert seconds_until_closed(connection) < 3
+        assert is_closed(connection)
 
 
 @pytest.mark.parametrize("declared", [True, False])
@@ -105,7 +107,7 @@ def test_a_body_that_does_not_arrive_is_a_408(impatient: Live, declared: bool) -
         )
         answer = receive(connection, b"body_timeout")
         assert answer.startswith(b"HTTP/1.1 408")
-        assert seconds_until_closed(connection, b"x" if declared else b"") < 3
+        assert is_closed(connection, b"x" if declared else b"")
 
 
 def test_an_answer_that_takes_long_is_not_a_slow_request() -> None:

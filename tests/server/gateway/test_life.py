@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 
@@ -18,7 +19,7 @@ from pellucid.frontend.supervisor import Supervisor, warm_up
 from pellucid.messages import AddRequest, Command, EngineInfo, TokenDelta
 from pellucid.sampling_params import SamplingParams
 from tests.frontend.tiny import ScriptedClient, fake_client, tiny_text
-from tests.server.live import Live, eventually, live
+from tests.server.live import Live, eventually, leaving, live
 from tests.server.test_failures import CHAT, LONG, TEXT, Call, events_of
 
 CONFIG = EngineConfig.of(runner="fake")
@@ -77,7 +78,7 @@ def test_a_request_with_a_token_ends_with_an_error(supervised: Live, engines: En
     assert eventually(lambda: len(engines.all[0].added) == 2)
     first = answer(engines.all[0].added[0], 70, ends=False)
     supervised.call(lambda: engines.all[0].feed(first))
-    time.sleep(0.1)
+    assert call.begun.wait(30)
     supervised.call(engines.all[0].die)
     *before, last = events_of(call.result())
     assert before
@@ -94,7 +95,6 @@ def test_a_whole_answer_that_had_begun_is_a_503_that_says_when_to_come_back(
     call = Call(supervised, TEXT, prompt="x")
     assert eventually(lambda: len(engines.all[0].added) == 1)
     supervised.call(lambda: engines.all[0].feed(answer(engines.all[0].added[0], 70, ends=False)))
-    time.sleep(0.1)
     supervised.call(engines.all[0].die)
     response = call.result()
     assert response.status_code == 503
@@ -144,16 +144,28 @@ def test_a_deadline_holds_without_an_engine(monkeypatch: pytest.MonkeyPatch) -> 
         assert site.llm.num_unfinished == 0
 
 
-def test_a_client_that_leaves_meanwhile_is_forgotten(
-    monkeypatch: pytest.MonkeyPatch, engines: Engines
-) -> None:
-    monkeypatch.setattr(supervisor, "FIRST_DELAY", 1.5)
-    with live(client=engines.all[0], clients=engines.another) as site:
+def test_a_client_that_leaves_meanwhile_is_forgotten(engines: Engines) -> None:
+    may_start = threading.Event()
+
+    class HeldEngine(ScriptedClient):
+        async def start(self) -> EngineInfo:
+            while not may_start.is_set():
+                await asyncio.sleep(0.01)
+            return await super().start()
+
+    def another() -> ScriptedClient:
+        engines.all.append(HeldEngine())
+        return engines.all[-1]
+
+    with live(client=engines.all[0], clients=another) as site:
         stays = Call(site, TEXT, prompt="stays")
-        site.loop.call_soon_threadsafe(site.loop.call_later, 0.4, engines.all[0].die)
-        with site.openai() as client, pytest.raises(openai.APITimeoutError):
-            client.completions.create(model="tiny", prompt="leaves", timeout=0.8)
-        assert len(engines.all[0].added) == 2
+        assert eventually(lambda: len(engines.all[0].added) == 1)
+        with leaving(site.url, TEXT, model="tiny", prompt="leaves"):
+            assert eventually(lambda: len(engines.all[0].added) == 2)
+            site.call(engines.all[0].die)
+            assert eventually(lambda: site.llm.retry_after is not None)
+        assert eventually(lambda: site.llm.num_unfinished == 1)
+        may_start.set()
         assert eventually(lambda: len(engines.all) == 2 and len(engines.all[1].added) >= 1)
         (again,) = engines.all[1].added
         site.call(lambda: engines.all[1].feed(answer(again, 70)))
@@ -252,11 +264,9 @@ def test_beyond_the_deadline_open_requests_end_with_an_error(stream: bool) -> No
     with live(runner={"step_seconds": 0.02}, gateway={"drain_timeout": 0.5}) as site:
         call = Call(site, TEXT, **LONG | {"stream": stream})
         assert eventually(lambda: site.llm.num_unfinished == 1)
-        time.sleep(0.1)
-        began = time.monotonic()
+        assert not stream or call.begun.wait(30)
         site.call(site.server.stop)
         response = call.result()
-        assert time.monotonic() - began < 3
         if stream:
             error = json.loads(events_of(response)[-1])["error"]
         else:
@@ -266,19 +276,18 @@ def test_beyond_the_deadline_open_requests_end_with_an_error(stream: bool) -> No
 
 
 def test_stopping_twice_does_not_wait() -> None:
-    with live(runner={"step_seconds": 0.02}) as site:
+    # An answer of minutes, and as long a time to finish it.
+    with live(runner={"step_seconds": 0.5}, gateway={"drain_timeout": 200}) as site:
         call = Call(site, TEXT, **LONG | {"stream": True})
-        assert eventually(lambda: site.llm.num_unfinished == 1)
+        assert call.begun.wait(30)
         site.call(site.server.stop)
         began = time.monotonic()
         site.call(site.server.stop)
-    assert time.monotonic() - began < 5  # the answer alone would take ten seconds
-    call._thread.join(10)
+    assert time.monotonic() - began < 100
+    call._thread.join(60)
 
 
 def test_an_idle_server_stops_at_once() -> None:
     with live() as site:
-        began = time.monotonic()
         site.call(site.server.stop)
-        assert eventually(lambda: site.server.should_exit)
-        assert time.monotonic() - began < 2
+        assert eventually(lambda: site.server.should_exit, seconds=15)  # of 25 for who is busy

@@ -160,7 +160,7 @@ def _findings(settings: Settings, jobs: list[Job], runs: dict[str, list[Outcome]
                 name="throughput",
                 title="Throughput by batching",
                 x_label="batching",
-                y_label="wanted tokens/s",
+                y_label="wanted tokens/s (median, range)",
                 series=[bars],
                 ticks=list(STRATEGIES),
             ),
@@ -195,6 +195,19 @@ def _timeline(strategy: str, outcome: Outcome) -> Figure:
     )
 
 
+def _on_sharing(rows: list[list[Any]]) -> str:
+    """Whether what is shared is more than what padding costs."""
+    sequential, *others = rows
+    behind = [
+        f"{row[0]} brings {row[1] / sequential[1]:.2f} times as many"
+        for row in others
+        if row[1] <= sequential[1]
+    ]
+    if not behind:
+        return "As expected, all beat one after the other."
+    return f"Not all beat one after the other, as was expected: {', '.join(behind)}."
+
+
 def _conclusion(rows: list[list[Any]], batch: int) -> list[str]:
     sequential, static, padded, paged = rows
     least = min(rows, key=lambda row: row[4])
@@ -207,7 +220,7 @@ def _conclusion(rows: list[list[Any]], batch: int) -> list[str]:
         f" {paged[1] / static[1]:.2f} times those of static batches, which waste {static[7]:.0f}%"
         f" of what they compute, and {paged[1] / padded[1]:.2f} times those of padded steps, which"
         f" waste {padded[7]:.0f}%; padded steps bring {padded[1] / static[1]:.2f} times those of"
-        " static batches.",
+        f" static batches. {_on_sharing(rows)}",
         f"The mean latency is {sequential[4]:.2f} s sequential, {static[4]:.2f} s static,"
         f" {padded[4]:.2f} s {PADDED} and {paged[4]:.2f} s {PAGED}; the lowest is that of"
         f" {least[0]}{text}.",

@@ -109,8 +109,10 @@ def _engines(
         if problem:
             notes.append(f"{name} is absent: {problem}.")
     notes.append(
-        "More engines, each in a process and an environment of its own, are compared by"
-        " `python -m benchmarks.peers` in the repository."
+        "The runner has llama.cpp compute the file's types as they are, of which it is faster with"
+        " some (Q4_0) than with others (Q4_1). It by itself, with both, and more engines, each in a"
+        " process and an environment of its own, are compared by `python -m benchmarks.peers` in"
+        " the repository."
     )
     return engines, notes
 
@@ -286,7 +288,8 @@ def _ranking(rows: list[Any]) -> str:
         best, *others = sorted((row for row in rows if row[1] == batch), key=lambda row: -row[2])
         part = f"in a batch of {batch:.0f} {best[0]} is fastest, {best[2]:,.0f} tokens/s"
         if others:
-            part += f", {best[2] / others[0][2]:.1f} times {others[0][0]}"
+            # Of the ratios within a round, as in the table.
+            part += f", {others[0][5] / best[5]:.1f} times {others[0][0]}"
         parts.append(part)
     return "; ".join(parts)
 

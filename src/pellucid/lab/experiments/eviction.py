@@ -174,7 +174,6 @@ def _perplexity(readings: dict[str, Reading], max_position: int) -> list[Figure]
     beside = {
         name: [y / whole for y, whole in zip(each, values[ALL], strict=True)]
         for name, each in values.items()
-        if name != ALL
     }
     figures = []
     for name, title, unit, curves in (
@@ -183,6 +182,8 @@ def _perplexity(readings: dict[str, Reading], max_position: int) -> list[Figure]
     ):
         ends = [float((i + 1) * STRETCH) for i in range(len(values[ALL]))]
         series = [Series(name=form, x=ends, y=y) for form, y in curves.items()]
+        if name == "ratio":
+            series[0].style = "dashed"  # of keeping all, which is what is compared with
         if ends[-1] > max_position:
             heights = [y for each in curves.values() for y in each]
             edge, line = [float(max_position)] * 2, [min(heights), max(heights)]
@@ -270,7 +271,13 @@ def _on_perplexity(compared: list[Form], rows: list[list[Any]], sinks: int) -> s
     without = min(row[8] for form, row in left if form.sinks == 0)
     helped = [row[8] for form, row in left if form.sinks == sinks]
     if without >= BROKEN and max(helped) < without:
-        return f"{told} As expected, windows alone break, and {sinks} sinks mend that."
+        far = [form.name for form, row in left if form.sinks == sinks and row[8] >= BROKEN]
+        if not far:
+            return f"{told} As expected, windows alone break, and {sinks} sinks mend that."
+        return (
+            f"{told} As expected, windows alone break and {sinks} sinks help; but near to keeping"
+            f" all, within {BROKEN:g} times, does not come {', '.join(far)}."
+        )
     why = []
     if without < BROKEN:
         why.append(f"a window alone comes to {without:.2f} times")

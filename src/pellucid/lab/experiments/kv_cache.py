@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pellucid.lab.caches import Generation
 
 ANSWER = 50  # tokens whose total is told
+SQUARE = 1.8  # an exponent from which on a curve is said to be one
 FITTED_FROM = 8  # tokens
 
 Generate = Callable[[int], "Generation"]
@@ -176,11 +177,16 @@ def _conclusion(rows: list[list[Any]], answer: int) -> list[str]:
     kept = [row for name, row in table.items() if name in ("concatenated", "contiguous", "paged")]
     best = max(kept, key=lambda row: row[1])
     first = (
-        f"A token takes {none[7]:.1f} µs longer per position without a cache and {paged[7]:.1f} µs"
+        f"A token takes {none[7]:,.0f} µs longer per position without a cache and {paged[7]:.1f} µs"
         f" with blocks; {answer} tokens take {none[5]:.2f} s without and {paged[5]:.2f} s with,"
         f" {none[5] / paged[5]:.1f} times as long, and the time of an answer grows with the power"
         f" {none[8]:.2f} of its length against {paged[8]:.2f}."
     )
+    if none[8] < SQUARE and none[7] > 0:
+        first += (
+            f" That is not the square yet: {none[6]:.0f} ms of each token's time do not depend on"
+            f" the text, as much as {none[6] / none[7] * 1e3:.0f} positions cost."
+        )
     texts = {row[-1] for row in [*kept, *(table[n] for n in table if n.startswith("transf"))]}
     same = "every float32 method wrote the same text"
     if texts != {"yes"}:

@@ -99,11 +99,10 @@ def _findings(settings: Settings, runs: dict[str, list[Outcome]], notes: list[st
     latencies = {name: _latencies(made) for name, made in runs.items()}
     rows: list[list[str | float | None]] = []
     for name, made in runs.items():
-        rate, last = rates[name], made[-1]
+        rate = rates[name]
         row: list[str | float | None] = [name, rate.median, rate.low, rate.high, *latencies[name]]
-        tokens = sum(len(one.token_ids) for one in last.served)
-        row += [last.positions / tokens, 100 * last.wasted / last.positions]
-        rows.append([*row, 100 * last.computing / last.seconds, _same(made, runs[names[0]])])
+        row += [statistics.median(shares) for shares in zip(*map(_shares, made), strict=True)]
+        rows.append([*row, _same(made, runs[names[0]])])
     columns = ["rung", "tokens/s", "least", "most", "latency s", "95% latency s", "TTFT s"]
     columns += ["positions per token", "% of them padding", "% of time computing"]
     climbs = {
@@ -144,6 +143,13 @@ def _findings(settings: Settings, runs: dict[str, list[Outcome]], notes: list[st
 
 def _rate(one: Outcome) -> float:
     return sum(len(served.token_ids) for served in one.served) / one.seconds
+
+
+def _shares(one: Outcome) -> tuple[float, float, float]:
+    """Positions per token, percent of them that are padding, percent of the time that computes."""
+    tokens = sum(len(served.token_ids) for served in one.served)
+    padding = 100 * one.wasted / one.positions
+    return one.positions / tokens, padding, 100 * one.computing / one.seconds
 
 
 def _latencies(made: list[Outcome]) -> list[float]:
@@ -208,7 +214,7 @@ def _ladder(rates: dict[str, Spread], runs: dict[str, list[Outcome]]) -> Figure:
     x = list(map(float, range(len(rates))))
     series = [
         Series(
-            name="measured (median, range)",
+            name="measured",
             x=x,
             y=[rate.median for rate in rates.values()],
             low=[rate.low for rate in rates.values()],
@@ -223,7 +229,7 @@ def _ladder(rates: dict[str, Spread], runs: dict[str, list[Outcome]]) -> Figure:
         name="throughput",
         title="The ladder: the same load, one idea more at each rung",
         x_label="rung",
-        y_label="tokens/s",
+        y_label="tokens/s (median, range)",
         series=series,
         ticks=list(rates),
         log_y=True,
@@ -279,8 +285,9 @@ def _conclusion(rows: list[list[Any]], climbs: dict[str, list[Climb]], noise: fl
     medians = {name: statistics.median(c.ratio for c in each) for name, each in climbs.items()}
     best = max(medians, key=lambda name: medians[name])
     verdicts = {name: verdict(each, noise) for name, each in climbs.items()}
+    why = {name: told.removeprefix("yes: ").removeprefix("no: ") for name, told in verdicts.items()}
     not_above = [
-        f"{name} ({medians[name]:.2f} times, {verdicts[name]})"
+        f"{name} ({medians[name]:.2f} times, {why[name]})"
         for name in climbs
         if not verdicts[name].startswith("yes")
     ]
@@ -290,7 +297,7 @@ def _conclusion(rows: list[list[Any]], climbs: dict[str, list[Climb]], noise: fl
     )
     up += f" tokens per second, {last[1] / first[1]:.0f} times as many, and the median latency from"
     up += f" {first[4]:.1f} to {last[4]:.2f} s; the highest step is {best},"
-    up += f" {medians[best]:.1f} times the one below ({verdicts[best]})"
+    up += f" {medians[best]:.1f} times the one below ({why[best]})"
     if best != EXPECTED:
         up += f", and not {EXPECTED} with its {medians[EXPECTED]:.1f}, as was expected"
     rest = "Every rung is above the one below by more than the noise"

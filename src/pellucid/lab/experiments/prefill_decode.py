@@ -17,6 +17,7 @@ from pellucid.lab.result import Figure, Findings, Series, Table
 
 DECODED = 8  # tokens behind each prompt, whose median is the time of a decode step
 SETTLED = 4  # steps of the streams alone, before the long prompt comes
+NOISE = 0.1  # of a time, up to which a difference means nothing
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -31,7 +32,8 @@ def run(settings: Settings, lab: Lab) -> Findings:
     phases = _phases(settings, lab)
     stalls: dict[str, list[dict[str, Any]]] = {str(chunk): [] for chunk in settings.chunks}
     for chunk in lab.track(settings.chunks, "chunk sizes"):
-        core = _engine(settings, lab, max_num_batched_tokens=chunk)
+        # A request alone may have all of a step.
+        core = _engine(settings, lab, max_num_batched_tokens=chunk, max_chunk_tokens=chunk)
         try:
             _disturb(core, settings, lab, 1 << 20)  # warm-up
             for repeat in range(settings.repeats):
@@ -196,8 +198,20 @@ def _conclusion(per_token: list[list[Any]], rows: list[list[Any]]) -> list[str]:
         f" {long[5] / long[4]:.0f} times as much as one of the longest prompt.",
         f"Beside a long prompt the worst gap of a stream is {calm[2]:.0f} ms with {calm[0]} tokens"
         f" per step and {rough[2]:.0f} ms with {rough[0]}; the prompt's first token comes soonest"
-        f" with {soon[0]}, after {soon[5]:.0f} ms instead of {calm[5]:.0f} ms with {calm[0]}.",
+        f" with {soon[0]}, after {soon[5]:.0f} ms instead of {calm[5]:.0f} ms with {calm[0]}."
+        f"{_on_larger(rows, soon, rough)}",
     ]
+
+
+def _on_larger(rows: list[list[Any]], soon: list[Any], rough: list[Any]) -> str:
+    """Where larger steps no longer do what the hypothesis says, by more than noise."""
+    largest = rows[-1]
+    fails = []
+    if largest[5] > (1 + NOISE) * soon[5]:
+        fails.append(f"steps larger than {soon[0]} do not finish the prompt sooner")
+    if largest[2] < (1 - NOISE) * rough[2]:
+        fails.append(f"those larger than {rough[0]} make nobody wait longer")
+    return f" Against the hypothesis {' and '.join(fails)}." if fails else ""
 
 
 EXPERIMENT = Experiment(
@@ -209,8 +223,8 @@ EXPERIMENT = Experiment(
     ),
     method=(
         "Prompts of each length alone through the engine, then a long prompt that arrives while"
-        " others decode, with different numbers of tokens per step (--max-num-batched-tokens);"
-        " wall-clock around whole steps, after a warm-up."
+        " others decode, with different numbers of tokens per step (--max-num-batched-tokens and"
+        " --max-chunk-tokens); wall-clock around whole steps, after a warm-up."
     ),
     quick=Settings(lengths=[32, 128, 512], chunks=[32, 64, 128, 256, 512], streams=3, repeats=2),
     full=Settings(

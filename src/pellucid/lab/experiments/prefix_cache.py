@@ -26,6 +26,9 @@ NOTE = (
 )
 
 
+FLAT = 1.25  # times the time of the second request, up to which that of the last is as long
+
+
 class Settings(msgspec.Struct, frozen=True):
     system: int  # tokens that all users' prompts begin with
     users: int
@@ -123,7 +126,7 @@ def _ask(core: EngineCore, prompt: list[int], answer: int) -> dict[str, Any]:
 
 def _findings(raw: dict[str, list[list[dict[str, Any]]]], pools: pressure.Runs) -> Findings:
     rows: list[list[str | float | None]] = []
-    figures, laws = [], list[Law]()
+    figures, laws, growth = [], list[Law](), dict[str, float]()
     for workload in WORKLOADS:
         series = []
         for name in SWITCH:
@@ -137,6 +140,8 @@ def _findings(raw: dict[str, list[list[dict[str, Any]]]], pools: pressure.Runs) 
             rows[-1] += [later.median, later.low, later.high]
             curve = _curve(name, repeats)
             series.append(curve)
+            if name == "on" and len(curve.y) > 1:
+                growth[workload] = curve.y[-1] / curve.y[1]
             if workload == "chat":
                 prompts = [float(one["prompt"]) for one in repeats[0]][1:]
                 label = f"{workload}, {name}: TTFT after the first turn"
@@ -161,7 +166,10 @@ def _findings(raw: dict[str, list[list[dict[str, Any]]]], pools: pressure.Runs) 
         raw={**raw, "pools": {f"{share}%, {order}": m for (order, share), m in pools.items()}},
         notes=[NOTE],
         conclusion=_conclusion(
-            rows, pressure.verdict(pools), _same_text(raw) and pressure.same_text(pools)
+            rows,
+            growth,
+            pressure.verdict(pools),
+            _same_text(raw) and pressure.same_text(pools),
         ),
     )
 
@@ -185,7 +193,21 @@ def _same_text(raw: dict[str, list[list[dict[str, Any]]]]) -> bool:
     return texts("off") == texts("on")
 
 
-def _conclusion(rows: list[list[Any]], pools: str, same_text: bool) -> list[str]:
+def _on_flatness(growth: dict[str, float]) -> str:
+    """Whether time to first token stays, from the first request that can find something on."""
+    if not growth:
+        return "There is but one request to each beginning, so nothing can be found."
+    told = [f"{ratio:.2f} times with a {workload}" for workload, ratio in growth.items()]
+    grown = [workload for workload, ratio in growth.items() if ratio > FLAT]
+    verdict = "which is flat, as expected"
+    if grown:
+        verdict = f"which is not flat, against the hypothesis, with a {' and a '.join(grown)}"
+    return f"From the second request to the last it becomes {' and '.join(told)}, {verdict}."
+
+
+def _conclusion(
+    rows: list[list[Any]], growth: dict[str, float], pools: str, same_text: bool
+) -> list[str]:
     table = {row[0]: row for row in rows}
     parts = []
     for workload in WORKLOADS:
@@ -200,7 +222,7 @@ def _conclusion(rows: list[list[Any]], pools: str, same_text: bool) -> list[str]
     text = "; ".join(parts)
     same = "the same tokens" if same_text else "not the same tokens"
     return [
-        text[0].upper() + text[1:] + ".",
+        f"{text[0].upper()}{text[1:]}. {_on_flatness(growth)}",
         f"{pools[0].upper()}{pools[1:]}. With the cache on and off, and in every pool, answers are"
         f" {same}.",
     ]

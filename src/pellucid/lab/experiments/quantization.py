@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ORACLE = "float32"
 AS_STORED = "as in the file"
+EIGHT_BITS, FOUR_BITS = ("int8", "Q8_0"), ("int4", "Q4_1", "Q4_0")
 # Name -> dtype of the engine, and how float weights are rounded.
 FORMS: dict[str, tuple[str, Scheme]] = {
     ORACLE: ("float32", "none"),
@@ -125,9 +126,9 @@ def _findings(raw: dict[str, Any]) -> Findings:
     return Findings(
         tables=[Table("Speed, memory and agreement with float32", columns, rows)],
         figures=[
-            _bars("speed", "Decoding", "tokens/s", rows, 1),
+            _bars("speed", "Decoding", "tokens/s (median, range)", rows, 1),
             _bars("memory", "Memory of the weights", "MB", rows, 5),
-            _bars("error", "Distance of log probabilities from float32", "mean", rows, 7),
+            _bars("error", "Distance of log probabilities from float32", "nats, mean", rows, 7),
         ],
         raw=raw,
         notes=[
@@ -155,18 +156,34 @@ def _bars(name: str, title: str, unit: str, rows: list[list[Any]], column: int) 
     )
 
 
+def _on_bits(rows: list[list[Any]]) -> str:
+    """Whether 4 bits are farther from float32 than 8."""
+    error = {row[0]: row[7] for row in rows}
+    eights = max(error[name] for name in EIGHT_BITS if name in error)
+    near = [name for name in FOUR_BITS if name in error and error[name] <= eights]
+    if not near:
+        return "As expected, 4 bits are farther than 8."
+    return (
+        f"Against the hypothesis {', '.join(near)} are no farther than 8 bits, as can be where the"
+        " file itself was rounded to such a type, which gives back its numbers."
+    )
+
+
 def _conclusion(rows: list[list[Any]]) -> list[str]:
     base = rows[0]
     fast = max(rows, key=lambda row: row[1])
     others = [row for row in rows if row is not base]
     near, far = min(others, key=lambda r: r[7]), max(others, key=lambda r: r[7])
     small = min(rows, key=lambda row: row[5])
+    even = [row[0] for row in rows if row is not fast and row[3] >= fast[2]]
+    ranges = f"; the ranges of {', '.join(even)} reach into its own" if even else ""
     return [
         f"{fast[0]} decodes fastest, {fast[1] / base[1]:.1f} times as fast as {base[0]} in"
-        f" {fast[5] / base[5]:.0%} of its memory; {small[0]} is smallest with {small[5]:.1f} MB.",
+        f" {fast[5] / base[5]:.0%} of its memory{ranges}; {small[0]} is smallest with"
+        f" {small[5]:.1f} MB.",
         f"Log probabilities are {near[7]:.3f} off on average with {near[0]}, which is nearest, and"
         f" {far[7]:.3f} with {far[0]}, which is farthest; perplexity goes from {base[6]:.2f} to"
-        f" {near[6]:.2f} and {far[6]:.2f}.",
+        f" {near[6]:.2f} and {far[6]:.2f}. {_on_bits(rows)}",
     ]
 
 

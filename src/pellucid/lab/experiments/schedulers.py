@@ -26,6 +26,8 @@ from pellucid.sampling_params import SamplingParams
 BLOCKS = 8192
 CONTEXT = 8192
 STARVES = 2.0  # times fifo's longest wait, from which a class is said to starve
+SAME = 0.005  # of a number, within which another is said to be as large
+SHORTEST = "shortest-first"  # which the hypothesis has for the lowest mean latency
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,12 @@ def _findings(settings: Settings, raw: dict[str, Any]) -> Findings:
             Table("Mean latency of all requests", ["policy", "seconds"], means),
         ],
         figures=[
-            _bars("queue", "Median time in the queue", waits, lambda one: one.median),
+            _bars(
+                "queue",
+                "Median time in the queue, and its range over recordings",
+                waits,
+                lambda one: one.median,
+            ),
             _bars(
                 "tail",
                 "Time in the queue: 95th percentile, and whiskers up to the longest",
@@ -245,10 +252,14 @@ def _bars(
 
 def _conclusion(rows: list[list[Any]], latency: dict[str, float]) -> list[str]:
     shorts = {row[0].removesuffix(": short"): row for row in rows if row[0].endswith(": short")}
-    best = min(latency, key=lambda policy: latency[policy])
-    first = f"{best} has the lowest mean latency, {latency[best]:.1f} s"
-    others = [f"{latency[name]:.1f} s {name}" for name in latency if name != best]
+    least = min(latency.values())
+    best = [name for name, mean in latency.items() if mean <= least * (1 + SAME)]
+    first = f"{' and '.join(best)} {'has' if len(best) == 1 else 'have'} the lowest mean latency,"
+    first += f" {least:.1f} s"
+    others = [f"{latency[name]:.1f} s {name}" for name in latency if name not in best]
     first += f" ({', '.join(others)})" if others else ""
+    if SHORTEST in latency:
+        first += ", as expected" if SHORTEST in best else f", and not {SHORTEST}, as was expected"
     if shorts:
         quick = min(shorts, key=lambda policy: shorts[policy][1])
         slow = max(shorts, key=lambda policy: shorts[policy][1])
@@ -260,8 +271,13 @@ def _conclusion(rows: list[list[Any]], latency: dict[str, float]) -> list[str]:
 def _on_starvation(rows: list[list[Any]]) -> str:
     """The longest waits beside fifo's longest, which no order of the queue can spare all."""
     longest = {tuple(row[0].split(": ")): row[5] for row in rows}
-    (policy, kind), wait = max(longest.items(), key=lambda item: item[1])
-    told = f"The longest anybody waits is {wait:.0f} s, a {kind} request under {policy}"
+    wait = max(longest.values())
+    who = [
+        f"a {kind} request under {policy}"
+        for (policy, kind), one in longest.items()
+        if one >= wait * (1 - SAME)
+    ]
+    told = f"The longest anybody waits is {wait:.0f} s, {' and '.join(who)}"
     fifo = max((one for (policy, _), one in longest.items() if policy == "fifo"), default=0.0)
     if not fifo or len({policy for policy, _ in longest}) == 1:
         return f"{told}; there is no other policy with fifo to tell starvation by."

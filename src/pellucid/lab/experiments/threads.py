@@ -182,7 +182,13 @@ def _figure(phase: str, threads: list[int], rates: list[Spread], bounds: list[An
         limits = [bound[phase][0] for bound in bounds]
         series.append(Series(name="roofline", x=x, y=limits, style="dashed"))
     title = f"{phase.capitalize()} by threads"
-    return Figure(name=phase, title=title, x_label="threads", y_label="tokens/s", series=series)
+    return Figure(
+        name=phase,
+        title=title,
+        x_label="threads",
+        y_label="tokens/s (median, range)",
+        series=series,
+    )
 
 
 def _notes(one: dict[str, Any], laws: list[Law]) -> list[str]:
