@@ -25,8 +25,7 @@ def write_result(result: Result, folder: Path) -> None:
     """NAME.json, NAME.html and a PNG for each figure. Raises ConfigError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = msgspec.json.format(msgspec.json.encode(result), indent=1)
-        (folder / f"{result.name}.json").write_bytes(text + b"\n")
+        (folder / f"{result.name}.json").write_bytes(msgspec.json.encode(result) + b"\n")
         draw.write_bundle(folder)
         _draw(result, folder)
     except OSError as error:
