@@ -1,6 +1,6 @@
 """How near the native kernels come to the float32 reference, on the same file.
 
-Two measures: greedy continuations of forty prompts, compared token by token (once one differs the
+Two measures: greedy continuations of 160 prompts, compared token by token (once one differs the
 rest means little, so what counts is the common prefix), and the log probabilities of a text of
 twenty thousand tokens: this repository's own documentation and docstrings.
 """

@@ -1,6 +1,10 @@
-"""What `fidelity` asks: forty openings, of as many kinds of text as a small model meets."""
+"""What `fidelity` asks: openings of many kinds of text.
 
-PROMPTS = (
+Which answers stay equal is partly chance, so there are many: forty that have nothing in common, and
+eight kinds of openings on fifteen subjects.
+"""
+
+SINGLE = (
     "The first thing the lighthouse keeper did every morning was",
     "To bake a loaf of rye bread you need flour, water, salt and",
     "Dear Mrs. Alvarez,\n\nThank you for your letter about the broken heating. We",
@@ -42,3 +46,21 @@ PROMPTS = (
     "The best time to prune an apple tree is",
     "Every language changes over time. For example, English once",
 )
+
+OPENINGS = (
+    "The history of {} begins",
+    "Three things to know about {}:\n1.",
+    "Question: What is special about {}?\nAnswer:",
+    "A short poem about {}:\n",
+    "In the museum of {}, visitors first see",
+    '"I never cared for {}," said the captain, and',
+    "The engineer who wrote a book about {} remembers:",
+    "Compared with a hundred years ago, {} today",
+)
+
+SUBJECTS = (
+    *("bread", "bridges", "clocks", "railways", "glass", "winter", "bees", "maps", "tea"),
+    *("volcanoes", "bicycles", "paper", "honey", "music", "lighthouses"),
+)
+
+PROMPTS = (*SINGLE, *(opening.format(subject) for opening in OPENINGS for subject in SUBJECTS))
