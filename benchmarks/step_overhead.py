@@ -59,10 +59,11 @@ class TimedProgram:
 def put_under(watch: Stopwatch, engine: EngineCore) -> None:
     """Time the parts of a step. What is not among them shows as `rest`."""
     runner: Any = engine.runner
+    steps = runner._steps
     watch.watch(engine.scheduler, "schedule", "schedule")
     watch.watch(engine.scheduler, "update", "update")
-    watch.watch(runner._batch, "gather", "gather")
-    watch.watch(runner._sampling, "choose", "sample")
+    watch.watch(steps.batch, "gather", "gather")
+    watch.watch(steps._sampling, "draw", "sample")
     executor = runner._executor
     executor._program = TimedProgram(watch.timed(executor._program.run, "forward"))
 
