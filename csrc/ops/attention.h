@@ -234,7 +234,7 @@ void attend_in(Meeting& m, Ahead& ahead, float* q, float* room) {
     const AttentionTile& tile = m.tile;
     pack_queries(tile, q);
     if constexpr (kType == KVType::Int8)
-        for (int64_t r = 0; r < tile.rows(); ++r) hadamard_head(q + r * tile.head_dim, q + r * tile.head_dim, tile.head_dim);
+        for (int64_t i = 0; i < tile.rows() * tile.head_dim; i += tile.head_dim) hadamard_head(q + i, q + i, tile.head_dim);
     const Range range = all_visible(tile, m.partition);
     ValueRows rows;
     find_values(tile, m.partition, range, rows);

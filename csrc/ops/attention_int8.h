@@ -10,11 +10,13 @@
 
 #pragma once
 
+#include "rope.h"
+
 namespace pellucid {
 namespace {
 
 constexpr int kInt8Chunk = 64;
-constexpr float kMost = 127.0f, kMostWeight = 65535.0f;
+constexpr float kMostWeight = 65535.0f;
 
 // Queries, [rows, head_dim], and what belongs to a row.
 struct Int8Queries {
@@ -47,17 +49,13 @@ struct Int8Meeting {
 };
 
 void round_query(const float* query, float factor, int64_t n, const Int8Queries& out, int64_t row) {
-    float q[kMaxHeadDim];
+    float q[kMaxHeadDim], scale;
     hadamard_head(query, q, n);
-    Float top = spread(0.0f);
-    for (int64_t i = 0; i < n; i += kLanes) top = max(top, abs(load(q + i)));
-    const float largest = max_of_lanes(top);
     int8_t* const to = out.numbers + row * n;
-    const Float inverse = spread(largest > 0.0f ? kMost / largest : 0.0f);
-    for (int64_t i = 0; i < n; i += kLanes) store_int8(to + i, round_to_int(mul(load(q + i), inverse)));
+    to_int8_row(q, to, &scale, n);
     Int sum = spread(0);
     for (int64_t i = 0; i < n; i += kInt8Chunk) sum = dot8bit(sum, spread(0x01010101), load_bytes_up_to(to + i, n - i));
-    out.rows[row] = {largest * factor / kMost, sum_of_lanes(sum)};
+    out.rows[row] = {scale * factor, sum_of_lanes(sum)};
 }
 
 template <int kRows, int kVectors>
@@ -144,10 +142,11 @@ __attribute__((noinline)) void mix_int8(const Int8Meeting& m, int row, Range ran
         Float sum[4];
 #pragma GCC unroll 4
         for (int v = 0; v < 4; ++v)
-            sum[v] = mul(fma(to_float(sum_high[r][v]), spread(256.0f), to_float(sum_low[r][v])), spread(m.scale[row + r]));
+            sum[v] = fma(to_float(sum_high[r][v]), spread(256.0f), to_float(sum_low[r][v]));
         in_order(sum);
+        const Float scale = spread(m.scale[row + r]);
         float* const to = out + (row + r) * m.base.tile.head_dim + d;
-        for (int v = 0; v * kLanes < count; ++v) store(to + v * kLanes, sum[v]);
+        for (int v = 0; v * kLanes < count; ++v) store(to + v * kLanes, mul(sum[v], scale));
     }
 }
 

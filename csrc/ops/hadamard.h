@@ -1,10 +1,10 @@
-// The Walsh-Hadamard transform of a head, times what makes it keep lengths; it is its own inverse. Included after a simd
-// header.
+// The Walsh-Hadamard transform of a head, times what makes it keep lengths; it is its own inverse. Included after a
+// simd header.
 //
 // A head that an int8 pool holds has one scale, which its largest component sets. Keys have a few components that are
-// large in every token; the transform gives each a share of all, so that rounding costs about what it would cost normally
-// distributed numbers (QuaRot, Ashkboos et al. 2024). Scores stay what they are if queries are transformed too, and a
-// weighted sum of values is transformed back.
+// large in every token; the transform gives each a share of all, so that rounding costs about what it would cost
+// normally distributed numbers (QuaRot, Ashkboos et al. 2024). Scores stay what they are if queries are transformed
+// too, and a weighted sum of values is transformed back.
 
 #pragma once
 
@@ -39,8 +39,8 @@ inline Float transform_lanes(Float v) {
     return v;
 }
 
-// Of a head of n, a multiple of 16, whose largest power of two that divides it is the length of one transform. `out` may
-// be `x`.
+// Of a head of n, a multiple of 16, whose largest power of two that divides it is the length of one transform. `out`
+// may be `x`.
 void hadamard_head(const float* x, float* out, int64_t n) {
     const int64_t size = n & -n;
     const Float factor = spread(1.0f / std::sqrt(static_cast<float>(size)));

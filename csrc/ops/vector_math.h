@@ -29,8 +29,8 @@ inline Float exp(Float x) {
     return if_less(x, lowest, spread(0.0f), times_power_of_2(polynomial(rest, kPowers), whole));
 }
 
-// The same for x <= 0, in fewer instructions: a softmax takes most of its time here. Its error grows with |x|, by 6e-8 for
-// each 1; so does that of a score.
+// The same for x <= 0, in fewer instructions: a softmax takes most of its time here. Its error grows with |x|, by 6e-8
+// for each 1; so does that of a score.
 inline Float exp_below_zero(Float x) {
     static constexpr float kPowersOf2[] = {1.0f,          0.693147004f,   0.240222424f,
                                            0.0555073358f, 0.00967151299f, 0.00132647261f};

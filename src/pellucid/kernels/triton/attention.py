@@ -71,6 +71,17 @@ def transformed(heads, head_dim, BLOCK_DIM: tl.constexpr):
 
 
 @triton.jit
+def store_rows(
+    out, places, mask, total, values, head_dim, BLOCK_DIM: tl.constexpr, INT8: tl.constexpr
+):
+    """Store weighted sums of values, divided by the sums of their weights."""
+    result = values / total[:, None]
+    if INT8:
+        result = transformed(result, head_dim, BLOCK_DIM)
+    tl.store(out + places, result.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def attend_partition(
     queries,  # [ROWS, BLOCK_DIM]
     row_position,  # [ROWS]
@@ -256,10 +267,7 @@ def attention_kernel(
             tl.store(part_total + line, total)
             tl.store(part_out + line[:, None] * BLOCK_DIM + column[None, :], values)
     else:
-        result = values / total[:, None]
-        if INT8:
-            result = transformed(result, head_dim, BLOCK_DIM)
-        tl.store(out + places, result.to(out.dtype.element_ty), mask=mask)
+        store_rows(out, places, mask, total, values, head_dim, BLOCK_DIM, INT8)
 
 
 @triton.jit(do_not_specialize=["parts"])
@@ -298,7 +306,4 @@ def merge_kernel(
         m, total, values = merged(m, total, values, more_m, more_total, more_values)
 
     _, places, mask = rows_of_tile(tile, row, column, kv_head, num_kv_heads, shared, head_dim, ROWS)
-    result = values / total[:, None]
-    if INT8:
-        result = transformed(result, head_dim, BLOCK_DIM)
-    tl.store(out + places, result.to(out.dtype.element_ty), mask=mask)
+    store_rows(out, places, mask, total, values, head_dim, BLOCK_DIM, INT8)
