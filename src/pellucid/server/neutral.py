@@ -32,11 +32,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
     # Anthropic
     "container": (None,),
-    "context_management": (None,),
+    "context_management": (None, []),
     "diagnostics": (None,),
     "inference_geo": (None,),
     "mcp_servers": (None, []),
     "speed": (None, "standard"),
+    "thread": (None,),
     # vLLM and others
     "chat_template": (None,),  # a template from a request would run in the server
     "documents": (None,),
@@ -69,6 +70,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 REASONS: dict[str, str] = {
     "lora": "this server has no adapters",
     "lora_request": "this server has no adapters",
+    "thread": "nothing is kept between requests",
 }
 
 # What a client finds in an answer and sends back as part of the conversation.

@@ -104,7 +104,7 @@ class Service:
         self.num_open += 1
         opened: float | None = None
         try:
-            for prompt in prompts:
+            for place, prompt in enumerate(prompts):
                 generation = await self.gateway.submit(
                     self.llm,
                     request.state.caller,
@@ -120,7 +120,7 @@ class Service:
                     timeout=body.timeout,
                     truncate_prompt_tokens=body.truncate_prompt_tokens,
                     add_special_tokens=body.add_special_tokens is not False,
-                    prompt_field=prompt_field,
+                    prompt_field=prompt_field if len(prompts) == 1 else f"{prompt_field}[{place}]",
                     structured_field=structured_field(body),
                     pooling=pooling,
                 )

@@ -174,7 +174,9 @@ def _thinking(service: Service, think: bool | str | None) -> dict[str, Any]:
         raise invalid("think", "must be true or false: how much is thought cannot be chosen")
     if think and not tells_thoughts(service):
         raise invalid("think", f"is not supported: {service.llm.model_name} has no thoughts")
-    return {"chat_template_kwargs": {"enable_thinking": think}, "include_reasoning": think}
+    has_switch = service.llm.text.chat_template.can_think
+    switch = {"enable_thinking": think} if has_switch else None
+    return {"chat_template_kwargs": switch, "include_reasoning": think}
 
 
 def tells_thoughts(service: Service) -> bool:
