@@ -122,6 +122,10 @@ def test_a_field_out_of_range_or_type_is_named(
         ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs"),
         ({"stream": True, "stream_options": {"chunk": 1}}, "stream_options.chunk"),
         (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+        ),
+        (
             {"stream": True, "stream_options": {"include_obfuscation": True}},
             "stream_options.include_obfuscation",
         ),

@@ -70,7 +70,11 @@ def check_fields(
 ) -> None:
     """The server's limits, and what does not go together."""
     if isinstance(body, OpenAIFields):
-        check_stream_options(body.stream_options, streams=bool(body.stream))
+        options = body.stream_options
+        check_stream_options(options, streams=bool(body.stream))
+        if options and options.continuous_usage_stats and not options.include_usage:
+            field = "stream_options.continuous_usage_stats"
+            raise invalid(field, "needs include_usage to be true")
         if body.prompt_logprobs is not None and body.stream:
             raise invalid("prompt_logprobs", "cannot be streamed")
     if (body.n or 1) > config.max_n:

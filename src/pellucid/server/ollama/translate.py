@@ -44,6 +44,7 @@ CHAT_NAMES = compiled(
         **{rf"^{ours}\b": f"options.{theirs}" for theirs, ours in _OPTIONS.items()},
         r"\bmax_tokens\b": "options.num_predict",
         r"\bresponse_format(\.json_schema\.schema)?\b": "format",
+        r"(\bmessages\[\d+\])\.reasoning\b": r"\1.thinking",
     }
 )
 GENERATE_NAMES = (*CHAT_NAMES, *compiled({r"^logprobs\b": "top_logprobs"}))
