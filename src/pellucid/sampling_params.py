@@ -17,6 +17,8 @@ MAX_TOKEN_LIST = 65_536
 MAX_COUNT = 2**31 - 1  # of anything that is counted in tokens
 MAX_REPETITION_PENALTY = 1e6  # with its inverse: logits stay finite in float32
 GREEDY_EPS = 1e-5
+# The error of a request whose fields leave no token that could come next.
+NOTHING_LEFT = "every token is ruled out by the request's constraints"
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
