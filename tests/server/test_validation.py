@@ -12,6 +12,7 @@ from tests.server.live import Live, live
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 USER = {"role": "user", "content": "Hello"}
+ANSWER = {"role": "assistant", "content": "Hi"}
 
 
 def refused(response: httpx.Response, param: str | None, status: int = 400) -> str:
@@ -169,6 +170,10 @@ def test_fields_that_do_not_go_together_are_named(
         ({"messages": [{**USER, "role": "tools"}]}, "messages[0].role"),
         ({"messages": [{**USER, "tool_call_id": "a"}]}, "messages[0].tool_call_id"),
         ({"messages": [{**USER, "reasoning": "a"}]}, "messages[0].reasoning"),
+        (
+            {"messages": [ANSWER | {"reasoning": "a", "reasoning_content": "b"}, USER]},
+            "messages[0].reasoning_content",
+        ),
         ({"messages": [{**USER, "role": 3}]}, "messages[0].role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},

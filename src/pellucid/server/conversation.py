@@ -47,12 +47,15 @@ def begun_answer(body: ChatRequest) -> str:
 
 
 def check_messages(messages: list[Message]) -> None:
-    """Raises BadRequest for fields that do not suit their message's role."""
+    """Raises BadRequest for fields that do not suit their message's role, or each other."""
     for i, message in enumerate(messages):
         path = f"messages[{i}]"
         for field, role in _ROLE_OF.items():
             if getattr(message, field) and message.role != role:
                 raise invalid(f"{path}.{field}", f"is the {role}'s, not the {message.role}'s")
+        thoughts = {message.reasoning, message.reasoning_content} - {None}
+        if len(thoughts) > 1:
+            raise invalid(f"{path}.reasoning_content", "contradicts reasoning, its other name")
         if message.content is None and not message.tool_calls:
             raise BadRequest(
                 f"{path}.content is required", param=f"{path}.content", code="missing_field"
