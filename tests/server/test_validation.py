@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from pellucid.server import service
 from tests.server.live import Live, live
 
 CHAT = "/v1/chat/completions"
@@ -259,6 +260,15 @@ def test_more_answers_than_the_engine_can_hold_are_refused(site: Live) -> None:
     with live(max_num_seqs=2, max_waiting=1) as small:
         refused(small.post(TEXT, prompt=["a", "b"], n=2), "prompt")
         assert small.post(TEXT, prompt=["a", "b", "c"], max_tokens=1).status_code == 200
+
+
+def test_biases_count_for_each_answer(site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_BIASES", 12)
+    fields: dict[str, Any] = {"prompt": ["a", "b"], "max_tokens": 1, "logit_bias": {"5": 1, "6": 1}}
+    assert site.post(TEXT, **fields, n=3).status_code == 200
+    message = refused(site.post(TEXT, **fields, n=4), "logit_bias")
+    assert "8 answers" in message
+    assert "12" in message
 
 
 def test_priority_is_accepted_where_it_means_something() -> None:
