@@ -11,11 +11,14 @@ from pellucid.errors import BadRequest
 from pellucid.structured_outputs import StructuredOutputs
 
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 1024  # of each
 MAX_BAD_WORDS = 128
 MAX_TOKEN_LIST = 65_536
 MAX_COUNT = 2**31 - 1  # of anything that is counted in tokens
 MAX_REPETITION_PENALTY = 1e6  # with its inverse: logits stay finite in float32
 GREEDY_EPS = 1e-5
+# The error of a request whose fields leave no token that could come next.
+NOTHING_LEFT = "every token is ruled out by the request's constraints"
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -150,6 +153,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             len(self.stop),
         )
         _require(all(self.stop), "stop", "must not hold an empty string", "")
+        longest = max(map(len, self.stop), default=0)
+        _require(
+            longest <= MAX_STOP_CHARS,
+            "stop",
+            f"must have at most {MAX_STOP_CHARS} characters each",
+            longest,
+        )
         _require(
             len(self.bad_words) <= MAX_BAD_WORDS,
             "bad_words",

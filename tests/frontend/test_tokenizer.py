@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 from subprocess import run
 from typing import Any
@@ -234,6 +235,15 @@ class TestTokenizer:
         ids = tokenizer.encode("日", add_special_tokens=False)[:1]
         assert tokenizer.token_bytes(ids[0]) == "日".encode()[: len(tokenizer.token_bytes(ids[0]))]
         assert tokenizer.decode(ids) == tokenizer.token_text(ids[0]) == "\ufffd"
+
+    def test_other_threads_run_while_a_long_text_is_encoded(self, tokenizer: Tokenizer) -> None:
+        encoding = threading.Thread(target=tokenizer.encode, args=("1 é" * 200_000,))
+        encoding.start()
+        num_turns = 0
+        while encoding.is_alive():
+            time.sleep(0.001)
+            num_turns += 1
+        assert num_turns > 5  # one or two if the interpreter stood still
 
     def test_threads_share_a_tokenizer(self, tokenizer: Tokenizer) -> None:
         text = "<|im_start|>" + NASTY_TEXTS[11]

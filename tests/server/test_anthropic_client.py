@@ -280,3 +280,18 @@ def test_an_answer_has_its_requests_id_and_a_time_line(site: Live) -> None:
     told = site.http.get(f"/v1/requests/{message.id}/timeline").json()
     assert (told["id"], told["request_id"]) == (message.id, message._request_id)
     assert told["route"] == MESSAGES
+
+
+def test_the_clients_tool_runner_goes_on_without_a_thread() -> None:
+    heard: list[str] = []
+
+    @anthropic.beta_tool
+    def f(x: str) -> str:
+        """Listens."""
+        heard.append(x)
+        return "heard"
+
+    with saying(CALL) as site:
+        runner = site.anthropic().beta.messages.tool_runner(**ASK, tools=[f], max_iterations=2)
+        assert [message.stop_reason for message in runner] == ["tool_use", "tool_use"]
+    assert "é" in heard

@@ -77,7 +77,7 @@ def result(call_id: str, content: Any, **more: Any) -> dict[str, Any]:
     return {"type": "tool_result", "tool_use_id": call_id, "content": content, **more}
 
 
-CACHED: Any = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+CACHED: Any = {"cache_control": {"type": "ephemeral", "ttl": "1h", "scope": "global"}}
 CALL: Any = {"type": "tool_use", "id": "a", "name": "f", "input": {"x": [1, "é"]}}
 
 
@@ -170,6 +170,7 @@ def test_what_the_sampler_is_asked_for(told: Told) -> None:
         service_tier="standard_only",
         cache_control={"type": "ephemeral"},
         container=None,
+        context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
         mcp_servers=[],
     )
     sampling = asked.sampling
@@ -353,7 +354,10 @@ STRICT: Any = {"name": "g", "strict": True, "input_schema": {"type": "object", "
         ({"thinking": {"type": "enabled", "budget_tokens": 3}}, "thinking.budget_tokens"),
         ({"container": "c"}, "container"),
         ({"mcp_servers": [{"type": "url"}]}, "mcp_servers"),
-        ({"context_management": {"edits": []}}, "context_management"),
+        (
+            {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+            "context_management",
+        ),
         ({"speed": "fast"}, "speed"),
         ({"service_tier": "priority"}, "service_tier"),
         ({"metadata": {"user": "x"}}, "metadata.user"),

@@ -85,7 +85,7 @@ def test_the_server_chooses_the_pooling_where_the_request_does_not() -> None:
         ({}, "input", "required"),
         ({"input": ""}, "input", "empty"),
         ({"input": []}, "input", "empty"),
-        ({"input": ["a", ""]}, "input", "empty"),
+        ({"input": ["a", ""]}, "input[1]", "empty"),
         ({"input": [[]]}, "input", "at least one token"),
         ({"input": ["a", 3]}, "input", "mix"),
         ({"input": ["a"] * 9}, "input", "at most 8"),

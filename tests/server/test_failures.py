@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from pellucid.messages import TokenDelta
+from pellucid.sampling_params import NOTHING_LEFT
 from pellucid.server.routes import tokens
 from tests.frontend.tiny import ScriptedClient
 from tests.server.live import Live, eventually, leaving, live
@@ -243,6 +244,30 @@ def test_an_engine_that_cannot_finish_an_answer_is_a_500(
     response = call.result()
     assert response.status_code == 500
     assert response.json()["error"]["message"] == "out of luck"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"allowed_token_ids": [5], "bad_words": ["a"]}, "allowed_token_ids"),
+        ({"min_tokens": 1, "stop_token_ids": [5]}, "min_tokens"),
+    ],
+)
+def test_fields_that_leave_no_token_are_a_400(
+    scripted: Live, script: ScriptedClient, fields: dict[str, Any], param: str
+) -> None:
+    call = Call(scripted, TEXT, prompt="x", **fields)
+    assert eventually(lambda: len(script.added) == 1)
+    failed = TokenDelta(
+        request_id=script.added[0].request_id,
+        token_ids=[],
+        finish_reason="error",
+        error=NOTHING_LEFT,
+    )
+    scripted.call(lambda: script.feed(failed))
+    response = call.result()
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
 
 
 def test_a_server_that_stops_lets_streams_finish() -> None:

@@ -63,6 +63,7 @@ def test_all_neutral_values_and_nulls_are_accepted(site: Live) -> None:
             USER,
             {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": None},
             {"role": "user", "content": [{"type": "text", "text": "And?"}], "name": "ann"},
+            {"role": "user", "content": "Well?", "type": "text"},  # as lm-eval writes messages
         ],
         "max_tokens": 1,
         "temperature": None,

@@ -212,6 +212,7 @@ def test_what_generate_refuses(site: Live, fields: dict[str, Any], named: str) -
             {"messages": [{"role": "user", "tool_calls": [{"function": {"name": "f"}}]}]},
             "messages[0].tool_calls",
         ),
+        ({"messages": [{"role": "user", "thinking": "x"}]}, "messages[0].thinking"),
     ],
 )
 def test_what_chat_refuses(site: Live, fields: dict[str, Any], named: str) -> None:

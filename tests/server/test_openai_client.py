@@ -270,6 +270,14 @@ def test_the_extensions_of_vllm(site: Live) -> None:
     assert chat["choices"][0]["token_ids"] == answer_to(CHAT_TEXT, 5, 2)
     assert len(chat["prompt_logprobs"]) == len(ids_of(CHAT_TEXT))
 
+    chunks = site.openai().chat.completions.create(
+        model=MODEL, messages=[USER], max_tokens=5, n=2, seed=2, stream=True,
+        extra_body={"return_token_ids": True},
+    )  # fmt: skip
+    told = [(chunk.model_extra or {}).get("prompt_token_ids") for chunk in chunks]
+    assert told[0] == ids_of(CHAT_TEXT)
+    assert not any(told[1:])
+
 
 def test_prompts_are_truncated_from_the_left_when_asked(site: Live) -> None:
     ids = ids_of("Once upon a time there was")

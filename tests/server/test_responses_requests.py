@@ -192,6 +192,7 @@ NEUTRAL: dict[str, Any] = {
     "tool_choice": "auto",
     "tools": [TOOL | {"async": False, "output_schema": None, "allowed_callers": ["direct"]}],
     "stream_options": {"include_obfuscation": False},
+    "context_management": [],
     "max_tool_calls": 1,
     "prompt_cache_key": "k",
     "prompt_cache_retention": None,
@@ -253,6 +254,7 @@ TEXT = {"type": "input_text", "text": "x"}
         ({"input": [USER] * 6}, "input"),
         # rules, in the names of this API
         ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"max_output_tokens": 100000}, "max_output_tokens"),
         ({"max_output_tokens": 5, "min_tokens": 6}, "min_tokens"),
         ({"temperature": 3}, "temperature"),
         ({"top_logprobs": 3}, "top_logprobs"),

@@ -78,7 +78,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         {"tools": [TOOL]},
         {"messages": [*MESSAGES, {"role": "assistant", "content": "Th"}]}
         | {"continue_final_message": True},
-        {"chat_template_kwargs": {"mood": "gay"}},
+        {"chat_template_kwargs": {"mood": None}},
     ],
 )
 def test_an_applied_template_is_what_tokenize_and_chat_read(
@@ -93,6 +93,14 @@ def test_an_applied_template_is_what_tokenize_and_chat_read(
     if "tools" not in fields:  # described in words, they are longer than the fake model's context
         asked = site.post("/v1/chat/completions", **body, max_tokens=1, return_token_ids=True)
         assert asked.json()["prompt_token_ids"] == tokens
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/live", "/v1/models", "/api/version"])
+def test_what_can_be_had_can_be_asked_for(site: Live, path: str) -> None:
+    head, got = site.http.head(path), site.http.get(path)
+    assert head.status_code == 200
+    assert head.content == b""
+    assert head.headers["content-length"] == got.headers["content-length"]
 
 
 def test_health_version_and_signpost(site: Live) -> None:

@@ -242,7 +242,8 @@ def strict(**parameters: Any) -> dict[str, Any]:
             {"tools": [{"type": "function", "function": {"name": "a b"}}]},
             "tools[0].function.name",
         ),
-        ({"tools": [strict(type="array", uniqueItems=True)]}, "tools[0].function.parameters"),
+        ({"tools": [strict(type="array")]}, "tools[0].function.parameters.type"),
+        ({"tools": [strict(enum=[1, 2])]}, "tools[0].function.parameters"),
         (
             {
                 "tools": [CLOCK, strict(type="object", **{"not": {}})],

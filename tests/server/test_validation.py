@@ -7,11 +7,13 @@ from typing import Any
 import httpx
 import pytest
 
+from pellucid.server import service
 from tests.server.live import Live, live
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 USER = {"role": "user", "content": "Hello"}
+ANSWER = {"role": "assistant", "content": "Hi"}
 
 
 def refused(response: httpx.Response, param: str | None, status: int = 400) -> str:
@@ -59,6 +61,7 @@ SAMPLING: list[tuple[str, Any]] = [
     ("stop", ""),
     ("stop", ["a", ""]),
     ("stop", ["x"] * 17),
+    ("stop", ["a", "x" * 1025]),
     ("stop", 3),
     ("stop[1]", ["a", 3]),
     ("bad_words", [""]),
@@ -120,6 +123,14 @@ def test_a_field_out_of_range_or_type_is_named(
         ({"n": 2, "temperature": 0}, "n"),
         ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs"),
         ({"stream": True, "stream_options": {"chunk": 1}}, "stream_options.chunk"),
+        (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+        ),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+        ),
         ({"max_tokens": 511}, "max_tokens"),
     ],
 )
@@ -146,6 +157,7 @@ def test_fields_that_do_not_go_together_are_named(
         ({"add_generation_prompt": True, "continue_final_message": True}, "continue_final_message"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"enable_thinkin": 1}}, "chat_template_kwargs.enable_thinkin"),
         ({"messages": []}, "messages"),
         ({"messages": None}, "messages"),
         ({"messages": "Hello"}, "messages"),
@@ -157,6 +169,12 @@ def test_fields_that_do_not_go_together_are_named(
         ({"messages": [{**USER, "foo": 1}]}, "messages[0].foo"),
         ({"messages": [{**USER, "tool_calls": [{}]}]}, "messages[0].tool_calls[0].function"),
         ({"messages": [{**USER, "role": "tools"}]}, "messages[0].role"),
+        ({"messages": [{**USER, "tool_call_id": "a"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{**USER, "reasoning": "a"}]}, "messages[0].reasoning"),
+        (
+            {"messages": [ANSWER | {"reasoning": "a", "reasoning_content": "b"}, USER]},
+            "messages[0].reasoning_content",
+        ),
         ({"messages": [{**USER, "role": 3}]}, "messages[0].role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -189,6 +207,8 @@ def test_rules_of_chat(site: Live, fields: dict[str, Any], param: str) -> None:
         ({"prompt": [600]}, "prompt"),
         ({"prompt": [-1]}, "prompt[0]"),
         ({"prompt": [[5, 600]]}, "prompt"),
+        ({"prompt": [[5], [600]]}, "prompt[1]"),
+        ({"prompt": ["a", "", "b"]}, "prompt[1]"),
         ({"prompt": ["a"] * 9}, "prompt"),
         ({"prompt": {"text": "a"}}, "prompt"),
         ({"prompt": [5] * 512}, "prompt"),
@@ -240,6 +260,15 @@ def test_more_answers_than_the_engine_can_hold_are_refused(site: Live) -> None:
     with live(max_num_seqs=2, max_waiting=1) as small:
         refused(small.post(TEXT, prompt=["a", "b"], n=2), "prompt")
         assert small.post(TEXT, prompt=["a", "b", "c"], max_tokens=1).status_code == 200
+
+
+def test_biases_count_for_each_answer(site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_BIASES", 12)
+    fields: dict[str, Any] = {"prompt": ["a", "b"], "max_tokens": 1, "logit_bias": {"5": 1, "6": 1}}
+    assert site.post(TEXT, **fields, n=3).status_code == 200
+    message = refused(site.post(TEXT, **fields, n=4), "logit_bias")
+    assert "8 answers" in message
+    assert "12" in message
 
 
 def test_priority_is_accepted_where_it_means_something() -> None:

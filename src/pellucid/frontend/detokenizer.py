@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from codecs import utf_8_decode
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from pellucid.frontend.tokenizer import Tokenizer, strip_spaces
 from pellucid.sampling_params import SamplingParams
@@ -125,16 +126,24 @@ class _Matcher:
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
         self.length = 0
-        self._fallback = [0]  # [n]: the longest proper border of pattern[: n + 1]
-        for char in pattern[1:]:
-            self._fallback.append(self._next(self._fallback[-1], char))
+        self._fallback = _borders(pattern)
 
     def feed(self, char: str) -> bool:
         """Take one more character; return whether the pattern is complete with it."""
-        self.length = self._next(self.length, char)
+        self.length = _next(self.pattern, self._fallback, self.length, char)
         return self.length == len(self.pattern)
 
-    def _next(self, length: int, char: str) -> int:
-        while length and self.pattern[length] != char:
-            length = self._fallback[length - 1]
-        return length + (self.pattern[length] == char)
+
+@lru_cache(maxsize=256)  # all answers of a request follow the same patterns
+def _borders(pattern: str) -> list[int]:
+    """[n]: the length of the longest proper border of pattern[: n + 1]."""
+    borders = [0]
+    for char in pattern[1:]:
+        borders.append(_next(pattern, borders, borders[-1], char))
+    return borders
+
+
+def _next(pattern: str, borders: Sequence[int], length: int, char: str) -> int:
+    while length and pattern[length] != char:
+        length = borders[length - 1]
+    return length + (pattern[length] == char)

@@ -85,11 +85,13 @@ class Tokenizer:
         """
         raw = self.raw if parse_special else self._raw_without_special
         try:
-            ids: list[int] = raw.encode(text, add_special_tokens=add_special_tokens).ids
+            # Unlike `encode` it lets other threads run meanwhile, and keeps no offsets.
+            (encoded,) = raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except TypeError:  # also for text that UTF-8 cannot carry
             raise BadRequest(
                 "the text holds a lone surrogate, which is not valid Unicode", param="prompt"
             ) from None
+        ids: list[int] = encoded.ids
         return ids
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:

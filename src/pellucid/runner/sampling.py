@@ -21,7 +21,7 @@ from pellucid.sample.logprobs import Described, Logprobs, fetched
 from pellucid.sample.penalties import Penalties, TokenCounts
 from pellucid.sample.sampler import SamplingColumns
 from pellucid.sample.transfer import to_device
-from pellucid.sampling_params import SamplingParams
+from pellucid.sampling_params import NOTHING_LEFT, SamplingParams
 
 Value = TypeVar("Value")
 
@@ -282,5 +282,5 @@ def _seed(new: NewRow) -> int:
 
 def _why_failed(logits: Any) -> str:
     if (logits == -np.inf).all():
-        return "every token is ruled out by the request's constraints"
+        return NOTHING_LEFT
     return "the model's logits are not finite"

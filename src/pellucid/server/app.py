@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from pellucid import __version__
@@ -71,8 +72,16 @@ def build_app(served: Models) -> FastAPI:
     allow_origins(app, served.gateway.config.access.cors_origin)
     for routes in ROUTES:
         app.include_router(routes.router)
+        _answer_heads(app, routes.router)
     if served.config.page:
         app.state.xrays = Xrays(served)
         app.include_router(xray.router)
     openapi.install(app)
     return app
+
+
+def _answer_heads(app: FastAPI, router: APIRouter) -> None:
+    """What can be had by GET can be asked for by HEAD, as probes and clients of Ollama do."""
+    for route in router.routes:
+        if isinstance(route, APIRoute) and route.methods == {"GET"}:
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)

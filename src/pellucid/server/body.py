@@ -99,7 +99,7 @@ def _check_headers(request: Request, max_bytes: int) -> None:
             param="Content-Type",
         )
     encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
+    if encoding.strip().lower() != "identity":
         raise UnsupportedMediaType(
             f"Content-Encoding {encoding!r} is not supported", param="Content-Encoding"
         )

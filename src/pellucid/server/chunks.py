@@ -42,17 +42,18 @@ class Chunks:
     def count(self, delta: Delta, reasoning_tokens: int | None = None) -> None:
         self._tally.add(delta, reasoning_tokens)
 
-    def event(self, choice: ChatChunkChoice | CompletionChoice) -> bytes:
+    def event(self, choice: ChatChunkChoice | CompletionChoice, **fields: Any) -> bytes:
+        """A chunk of one choice; `fields` are the chunk's own."""
         usage: Usage | UnsetType | None = UNSET
         if self._include_usage:
             usage = self._tally.usage() if self._continuous else None
-        return self._event([choice], usage)
+        return self._event([choice], usage, **fields)
 
     def usage(self) -> bytes:
         """The event after the last choice; empty if nobody asked for usage."""
         return self._event([], self._tally.usage()) if self._include_usage else b""
 
-    def _event(self, choices: list[Any], usage: Usage | UnsetType | None) -> bytes:
+    def _event(self, choices: list[Any], usage: Usage | UnsetType | None, **fields: Any) -> bytes:
         return event(
             self._type(
                 id=self._job.id,
@@ -61,5 +62,6 @@ class Chunks:
                 system_fingerprint=self._fingerprint,
                 choices=choices,
                 usage=usage,
+                **fields,
             )
         )

@@ -11,6 +11,13 @@ from pellucid.server.params import invalid
 from pellucid.server.protocol import ChatRequest, Message, TemplateFields
 from pellucid.server.service import Service
 
+# Whose a field of a message is; templates do not look for it with others.
+_ROLE_OF = {
+    "tool_calls": "assistant",
+    "reasoning": "assistant",
+    "reasoning_content": "assistant",
+    "tool_call_id": "tool",
+}
 # The template's own arguments, which its variables from a request must not replace.
 _RESERVED = frozenset({"add_generation_prompt", "continue_final_message", "messages", "tools"})
 
@@ -40,11 +47,15 @@ def begun_answer(body: ChatRequest) -> str:
 
 
 def check_messages(messages: list[Message]) -> None:
-    """Raises BadRequest for fields that do not suit their message's role."""
+    """Raises BadRequest for fields that do not suit their message's role, or each other."""
     for i, message in enumerate(messages):
         path = f"messages[{i}]"
-        if message.tool_calls and message.role != "assistant":
-            raise invalid(f"{path}.tool_calls", f"is the assistant's, not the {message.role}'s")
+        for field, role in _ROLE_OF.items():
+            if getattr(message, field) and message.role != role:
+                raise invalid(f"{path}.{field}", f"is the {role}'s, not the {message.role}'s")
+        thoughts = {message.reasoning, message.reasoning_content} - {None}
+        if len(thoughts) > 1:
+            raise invalid(f"{path}.reasoning_content", "contradicts reasoning, its other name")
         if message.content is None and not message.tool_calls:
             raise BadRequest(
                 f"{path}.content is required", param=f"{path}.content", code="missing_field"
@@ -85,8 +96,9 @@ def template_options(service: Service, body: ChatRequest | TemplateFields) -> di
     """Options of `ChatTemplate.render`.
 
     Raises:
-        BadRequest: the options contradict each other, take a reserved name, or ask for thoughts
-            that this model cannot have, or cannot leave.
+        BadRequest: the options contradict each other, take a name that is reserved or means
+            nothing to the template, or ask for thoughts that this model cannot have, or cannot
+            leave.
     """
     if body.add_generation_prompt and body.continue_final_message:
         raise invalid("continue_final_message", "and add_generation_prompt exclude each other")
@@ -97,6 +109,11 @@ def template_options(service: Service, body: ChatRequest | TemplateFields) -> di
             param=f"chat_template_kwargs.{taken[0]}",
             code="invalid_value",
         )
+    known = service.llm.text.chat_template.variables
+    for name, value in variables.items():
+        if name not in known and value is not None and value is not False:
+            problem = "is no variable of this model's chat template"
+            raise invalid(f"chat_template_kwargs.{name}", problem)
     continues = bool(body.continue_final_message)
     begins = body.add_generation_prompt
     return {

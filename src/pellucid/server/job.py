@@ -14,7 +14,7 @@ from pellucid.frontend.generation import merge
 from pellucid.frontend.inputs import PreparedRequest
 from pellucid.frontend.outputs import Delta
 from pellucid.grammar.errors import CANNOT_FOLLOW
-from pellucid.sampling_params import SamplingParams
+from pellucid.sampling_params import NOTHING_LEFT, SamplingParams
 from pellucid.server.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 
 
@@ -54,6 +54,7 @@ class Job:
         Raises:
             EngineDead: the engine died.
             RequestTimeout: the deadline passed.
+            BadRequest: what the request asks of an answer turned out to be impossible.
             PellucidError: the engine could not finish an answer.
         """
         if len(self.generations) == 1:
@@ -88,17 +89,20 @@ class Job:
         """The generation that choice `index` belongs to."""
         return self.generations[index // self.params.n]
 
+    def _failure(self, error: str) -> PellucidError:
+        field, code = self.form_field, "unsupported_grammar"
+        if error == NOTHING_LEFT:
+            field = "min_tokens" if self.params.allowed_token_ids is None else "allowed_token_ids"
+            code = "invalid_value"
+        elif not error.startswith(CANNOT_FOLLOW):
+            return PellucidError(error)
+        return BadRequest(f"{field}: {error}", param=field, code=code)
+
     def _checked(self, delta: Delta) -> Delta:
         if delta.finish_reason == "timeout":
             raise RequestTimeout("The request timed out.", param="timeout", code="timeout")
-        if delta.finish_reason == "error" and (delta.error or "").startswith(CANNOT_FOLLOW):
-            raise BadRequest(
-                f"{self.form_field}: {delta.error}",
-                param=self.form_field,
-                code="unsupported_grammar",
-            )
         if delta.finish_reason == "error":
-            raise PellucidError(delta.error or "The engine could not finish the answer.")
+            raise self._failure(delta.error or "The engine could not finish the answer.")
         if self.scores_only:
             delta.text, delta.token_ids = "", []
             delta.logprobs = None if delta.logprobs is None else []

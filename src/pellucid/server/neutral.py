@@ -11,6 +11,9 @@ from typing import Any
 
 from pellucid.errors import BadRequest
 
+# As coding agents ask for it by default: no thoughts of earlier turns are to go.
+_KEEP_THOUGHTS = {"type": "clear_thinking_20251015", "keep": "all"}
+
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     # OpenAI
     "audio": (None,),
@@ -32,11 +35,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
     # Anthropic
     "container": (None,),
-    "context_management": (None,),
+    "context_management": (None, [], {"edits": []}, {"edits": [_KEEP_THOUGHTS]}),
     "diagnostics": (None,),
     "inference_geo": (None,),
     "mcp_servers": (None, []),
     "speed": (None, "standard"),
+    "thread": (None,),
     # vLLM and others
     "chat_template": (None,),  # a template from a request would run in the server
     "documents": (None,),
@@ -69,15 +73,17 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 REASONS: dict[str, str] = {
     "lora": "this server has no adapters",
     "lora_request": "this server has no adapters",
+    "thread": "nothing is kept between requests",
 }
 
-# What a client finds in an answer and sends back as part of the conversation.
+# What a client finds in an answer and sends back as part of the conversation, or writes of habit.
 MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "annotations": (None, []),
     "audio": (None,),
     "function_call": (None,),
     "images": (None, []),
     "refusal": (None,),
+    "type": (None, "message", "text"),
 }
 
 # Of Ollama's `options`.

@@ -14,6 +14,7 @@ from pellucid.server.protocol import (
     OpenAIFields,
     Prompt,
     SamplingFields,
+    StreamPadding,
 )
 from pellucid.server.structured import structured_outputs
 
@@ -69,8 +70,11 @@ def check_fields(
 ) -> None:
     """The server's limits, and what does not go together."""
     if isinstance(body, OpenAIFields):
-        if body.stream_options is not None and not body.stream:
-            raise invalid("stream_options", "needs stream to be true")
+        options = body.stream_options
+        check_stream_options(options, streams=bool(body.stream))
+        if options and options.continuous_usage_stats and not options.include_usage:
+            field = "stream_options.continuous_usage_stats"
+            raise invalid(field, "needs include_usage to be true")
         if body.prompt_logprobs is not None and body.stream:
             raise invalid("prompt_logprobs", "cannot be streamed")
     if (body.n or 1) > config.max_n:
@@ -85,6 +89,16 @@ def check_fields(
             raise invalid(name, f"must be -1 (the whole vocabulary) or more, got {count}")
         if (vocab_size if count == -1 else count) > config.max_logprobs:
             raise invalid(name, f"must be at most {config.max_logprobs}, got {count}")
+
+
+def check_stream_options(options: StreamPadding | None, *, streams: bool) -> None:
+    if options is None:
+        return
+    if not streams:
+        raise invalid("stream_options", "needs stream to be true")
+    if options.include_obfuscation:
+        field = "stream_options.include_obfuscation"
+        raise BadRequest(f"{field} is not supported", param=field, code="unsupported_field")
 
 
 def prompts_of(field: str, prompt: Prompt, max_prompts: int) -> list[str | list[int]]:

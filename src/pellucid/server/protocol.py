@@ -52,7 +52,13 @@ class ModelRequest(Body):
     model: Name
 
 
-class StreamOptions(Body):
+class StreamPadding(Body):
+    """What OpenAI may add to the pieces of a stream, to hide their lengths."""
+
+    include_obfuscation: Annotated[bool | None, Meta(description="Only false.")] = None
+
+
+class StreamOptions(StreamPadding):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 

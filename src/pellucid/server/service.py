@@ -26,6 +26,8 @@ from pellucid.server.protocol import SamplingFields
 from pellucid.server.structured import structured_field
 from pellucid.server.watch import Watch
 
+MAX_BIASES = 1 << 18  # of all answers of a request: the engine stands still while it reads them
+
 
 class Service:
     """One model behind HTTP; its engine runs.
@@ -90,7 +92,7 @@ class Service:
 
         Raises what `Gateway.submit` raises; then nothing is left in the engine.
         """
-        self._check_room(len(prompts) * params.n, prompt_field)
+        self._check_room(len(prompts) * params.n, prompt_field, params)
         generations: list[Answers] = []
         separator = "" if kind.endswith("_") else "-"
         job = Job(
@@ -104,7 +106,7 @@ class Service:
         self.num_open += 1
         opened: float | None = None
         try:
-            for prompt in prompts:
+            for place, prompt in enumerate(prompts):
                 generation = await self.gateway.submit(
                     self.llm,
                     request.state.caller,
@@ -120,7 +122,7 @@ class Service:
                     timeout=body.timeout,
                     truncate_prompt_tokens=body.truncate_prompt_tokens,
                     add_special_tokens=body.add_special_tokens is not False,
-                    prompt_field=prompt_field,
+                    prompt_field=prompt_field if len(prompts) == 1 else f"{prompt_field}[{place}]",
                     structured_field=structured_field(body),
                     pooling=pooling,
                 )
@@ -143,11 +145,15 @@ class Service:
             return self.llm.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.llm.encode, text, add_special_tokens=add_special_tokens)
 
-    def _check_room(self, num_answers: int, field: str) -> None:
+    def _check_room(self, num_answers: int, field: str, params: SamplingParams) -> None:
         limits = self.engine.scheduler
         room = limits.max_num_seqs + limits.max_waiting
         if num_answers > room:  # it could wait for ever
             raise invalid(field, f"asks for {num_answers} answers; the queue holds {room}")
+        num_biases = len(params.logit_bias)
+        if num_biases * num_answers > MAX_BIASES:
+            problem = f"has {num_biases} values for each of {num_answers} answers, together above"
+            raise invalid("logit_bias", f"{problem} {MAX_BIASES}")
 
     def _job_closed(self, job: Job) -> None:
         self.num_open -= 1

@@ -52,9 +52,14 @@ class Toolbox:
     def tools(self) -> list[Tool]:
         """What a grammar holds the calls to: arguments by their schema where that is promised."""
         return [
-            Tool(f.name, (f.parameters or ANYTHING) if self.forced or f.strict else ANYTHING)
+            Tool(f.name, _held(f) if self.forced or f.strict else ANYTHING)
             for f in self.functions.values()
         ]
+
+
+def _held(function: Function) -> dict[str, Any]:
+    """The schema of its arguments, which are an object whether it says so or not."""
+    return {**function.parameters, **ANYTHING} if function.parameters else ANYTHING
 
 
 def form_of(service: Service) -> ToolFormat:
@@ -69,7 +74,8 @@ def toolbox(service: Service, body: ChatRequest) -> Toolbox | None:
     """The tools that an answer may call; None if it may call none.
 
     Raises:
-        BadRequest: tool_choice does not fit the tools, or two tools share a name.
+        BadRequest: tool_choice does not fit the tools, two tools share a name, or one does not take
+            an object.
     """
     choice = body.tool_choice
     if not body.tools:
@@ -81,6 +87,9 @@ def toolbox(service: Service, body: ChatRequest) -> Toolbox | None:
     for i, name in enumerate(names):
         if name in names[:i]:
             raise invalid(f"tools[{i}].function.name", f"is given twice: {name}")
+        kind = (functions[i].parameters or ANYTHING).get("type", "object")
+        if kind != "object":
+            raise invalid(f"tools[{i}].function.parameters.type", f"must be 'object', got {kind!r}")
     if choice == "none":
         return None
     forced, chosen = choice == "required", names

@@ -92,6 +92,8 @@ def test_only_probes_are_open(guarded: Live) -> None:
         assert guarded.http.get(path).status_code == 401, path
     for method in ("POST", "OPTIONS", "DELETE"):
         assert guarded.http.request(method, "/health").status_code == 401
+    assert guarded.http.head("/health").status_code == 200
+    assert guarded.http.head("/v1/models").status_code == 401
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ class CacheControl(Body, tag="ephemeral", tag_field="type"):
     """Changes nothing: prefixes are cached without being asked for."""
 
     ttl: Literal["5m", "1h"] | None = None
+    scope: Literal["global"] | None = None
 
 
 class Block(Body, kw_only=True, omit_defaults=True):

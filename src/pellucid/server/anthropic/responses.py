@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from pellucid.server.anthropic.protocol import (
     MessagesRequest,
@@ -106,9 +107,15 @@ MessageEvent = MessageStart | BlockEvent | MessageDelta | MessageStop
 # ---- errors
 
 
+class ErrorDetails(msgspec.Struct):
+    error_code: str
+    unsupported: list[str]
+
+
 class ErrorDescription(msgspec.Struct):
     type: str
     message: str
+    details: ErrorDetails | UnsetType = UNSET
 
 
 class MessagesError(msgspec.Struct, tag="error", tag_field="type"):

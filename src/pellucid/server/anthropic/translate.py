@@ -209,7 +209,7 @@ def _template_variables(service: Service, body: TokenCountRequest) -> dict[str, 
         if isinstance(body, MessagesRequest) and body.thinking.budget_tokens >= body.max_tokens:
             limit = f"must be below max_tokens ({body.max_tokens})"
             raise invalid("thinking.budget_tokens", f"{limit}, got {body.thinking.budget_tokens}")
-        return {"enable_thinking": True}
+        return {"enable_thinking": True} if has_switch else None
     if isinstance(body.thinking, ThinkingDisabled):
         if tells_thoughts and not has_switch:
             problem = "'disabled' cannot be kept: this model's chat template has no switch for it"

@@ -23,8 +23,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             return  # there are none
-        is_probe = scope["type"] == "http" and scope["method"] == "GET" and scope["path"] in PUBLIC
-        if is_probe or scope["type"] == "lifespan":
+        if scope["type"] == "lifespan" or _is_probe(scope):
             await self._app(scope, receive, send)
             return
         await self._gateway.admit(scope)
@@ -33,3 +32,7 @@ class Gate:
                 await self._app(scope, receive, send)
         else:  # who only looks on does not keep a server from stopping
             await self._app(scope, receive, send)
+
+
+def _is_probe(scope: Scope) -> bool:
+    return scope["method"] in ("GET", "HEAD") and scope["path"] in PUBLIC

@@ -44,6 +44,7 @@ CHAT_NAMES = compiled(
         **{rf"^{ours}\b": f"options.{theirs}" for theirs, ours in _OPTIONS.items()},
         r"\bmax_tokens\b": "options.num_predict",
         r"\bresponse_format(\.json_schema\.schema)?\b": "format",
+        r"(\bmessages\[\d+\])\.reasoning\b": r"\1.thinking",
     }
 )
 GENERATE_NAMES = (*CHAT_NAMES, *compiled({r"^logprobs\b": "top_logprobs"}))
@@ -174,7 +175,9 @@ def _thinking(service: Service, think: bool | str | None) -> dict[str, Any]:
         raise invalid("think", "must be true or false: how much is thought cannot be chosen")
     if think and not tells_thoughts(service):
         raise invalid("think", f"is not supported: {service.llm.model_name} has no thoughts")
-    return {"chat_template_kwargs": {"enable_thinking": think}, "include_reasoning": think}
+    has_switch = service.llm.text.chat_template.can_think
+    switch = {"enable_thinking": think} if has_switch else None
+    return {"chat_template_kwargs": switch, "include_reasoning": think}
 
 
 def tells_thoughts(service: Service) -> bool:

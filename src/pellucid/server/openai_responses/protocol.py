@@ -11,7 +11,15 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from pellucid.server.neutral import drop
-from pellucid.server.protocol import Body, EngineFields, Int32, Name, ReasoningEffort, ToolName
+from pellucid.server.protocol import (
+    Body,
+    EngineFields,
+    Int32,
+    Name,
+    ReasoningEffort,
+    StreamPadding,
+    ToolName,
+)
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -19,7 +27,6 @@ LOGPROBS = "message.output_text.logprobs"
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "access_programs": (None,),
     "background": (None, False),
-    "context_management": (None, []),
     "conversation": (None,),
     "image": (None,),
     "personality": (None,),
@@ -171,10 +178,6 @@ class ReasoningOptions(Body):
     generate_summary: Literal["auto"] | None = None
 
 
-class ResponsesStreamOptions(Body):
-    include_obfuscation: bool | None = None
-
-
 Key = Annotated[str, Meta(max_length=64)]
 Note = Annotated[str, Meta(max_length=512)]
 
@@ -198,7 +201,7 @@ class ResponsesRequest(EngineFields, kw_only=True):
     ] = None
     include: list[Literal["message.output_text.logprobs"]] | None = None
     top_logprobs: Int32 | None = None
-    stream_options: ResponsesStreamOptions | None = None
+    stream_options: StreamPadding | None = None
     metadata: Annotated[dict[Key, Note], Meta(max_length=16)] | None = None
 
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pellucid.errors import BadRequest
 from pellucid.server import protocol as chat
 from pellucid.server.conversation import is_object, text_of
 from pellucid.server.openai_responses.protocol import (
@@ -26,7 +25,7 @@ from pellucid.server.openai_responses.protocol import (
     TextOptions,
 )
 from pellucid.server.own_names import compiled, own_names
-from pellucid.server.params import invalid
+from pellucid.server.params import check_stream_options, invalid
 from pellucid.server.service import Service
 
 _ENGINE_FIELDS = chat.EngineFields.__struct_fields__
@@ -36,7 +35,7 @@ NAMES = compiled(
         r"\bmax_(completion_)?tokens\b": "max_output_tokens",
         r"\bresponse_format(\.json_schema)?\b": "text.format",
         r"(\btools\[\d+\])\.function\b": r"\1",
-        r"(^|(?<=, ))messages\b(\[\d+\])?": "input",
+        r"(^|(?<=, )|(?<=\bin ))messages\b(\[\d+\])?": "input",
         r"^reasoning_effort\b": "reasoning.effort",
     }
 )
@@ -47,7 +46,7 @@ def chat_request(service: Service, body: ResponsesRequest) -> chat.ChatRequest:
     logprobs = LOGPROBS in (body.include or ())
     if body.top_logprobs and not logprobs:
         raise invalid("top_logprobs", f"needs include to have {LOGPROBS!r}")
-    _check_stream_options(body)
+    check_stream_options(body.stream_options, streams=bool(body.stream))
     request = _conversation(body)
     for name in _ENGINE_FIELDS:
         setattr(request, name, getattr(body, name))
@@ -183,13 +182,3 @@ def _response_format(text: TextOptions | None) -> chat.ResponseFormat | None:
         schema = chat.NamedSchema(schema=form.schema, name=form.name, strict=form.strict)
         return chat.JsonSchemaFormat(json_schema=schema)
     return chat.JsonObjectFormat() if isinstance(form, AnyJson) else None
-
-
-def _check_stream_options(body: ResponsesRequest) -> None:
-    if body.stream_options is None:
-        return
-    if not body.stream:
-        raise invalid("stream_options", "needs stream to be true")
-    if body.stream_options.include_obfuscation:
-        field = "stream_options.include_obfuscation"
-        raise BadRequest(f"{field} is not supported", param=field, code="unsupported_field")

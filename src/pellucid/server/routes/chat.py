@@ -85,9 +85,11 @@ class _Chat:
                 shown = [] if self._form.is_plain else self._choices(delta)
                 chunks.count(delta, self._num_reasoning_tokens(delta))
                 if delta.index not in begun:
+                    first = not begun and self._body.return_token_ids
                     begun.add(delta.index)
-                    opening = ChatDelta("assistant", self._opening)
-                    events += chunks.event(ChatChunkChoice(delta.index, opening))
+                    opening = ChatChunkChoice(delta.index, ChatDelta("assistant", self._opening))
+                    ids = self.job.generations[0].prompt_token_ids if first else UNSET
+                    events += chunks.event(opening, prompt_token_ids=ids)
                 if not self._form.is_plain:
                     events += b"".join(map(chunks.event, shown))
                 elif delta.text or delta.logprobs or self._body.return_token_ids:

@@ -28,7 +28,8 @@ async def embeddings(request: Request) -> Response:
     service, body = await receive(request, EmbeddingRequest)
     texts = prompts_of("input", body.input, service.config.max_prompts)
     if "" in texts:  # a BOS would make a token of it
-        raise invalid("input", "must not hold an empty text")
+        field = "input" if len(texts) == 1 else f"input[{texts.index('')}]"
+        raise invalid(field, "must not be an empty text")
     job = await open_embeddings(
         request,
         service,

@@ -30,7 +30,7 @@ async def responses(request: Request) -> Response:
     service, body = await receive(request, ResponsesRequest)
     asked = chat_request(service, body)
     with own_names(NAMES):
-        chat = await open_chat(request, service, asked, kind="resp")
+        chat = await open_chat(request, service, asked, kind="resp_")
     if body.stream:
         return ResponseStream(body, chat)
     return await whole(request, chat.job, _whole(body, chat))

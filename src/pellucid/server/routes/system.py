@@ -15,7 +15,6 @@ from pellucid.server.responses import Index, Load, ServerLoad, Version
 router = APIRouter()
 
 
-@router.head("/", include_in_schema=False)  # how clients look whether a server is there
 @router.get("/", **describe(None, Index, errors=(401,)))
 async def index(request: Request) -> Response:
     """What is served, and where to read on."""

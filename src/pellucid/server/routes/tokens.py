@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from pellucid.errors import BadRequest
@@ -46,7 +48,8 @@ async def detokenize(request: Request) -> Response:
                 param=f"tokens[{position}]",
                 code="invalid_value",
             )
-    text = service.llm.decode(body.tokens, skip_special_tokens=False)
+    decode = service.llm.decode
+    text = await asyncio.to_thread(decode, body.tokens, skip_special_tokens=False)
     return json_response(Detokenized(text))
 
 
