@@ -32,7 +32,7 @@ writes and reads (D + 2) float32 per row and partition, 1/64 of that for 4 heads
 import triton
 import triton.language as tl
 
-from pellucid.kernels.triton.hadamard import hadamard_matrix
+from pellucid.kernels.triton.hadamard import hadamard
 
 PARTITION = tl.constexpr(256)
 BLOCK = tl.constexpr(64)  # positions at a time; divides PARTITION
@@ -64,20 +64,20 @@ def load_heads(
 
 
 @triton.jit
-def transformed(heads, head_dim, BLOCK_DIM: tl.constexpr):
-    """Heads [ROWS, BLOCK_DIM] as an int8 pool has them, or back from that; float32."""
-    matrix = hadamard_matrix(head_dim, BLOCK_DIM)
-    return tl.dot(heads.to(tl.float32), matrix, input_precision="ieee")
-
-
-@triton.jit
 def store_rows(
-    out, places, mask, total, values, head_dim, BLOCK_DIM: tl.constexpr, INT8: tl.constexpr
+    out,
+    places,
+    mask,
+    total,
+    values,
+    ROWS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    INT8: tl.constexpr,
 ):
     """Store weighted sums of values, divided by the sums of their weights."""
     result = values / total[:, None]
     if INT8:
-        result = transformed(result, head_dim, BLOCK_DIM)
+        result = hadamard(result, INT8, ROWS, BLOCK_DIM)
     tl.store(out + places, result.to(out.dtype.element_ty), mask=mask)
 
 
@@ -202,7 +202,7 @@ def attention_kernel(
     ROWS: tl.constexpr,  # of a tile: tokens * shared, padded
     BLOCK_DIM: tl.constexpr,  # head_dim, rounded up to a power of two
     DTYPE: tl.constexpr,  # of products
-    INT8: tl.constexpr,
+    INT8: tl.constexpr,  # components that are transformed together; 0 without an int8 pool
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -220,7 +220,7 @@ def attention_kernel(
     )
     queries = tl.load(q + places, mask=mask, other=0.0)
     if INT8:
-        queries = transformed(queries, head_dim, BLOCK_DIM)
+        queries = hadamard(queries.to(tl.float32), INT8, ROWS, BLOCK_DIM)
     queries = queries.to(DTYPE)
     position = first_position + tl.minimum(tl.maximum(token, 0), tokens - 1)
     table = block_tables + sequence.to(tl.int64) * width
@@ -267,7 +267,7 @@ def attention_kernel(
             tl.store(part_total + line, total)
             tl.store(part_out + line[:, None] * BLOCK_DIM + column[None, :], values)
     else:
-        store_rows(out, places, mask, total, values, head_dim, BLOCK_DIM, INT8)
+        store_rows(out, places, mask, total, values, ROWS, BLOCK_DIM, INT8)
 
 
 @triton.jit(do_not_specialize=["parts"])
@@ -306,4 +306,4 @@ def merge_kernel(
         m, total, values = merged(m, total, values, more_m, more_total, more_values)
 
     _, places, mask = rows_of_tile(tile, row, column, kv_head, num_kv_heads, shared, head_dim, ROWS)
-    store_rows(out, places, mask, total, values, head_dim, BLOCK_DIM, INT8)
+    store_rows(out, places, mask, total, values, ROWS, BLOCK_DIM, INT8)
