@@ -121,7 +121,7 @@ class Staging:
     ) -> None:
         self.ring = Ring(link)
         self.device = link.device
-        self.scratch_row = max_num_seqs
+        self.max_num_seqs = self.scratch_row = max_num_seqs
         shape = (max_num_seqs + 1, max_blocks)
         self.block_tables = torch.zeros(shape, dtype=torch.int32, device=link.device)
         self.block_tables[self.scratch_row] = scratch_block
