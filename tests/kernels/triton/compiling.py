@@ -130,6 +130,7 @@ def _ops(dtype: torch.dtype) -> None:
 
 def _attention(ops: Any, dtype: torch.dtype, kv_dtype: torch.dtype, head_dim: int) -> None:
     from pellucid.kernels.interface import allocate_kv
+    from tests.kernels.paged import Pool
     from tests.kernels.test_reference_ops import inputs_at
 
     heads, kv_heads = 8, 2
@@ -139,19 +140,13 @@ def _attention(ops: Any, dtype: torch.dtype, kv_dtype: torch.dtype, head_dim: in
     pool = allocate_kv(1, 40, 16, kv_heads, head_dim, kv_dtype, torch.device("cpu"))[0]
     inputs = inputs_at(list(range(20)), list(range(20)))
     ops.rope_and_write_kv(q, k, k, angles, angles, inputs, pool)
-    for chunk in (inputs, _decoding()):
+    # Two sequences with a token each, one of them in its second partition; and a chunk.
+    for shares in ([(300, 299, 1), (20, 19, 1)], [(300, 280, 20)]):
+        blocks = Pool(16, 40)
+        step = blocks.inputs([(blocks.add_sequence(end), *share) for end, *share in shares])
         for window, softcap in ((None, None), (30, 5.0)):
-            rows = len(chunk.positions)
-            chunk.plan = ops.plan_attention(chunk, pool, heads, [window])
-            ops.paged_attention(q[:rows], pool, chunk, 0.1, window, softcap)
-
-
-def _decoding() -> Any:
-    """Two sequences with a token each, one of them in its second partition."""
-    from tests.kernels.paged import Pool
-
-    pool = Pool(16, 40)
-    return pool.inputs([(pool.add_sequence(300), 299, 1), (pool.add_sequence(20), 19, 1)])
+            step.plan = ops.plan_attention(step, pool, heads, [window])
+            ops.paged_attention(q[: len(step.positions)], pool, step, 0.1, window, softcap)
 
 
 def _sampler() -> None:

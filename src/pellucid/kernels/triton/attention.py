@@ -41,6 +41,13 @@ TILE_FIELDS = tl.constexpr(4)
 
 
 @triton.jit
+def nothing_seen(ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Largest score, sum of weights and weighted sum of values, of no positions."""
+    m = tl.full([ROWS], MASKED, tl.float32)
+    return m, tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+
+
+@triton.jit
 def merged(m, total, out, part_m, part_total, part_out):
     """Two softmax sums as one. The roundings are spelled out: both kernels must have the same."""
     top = tl.maximum(m, part_m)
@@ -86,20 +93,11 @@ def attend_partition(
     queries,  # [ROWS, BLOCK_DIM]
     row_position,  # [ROWS]
     partition,
-    lowest,  # the first position that a row of the tile sees
-    last,  # the last
-    table,  # the sequence's row of the block table
-    k_pool,
-    v_pool,
-    k_scales,
-    v_scales,
+    span,  # the first position that a row of the tile sees, and the last
+    cache,  # the sequence's row of the block table; pools of keys, of values, and their scales
     kv_head,
-    num_kv_heads,
-    head_dim,
-    block_size,
-    scale,
-    softcap,
-    window,
+    sizes,  # num_kv_heads, head_dim, block_size
+    how,  # scale, softcap, window
     ROWS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -108,10 +106,12 @@ def attend_partition(
     SOFTCAP: tl.constexpr,
 ):
     """Largest score, sum of weights and weighted sum of values of each row, over one partition."""
+    lowest, last = span
+    table, k_pool, v_pool, k_scales, v_scales = cache
+    num_kv_heads, head_dim, block_size = sizes
+    scale, softcap, window = how
     column = tl.arange(0, BLOCK_DIM)
-    m = tl.full([ROWS], MASKED, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    out = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+    m, total, out = nothing_seen(ROWS, BLOCK_DIM)
     # What lies outside of these bounds is masked for every row, and would change nothing.
     begin = tl.maximum(partition * PARTITION, lowest // BLOCK * BLOCK)
     end = tl.minimum(partition * PARTITION + PARTITION, last + 1)
@@ -134,7 +134,7 @@ def attend_partition(
         weights = tl.exp(scores - top[:, None])
         kept = tl.exp(m - top)
         values = load_heads(v_pool, v_scales, place, seen, column, head_dim, DTYPE, INT8)
-        total = total * kept + tl.sum(weights, axis=1)
+        total = tl.fma(total, kept, tl.sum(weights, axis=1))
         out = out * kept[:, None]
         out = tl.dot(weights.to(DTYPE), values, acc=out, input_precision="ieee")
         m = top
@@ -174,6 +174,13 @@ def first_seen(first_position, window, WINDOW: tl.constexpr):
     if WINDOW:
         lowest = tl.maximum(first_position - window + 1, 0)
     return lowest
+
+
+@triton.jit
+def part_line(index, part, parts, kv_head, num_kv_heads, row, ROWS: tl.constexpr):
+    """Where the partial results of a tile's rows lie, over one of its partitions."""
+    line = (index.to(tl.int64) * parts + part) * num_kv_heads + kv_head
+    return line * ROWS + row
 
 
 # What varies by step is not specialised on: another number would be compiled for while all wait.
@@ -229,40 +236,18 @@ def attention_kernel(
     if SPLIT:  # one of them, if the tile has so many
         begin += part
         end = tl.minimum(begin + 1, end)
-    m = tl.full([ROWS], MASKED, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    values = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+    m, total, values = nothing_seen(ROWS, BLOCK_DIM)
     for partition in range(begin, end):
         more_m, more_total, more_values = attend_partition(
-            queries,
-            position,
-            partition,
-            lowest,
-            last,
-            table,
-            k_pool,
-            v_pool,
-            k_scales,
-            v_scales,
-            kv_head,
-            num_kv_heads,
-            head_dim,
-            block_size,
-            scale,
-            softcap,
-            window,
-            ROWS,
-            BLOCK_DIM,
-            DTYPE,
-            INT8,
-            WINDOW,
-            SOFTCAP,
-        )
+            queries, position, partition, (lowest, last),
+            (table, k_pool, v_pool, k_scales, v_scales), kv_head,
+            (num_kv_heads, head_dim, block_size), (scale, softcap, window),
+            ROWS, BLOCK_DIM, DTYPE, INT8, WINDOW, SOFTCAP,
+        )  # fmt: skip
         m, total, values = merged(m, total, values, more_m, more_total, more_values)
     if SPLIT:
         if begin < end:
-            line = (index.to(tl.int64) * parts + part) * num_kv_heads + kv_head
-            line = line * ROWS + row
+            line = part_line(index, part, parts, kv_head, num_kv_heads, row, ROWS)
             tl.store(part_m + line, m)
             tl.store(part_total + line, total)
             tl.store(part_out + line[:, None] * BLOCK_DIM + column[None, :], values)
@@ -294,12 +279,9 @@ def merge_kernel(
     last = first_position + tokens - 1
     lowest = first_seen(first_position, window, WINDOW)
     row, column = tl.arange(0, ROWS), tl.arange(0, BLOCK_DIM)
-    m = tl.full([ROWS], MASKED, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    values = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+    m, total, values = nothing_seen(ROWS, BLOCK_DIM)
     for part in range(last // PARTITION - lowest // PARTITION + 1):
-        line = (index.to(tl.int64) * parts + part) * num_kv_heads + kv_head
-        line = line * ROWS + row
+        line = part_line(index, part, parts, kv_head, num_kv_heads, row, ROWS)
         more_m = tl.load(part_m + line)
         more_total = tl.load(part_total + line)
         more_values = tl.load(part_out + line[:, None] * BLOCK_DIM + column[None, :])
