@@ -111,7 +111,8 @@ class TorchRunner:
             model_config, source, name = _open(config, files)
         else:
             model_config, source, name = _random(shape, self.device)
-        weights = quantized(source, config.model.quantization)
+        rounds = self.device if self.device.type == "cuda" else None  # numpy does, on a CPU
+        weights = quantized(source, config.model.quantization, rounds)
         try:
             limit = model_len_limit(model_config, config.model.max_model_len)
             ops = _select_ops(config.runner, self.device, model_config.head_dim)
