@@ -171,7 +171,7 @@ def test_penalties_have_the_bits_of_the_reference(sampler):
     ]
     expected = logits.clone()
     TorchSampler().penalise(expected, (7, 1, 4, 0), range(4), penalties)
-    sampler.penalise(logits, (7, 1, 4, 0), (3, 2, 0, 1), penalties)
+    type(sampler)(NUM_ROWS).penalise(logits, (7, 1, 4, 0), (3, 2, 0, 1), penalties)
     assert torch.equal(logits.view(torch.int32), expected.view(torch.int32))
 
 

@@ -26,8 +26,11 @@ from pellucid.sampling_params import SamplingParams
 # vocabulary would take gigabytes.
 PROMPT_LOGPROB_ROWS = 64
 WARM_UP_TOKENS = 32
-# How the warm-up samples. The first is what most requests pass through. All of them together meet
-# every kernel of a sampler that compiles them when they are first used, which takes seconds.
+# Where kernels are compiled when they are first used, which takes seconds: a prompt of more than
+# one partition of attention, and more than one tile of every product.
+WARM_UP_COMPILED = 300
+# How the warm-up samples. The first is what most requests pass through; all of them together meet
+# every kernel of Triton's sampler.
 WARM_UP_SAMPLING = (
     SamplingParams(top_p=0.9, top_k=50, seed=0),
     SamplingParams(seed=0),
@@ -225,14 +228,15 @@ def warm_up(runner: Runner, *, compiles: bool = False) -> None:
     """Run a prompt and one more token, so that the first request meets warm code and memory.
 
     Args:
-        compiles: the sampler does so when it is first used.
+        compiles: kernels are, when they are first used; meet all of them.
 
     Raises:
         ModelError: the model computes nothing finite.
     """
     info, size = runner.info(), runner.kv_capacity().block_size
     capacity = runner.kv_capacity().num_blocks * size
-    length = min(WARM_UP_TOKENS, capacity - 1, info.max_model_len - 1)
+    most = WARM_UP_COMPILED if compiles else WARM_UP_TOKENS
+    length = min(most, capacity - 1, info.max_model_len - 1)
     if length < 1:
         return
     blocks = list(range(-(-(length + 1) // size)))

@@ -81,7 +81,7 @@ class TorchRunner:
         )
         self._info = self._describe(config, name)
         self._steps = Steps(self._executor, self._info, config.scheduler.max_num_seqs, self.device)
-        warm_up(self, compiles=model.ops.name == "triton")
+        warm_up(self, compiles=self.device.type == "cuda" and model.ops.name == "triton")
         if self._first_touch is not None:
             process_bytes = device_api.resident_memory() - self._first_touch.num_touched
             self._info = msgspec.structs.replace(self._info, process_bytes=process_bytes)
