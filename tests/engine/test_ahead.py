@@ -22,6 +22,7 @@ from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model, random_weights
 from pellucid.runner import torch_runner
 from pellucid.runner.base import PendingStep, StepPlan, StepResult
+from pellucid.runner.device import Fetched
 from pellucid.runner.fake import FakeRunner, expected_answer
 from pellucid.runner.llama_cpp.runner import check_settings
 from pellucid.runner.torch_runner import TorchRunner
@@ -134,6 +135,30 @@ def test_requests_of_all_kinds_end_as_in_the_plain_loop(
     assert ends["r0"][0] == "length"
     assert ends["r7"][0] == "error"
     assert re.fullmatch("[a-f]{4,9}\x05", bytes(expected["r10"][0]).decode())
+
+
+def test_no_kind_of_request_waits_for_tokens_before_the_next_step_is_launched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But those that want log probabilities of their prompt."""
+    monkeypatch.setattr("pellucid.runner.executor.TorchSampler", OnDevice)
+    monkeypatch.setitem(KINDS[0], "prompt_logprobs", None)
+    ahead, launching = engine("reference", ahead=True), []
+    execute, wait = ahead.runner.execute, Fetched.wait
+
+    def launch(plan: StepPlan) -> PendingStep:
+        launching.append(plan)
+        pending = execute(plan)
+        launching.clear()
+        return pending
+
+    def fetch(fetched: Fetched) -> list[np.ndarray]:
+        assert not launching
+        return wait(fetched)
+
+    monkeypatch.setattr(ahead.runner, "execute", launch)
+    monkeypatch.setattr(Fetched, "wait", fetch)
+    told(ahead)
 
 
 class Slow(FakeRunner):
