@@ -105,7 +105,7 @@ def sampling(context: Context) -> None:
     if context.triton() is None:
         return
     vocab, batches = (300, (2,)) if context.tiny else (151_936, (1, 32, 256))
-    watch, ours, theirs = context.stopwatch(), gpu_sampler(), TorchSampler()
+    watch, ours, theirs = context.stopwatch(), gpu_sampler(max(batches)), TorchSampler()
     generator = torch.Generator(device=context.device).manual_seed(0)
     for rows in batches:
         logits = 3 * torch.randn(rows, vocab, generator=generator, device=context.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,15 @@ from pellucid.config import EngineConfig
 from pellucid.engine.ahead import AheadCore, create_core
 from pellucid.engine.core import EngineCore
 from pellucid.errors import ConfigError
+from pellucid.grammar.source import from_regex
 from pellucid.kernels.dispatch import select_ops
 from pellucid.kernels.native import obstacle
-from pellucid.messages import TokenDelta
+from pellucid.messages import TokenDelta, Vocabulary, pack_tokens
 from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model, random_weights
 from pellucid.runner import torch_runner
 from pellucid.runner.base import PendingStep, StepPlan, StepResult
+from pellucid.runner.device import Fetched
 from pellucid.runner.fake import FakeRunner, expected_answer
 from pellucid.runner.llama_cpp.runner import check_settings
 from pellucid.runner.torch_runner import TorchRunner
@@ -50,7 +54,11 @@ KINDS: list[dict[str, Any]] = [
     {"temperature": 0.0, "allowed_token_ids": [7], "bad_words_token_ids": [[7]]},  # fails
     {"pooling": "last"},
     {"pooling": "mean"},
+    {"temperature": 1.0, "seed": 5, "presence_penalty": 0.5, "grammar": from_regex("[a-f]{4,9}")},
 ]
+VOCABULARY = Vocabulary(
+    spelling=bytes(range(120)), lengths=pack_tokens([1] * 120), special_ids=[0, 5]
+)
 
 
 def engine(kernels: str, *, ahead: bool, num_blocks: int = 24) -> EngineCore:
@@ -72,9 +80,12 @@ def engine(kernels: str, *, ahead: bool, num_blocks: int = 24) -> EngineCore:
 
 def told(engine: EngineCore) -> dict[str, Any]:
     """What came of a request of each kind, some of which are preempted on the way."""
-    for i, fields in enumerate(KINDS):
+    engine.handle(VOCABULARY)
+    for i, fields in sorted(enumerate(KINDS), key=lambda kind: "grammar" not in kind[1]):
         prompt = [(11 * k * k + i) % 120 for k in range(2 + 5 * i)]
         engine.add(message(f"r{i}", prompt, arrival=float(i), **{"max_tokens": 20, **fields}))
+        while not engine.has_work:  # the grammar is compiled, or steps would differ by chance
+            time.sleep(0.01)
     preemptions = 0
     found: dict[str, list[TokenDelta]] = {}
     while engine.has_work:
@@ -123,6 +134,31 @@ def test_requests_of_all_kinds_end_as_in_the_plain_loop(
     assert ends["r1"][0] == ends["r5"][0] == "stop"
     assert ends["r0"][0] == "length"
     assert ends["r7"][0] == "error"
+    assert re.fullmatch("[a-f]{4,9}\x05", bytes(expected["r10"][0]).decode())
+
+
+def test_no_kind_of_request_waits_for_tokens_before_the_next_step_is_launched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But those that want log probabilities of their prompt."""
+    monkeypatch.setattr("pellucid.runner.executor.TorchSampler", OnDevice)
+    monkeypatch.setitem(KINDS[0], "prompt_logprobs", None)
+    ahead, launching = engine("reference", ahead=True), []
+    execute, wait = ahead.runner.execute, Fetched.wait
+
+    def launch(plan: StepPlan) -> PendingStep:
+        launching.append(plan)
+        pending = execute(plan)
+        launching.clear()
+        return pending
+
+    def fetch(fetched: Fetched) -> list[np.ndarray]:
+        assert not launching
+        return wait(fetched)
+
+    monkeypatch.setattr(ahead.runner, "execute", launch)
+    monkeypatch.setattr(Fetched, "wait", fetch)
+    told(ahead)
 
 
 class Slow(FakeRunner):

@@ -11,6 +11,7 @@ from pellucid.load.model_config import load_config
 from pellucid.load.quantized import quantized
 from pellucid.load.weights import Weights, open_weights
 from pellucid.quant.rounding import join
+from tests.device import DEVICE
 from tests.tiny_models import make_hf, write_gguf
 
 LAYER = "model.layers.0."
@@ -47,6 +48,13 @@ def test_projections_take_the_scheme_and_tables_8_bits(
         assert torch.equal(rounded.get(name), torch.from_numpy(join(chunks)))
         error = (rounded.get(name) - plain.get(name)).norm() / plain.get(name).norm()
         assert 0 < error < (0.01 if its_bits == 8 else 0.1)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_device_may_round_to_the_same_numbers(plain: Weights, scheme: str) -> None:
+    name = f"{LAYER}mlp.down_proj.weight"
+    found, expected = quantized(plain, scheme, DEVICE), quantized(plain, scheme)
+    assert torch.equal(found.get(name), expected.get(name))
 
 
 def test_norms_stay_as_they_are(plain: Weights) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from pellucid.quant.rounding import can_round, join, round_matrix, round_rows
+from pellucid.quant.rounding import can_round, join, round_matrix, round_rows, round_tensor
+from tests.device import DEVICE
 
 
 @pytest.mark.parametrize(("bits", "steps"), [(8, 127 * 2), (4, 15)])
@@ -34,6 +36,18 @@ def test_chunks_give_what_the_whole_gives(bits: int) -> None:
     chunks = list(round_matrix(lambda rows: w[rows], (3000, 1024), bits))
     assert len(chunks) > 1
     assert np.array_equal(join(chunks), round_rows(w, bits).dense())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1.0, 1e4])
+def test_a_device_rounds_to_the_same_numbers(bits: int, size: float) -> None:
+    """On a GPU if the tests run there."""
+    w = np.random.default_rng(2).normal(size=(300, 256)).astype(np.float32) * np.float32(size)
+    found, expected = round_tensor(torch.from_numpy(w).to(DEVICE), bits), round_rows(w, bits)
+    for field in ("q", "scales", "minima"):
+        a, b = getattr(found, field), getattr(expected, field)
+        assert (a is None and b is None) or (a.dtype == b.dtype and np.array_equal(a, b)), field
+    assert (found.bits, found.zero, found.group) == (expected.bits, expected.zero, expected.group)
 
 
 def test_only_matrices_of_whole_groups_can_be_rounded() -> None:

@@ -83,7 +83,7 @@ def test_a_context_that_does_not_fit_shrinks_unless_it_was_asked_for():
 
 
 def test_a_gpus_steps_have_room_for_logits_and_attention() -> None:
-    """By hand: 256 rows of 100 logits in float32, twice, and one workspace, or with graphs five."""
-    logits = 2 * 256 * CONFIG.vocab_size * 4
+    """By hand: 256 rows of 100 numbers of 32 bits, three times, and one workspace or five."""
+    logits = 3 * 256 * CONFIG.vocab_size * 4
     assert gpu_step_bytes(CONFIG, 256, False) == logits + (128 << 20)
     assert gpu_step_bytes(CONFIG, 256, True) == logits + 5 * (128 << 20)

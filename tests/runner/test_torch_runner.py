@@ -20,6 +20,7 @@ from pellucid.models.registry import build_model, random_weights
 from pellucid.runner import torch_runner
 from pellucid.runner.base import Chunk, NewRow, StepPlan
 from pellucid.runner.executor import Forward
+from pellucid.runner.steps import warm_up
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import NOTHING_LEFT, SamplingParams
 from tests.device import DEVICE, INVARIANT_KERNELS, float_weights_too, on_device
@@ -262,6 +263,22 @@ def test_broken_logits_end_their_request_alone(runner, alone, monkeypatch):
     job = Job(prompt(3), impossible, num_tokens=1)
     Driver(runner).run({"a": job})
     assert job.error == NOTHING_LEFT
+
+
+def test_a_warm_up_that_compiles_meets_prompts_and_samplers_of_all_kinds(model, monkeypatch):
+    runner, plans = make_runner(model), []
+    execute = runner.execute
+    monkeypatch.setattr(runner, "execute", lambda plan: plans.append(plan) or execute(plan))
+    warm_up(runner, compiles=True)
+    assert max(plan.num_tokens for plan in plans) > 256
+    kinds = [row.sampling for plan in plans for row in plan.new_rows]
+    assert {(k.greedy, k.top_k > 0, k.top_p < 1) for k in kinds} >= {
+        (True, False, False),
+        (False, False, False),
+        (False, True, True),
+    }
+    assert any(k.logprobs and k.presence_penalty and k.logit_bias for k in kinds)
+    assert len(runner._steps.batch) == 0
 
 
 def test_a_model_that_is_broken_from_the_start_is_refused(model):

@@ -36,7 +36,8 @@ def test_bad_words_equal_transformers(sequence, logits):
     ids = torch.tensor([sequence])
     expected = NoBadWordsLogitsProcessor(words, eos_token_id=0)(ids, logits[1:2].clone())
     others = logits[[0, 2]].clone()
-    apply_bans(logits, 1, Constraints(bad_words=words), known(*sequence), num_generated=1)
+    constraints = Constraints(bad_words=words)
+    apply_bans(logits, 1, constraints, constraints.banned(known(*sequence), num_generated=1))
     assert torch.equal(logits[1:2], expected)
     assert torch.equal(logits[[0, 2]], others)
 
@@ -48,13 +49,14 @@ def test_min_tokens_equals_transformers(num_generated, logits):
     oracle = MinNewTokensLengthLogitsProcessor(len(prompt), 3, eos_token_id=[2, 49])
     expected = oracle(ids, logits[1:2].clone())
     constraints = Constraints(end_token_ids=[2, 49], min_tokens=3)
-    apply_bans(logits, 1, constraints, ids[0].numpy().astype(np.int32), num_generated)
+    banned = constraints.banned(ids[0].numpy().astype(np.int32), num_generated)
+    apply_bans(logits, 1, constraints, banned)
     assert torch.equal(logits[1:2], expected)
 
 
 def test_only_allowed_tokens_are_left_as_they_were(logits):
     before = logits.clone()
-    apply_bans(logits, 2, Constraints(allowed_token_ids=[7, 3, 7, 49]), known(1), 0)
+    apply_bans(logits, 2, Constraints(allowed_token_ids=[7, 3, 7, 49]), [])
     assert banned_ids(logits, 2) == [i for i in range(VOCAB) if i not in (3, 7, 49)]
     assert torch.equal(logits[2, [3, 7, 49]], before[2, [3, 7, 49]])
     assert torch.equal(logits[:2], before[:2])
@@ -66,7 +68,7 @@ def test_a_ban_wins_over_an_allowance_and_over_a_bias(logits):
     )
     expected = logits[0, 4] - 1.5
     apply_bias(logits, 0, constraints)
-    apply_bans(logits, 0, constraints, known(), 0)
+    apply_bans(logits, 0, constraints, constraints.banned(known(), 0))
     assert banned_ids(logits, 0) == [i for i in range(VOCAB) if i != 4]
     assert logits[0, 4] == expected
 

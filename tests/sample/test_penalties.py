@@ -36,7 +36,7 @@ def test_repetition_equals_transformers_on_prompt_and_answer(sampler):
     ids = torch.tensor([prompt + generated])
     expected = RepetitionPenaltyLogitsProcessor(1.3)(ids, logits[1:2].clone())
     untouched = logits.clone()
-    sampler.penalise(logits, [1], [Penalties(TokenCounts(prompt, generated), 1.3, 0.0, 0.0)])
+    sampler.penalise(logits, [1], [1], [Penalties(TokenCounts(prompt, generated), 1.3, 0.0, 0.0)])
     torch.testing.assert_close(logits[1:2], expected)
     assert torch.equal(logits[[0, 2]], untouched[[0, 2]])
 
@@ -55,7 +55,7 @@ def test_all_penalties_equal_the_formula_row_by_row(sampler):
             expected[row, token] = x - frequency * count - presence * (count > 0)
     counts = [TokenCounts(p, g) for p, g in sequences.values()]
     penalties = [Penalties(c, *w) for c, w in zip(counts, weights, strict=True)]
-    sampler.penalise(logits, list(sequences), penalties)
+    sampler.penalise(logits, list(sequences), list(sequences), penalties)
     np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -67,10 +67,10 @@ def test_a_row_alone_gets_the_bits_it_gets_in_a_batch(sampler):
         for i, weights in enumerate(rng.uniform(0.5, 1.5, (6, 3)).tolist())
     ]
     together = logits.clone()
-    sampler.penalise(together, range(6), penalties)
+    sampler.penalise(together, range(6), range(6), penalties)
     for i in range(6):
         alone = logits[i : i + 1].clone()
-        sampler.penalise(alone, [0], penalties[i : i + 1])
+        sampler.penalise(alone, [0], [i], penalties[i : i + 1])
         assert torch.equal(alone[0], together[i])
 
 
@@ -85,6 +85,6 @@ def test_both_backends_penalise_to_the_same_bits():
         for weights in [*rng.uniform(0.1, 2.0, (8, 3)).tolist(), (1.0, -0.5, 0.0)]
     ]
     expected = logits.clone()
-    TorchSampler().penalise(expected, range(9), penalties)
-    NativeSampler(native.ThreadTeam(3)).penalise(logits.numpy(), range(9), penalties)
+    TorchSampler().penalise(expected, range(9), range(9), penalties)
+    NativeSampler(native.ThreadTeam(3)).penalise(logits.numpy(), range(9), range(9), penalties)
     assert torch.equal(logits.view(torch.int32), expected.view(torch.int32))

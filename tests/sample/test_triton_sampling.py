@@ -22,6 +22,7 @@ from pellucid.sample.penalties import Penalties, TokenCounts
 from pellucid.sample.philox import uniform
 from pellucid.sample.sampler import SamplingColumns
 
+NUM_ROWS = 4
 VOCABS = (1, 2, 127, 1003, 4096, 4097, 9000)  # parts have 4,096 ids
 
 
@@ -31,7 +32,7 @@ def sampler() -> Iterator[Any]:
     with interpreting():
         from pellucid.sample.triton.sampler import TritonSampler
 
-        yield TritonSampler()
+        yield TritonSampler(NUM_ROWS)
 
 
 def placed(logits: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -128,7 +129,7 @@ def test_numbers_are_those_of_the_host(sampler):
 @settings(max_examples=15, deadline=None)
 def test_only_what_changed_of_how_rows_sample_is_sent(sampler, data):
     """Over equal weights a token tells seed and position."""
-    kept, sent = type(sampler)(), []
+    kept, sent = type(sampler)(NUM_ROWS), []
     table = sys.modules["pellucid.sample.triton.table"]
     count, logits = 5, torch.zeros(5, 4096)
     ones, zeros = np.ones(count, np.float32), np.zeros(count, np.int64)
@@ -169,8 +170,8 @@ def test_penalties_have_the_bits_of_the_reference(sampler):
         )
     ]
     expected = logits.clone()
-    TorchSampler().penalise(expected, (7, 1, 4, 0), penalties)
-    sampler.penalise(logits, (7, 1, 4, 0), penalties)
+    TorchSampler().penalise(expected, (7, 1, 4, 0), range(4), penalties)
+    type(sampler)(NUM_ROWS).penalise(logits, (7, 1, 4, 0), (3, 2, 0, 1), penalties)
     assert torch.equal(logits.view(torch.int32), expected.view(torch.int32))
 
 
@@ -188,4 +189,4 @@ def test_masks_forbid_what_the_reference_forbids(sampler, vocab):
 def test_what_is_no_logits_is_refused(sampler):
     for wrong in (torch.zeros(2, 5).half(), torch.zeros(5), torch.zeros(4, 10)[:, ::2]):
         with pytest.raises(ValueError, match="dense float32"):
-            sampler.penalise(wrong, [0], [Penalties(TokenCounts([], [1]), 1.0, 0.0, 1.0)])
+            sampler.penalise(wrong, [0], [0], [Penalties(TokenCounts([], [1]), 1.0, 0.0, 1.0)])

@@ -140,11 +140,11 @@ class Stopwatch:
 
     def _recorded(self, work: Callable[[], object]) -> Callable[[], object]:
         """`work` as a graph; as it is where it does something that cannot be recorded."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):  # recording demands that it ran on another stream before
             work()
-        torch.cuda.current_stream().wait_stream(stream)
+        current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # A collection during the recording could free a graph or an event, which spoils it.
         gc.collect()
@@ -154,6 +154,7 @@ class Stopwatch:
             with torch.cuda.graph(graph):
                 work()
         except RuntimeError:
+            torch.cuda.set_stream(current)  # where `graph` leaves another if it cannot end
             synchronize(self.device)
             return work
         finally:

@@ -33,7 +33,8 @@ def round_heads(x: Tensor) -> tuple[Tensor, Tensor]:
     A scale is not finite if a component is not. The floor keeps a zero head's scale from being 0.
     """
     mixed = hadamard(x)
-    scales = mixed.abs().amax(-1).clamp_min(1e-30) / 127
+    largest = mixed.abs().amax(-1).clamp_min(1e-30)
+    scales = largest / torch.full_like(largest, 127)  # by a number a GPU multiplies with 1 / 127
     rounded = torch.round(mixed / scales.unsqueeze(-1))
     return rounded.nan_to_num(0.0).to(torch.int8), scales
 

@@ -201,7 +201,10 @@ class Planner:
         return F.pad(mask, (0, 0, 0, -mask.shape[1] % ROW_MULTIPLE)).unsqueeze(1)
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.inputs.positions.device)
+        device = self.inputs.positions.device
+        pinned = device.type == "cuda"  # or the host would wait for all that was launched before
+        tensor = torch.tensor(values, dtype=torch.int64, device="cpu", pin_memory=pinned)
+        return tensor.to(device, non_blocking=True)
 
     def _column(self, values: Sequence[int]) -> Tensor:
         return self._tensor(values).unsqueeze(1)

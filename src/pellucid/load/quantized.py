@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pellucid.kernels.interface import IntegerMatrix
 from pellucid.load.weights import Weights
-from pellucid.quant.rounding import can_round, join, round_matrix
+from pellucid.quant.gguf_integers import row_chunks
+from pellucid.quant.rounding import can_round, join, round_matrix, round_tensor
 
 # Rows of these are looked up, or scored against each other: an error here meets no later layer
 # that could average it out.
@@ -21,9 +22,9 @@ _POSITIONS = "wpe.weight"
 Scheme = Literal["none", "int8", "int4"]
 
 
-def quantized(weights: Weights, scheme: Scheme) -> Weights:
-    """`weights`, rounded to `scheme` as they are asked for."""
-    return weights if scheme == "none" else QuantizedWeights(weights, scheme)
+def quantized(weights: Weights, scheme: Scheme, device: torch.device | None = None) -> Weights:
+    """`weights`, rounded to `scheme` as they are asked for; by `device`, or else by numpy."""
+    return weights if scheme == "none" else QuantizedWeights(weights, scheme, device)
 
 
 class QuantizedWeights(Weights):
@@ -33,10 +34,13 @@ class QuantizedWeights(Weights):
     `get` gives the rounded values.
     """
 
-    def __init__(self, inner: Weights, scheme: Literal["int8", "int4"]) -> None:
+    def __init__(
+        self, inner: Weights, scheme: Literal["int8", "int4"], device: torch.device | None = None
+    ) -> None:
         super().__init__({name: inner.shape(name) for name in inner.names()})
         self._inner = inner
         self._bits = 8 if scheme == "int8" else 4
+        self._device = device
 
     def get(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         if not self._is_rounded(name):
@@ -55,6 +59,10 @@ class QuantizedWeights(Weights):
 
     def _round(self, name: str) -> Iterator[IntegerMatrix]:
         rows, columns = self.shape(name)
-        dense = self._inner.get(name).cpu().numpy()
+        dense = self._inner.get(name)
         bits = 8 if name.endswith(AT_LEAST_8_BITS) else self._bits
-        return round_matrix(lambda chunk: dense[chunk], (rows, columns), bits)
+        if self._device is not None:
+            parts = (dense[chunk].to(self._device) for chunk in row_chunks((rows, columns)))
+            return (round_tensor(part, bits) for part in parts)
+        numbers = dense.cpu().numpy()
+        return round_matrix(lambda chunk: numbers[chunk], (rows, columns), bits)

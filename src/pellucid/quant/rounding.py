@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pellucid.kernels.interface import IntegerMatrix
 from pellucid.quant.gguf_integers import row_chunks
@@ -42,6 +44,22 @@ def round_matrix(
     return (round_rows(rows(chunk), bits) for chunk in row_chunks(shape))
 
 
+def round_tensor(w: Tensor, bits: int) -> IntegerMatrix:
+    """`round_rows` on the device where `w` lies: the same numbers, sooner on a GPU."""
+    groups, minima = w.reshape(len(w), -1, GROUP), None
+    if bits == 8:
+        scales = _divided(groups.abs().amax(-1), 127)
+        q = ((groups * _tensor_inverse(scales)).round_() + 128).clamp_(1, 255)
+    else:
+        minima = groups.amin(-1).half().float()
+        scales = _divided(groups.amax(-1) - minima, 15)
+        q = ((groups - minima.unsqueeze(-1)) * _tensor_inverse(scales)).round_().clamp_(0, 15)
+    flat = q.to(torch.uint8).view(w.shape).cpu().numpy()
+    if minima is None:
+        return IntegerMatrix(flat, scales.cpu().numpy(), bits=8, zero=128)
+    return IntegerMatrix(flat, scales.cpu().numpy(), minima.cpu().numpy(), bits=4)
+
+
 def join(chunks: Iterable[IntegerMatrix]) -> Floats:
     """The values of a chunked matrix."""
     return np.concatenate([chunk.dense() for chunk in chunks])
@@ -67,3 +85,12 @@ def _to_half(values: Floats) -> Floats:
 def _inverse(scales: Floats) -> Floats:
     """1 / scale, and 0 where all is zero, with an axis for the columns of a group."""
     return np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)[..., None]
+
+
+def _divided(values: Tensor, divisor: int) -> Tensor:
+    """The quotient, as near as an fp16 comes; divided by a number, a GPU multiplies with 1 / it."""
+    return (values / torch.full_like(values, divisor)).half().float()
+
+
+def _tensor_inverse(scales: Tensor) -> Tensor:
+    return torch.where(scales > 0, 1 / scales, 0.0).unsqueeze(-1)

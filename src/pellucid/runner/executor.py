@@ -124,7 +124,9 @@ class TorchExecutor:
         self._kv = kv
         self._staging = staging
         # Triton's leaves its tokens on the device, where the next step finds them.
-        self.sampler: Sampler[Any] = gpu_sampler() if model.ops.name == "triton" else TorchSampler()
+        self.sampler: Sampler[Any] = TorchSampler()
+        if model.ops.name == "triton":
+            self.sampler = gpu_sampler(staging.max_num_seqs)
 
     def launch(self, step: StepRows, wanted: Ints) -> Forward:
         return TorchForward(self._model, self.hidden(step, wanted))

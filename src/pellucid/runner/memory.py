@@ -23,11 +23,12 @@ def kv_block_bytes(config: ModelConfig, block_size: int, head_bytes: int) -> int
 def gpu_step_bytes(config: ModelConfig, max_num_seqs: int, with_graphs: bool) -> int:
     """What a GPU's steps may take beside the KV pool, at most, as far as it grows with settings.
 
-    Logits, twice: as the model gave them and as they are sampled from. The workspace of attention,
-    and of graphs that are recorded one by one, each larger than the one before, several.
+    Logits, twice: as the model gave them and as they are sampled from; and as many integers, the
+    counts that penalties need. The workspace of attention, and of graphs that are recorded one by
+    one, each larger than the one before, several.
     """
     logits = max_num_seqs * config.vocab_size * torch.float32.itemsize
-    return 2 * logits + ATTENTION_WORKSPACE * (1 + GRAPH_WORKSPACES * with_graphs)
+    return 3 * logits + ATTENTION_WORKSPACE * (1 + GRAPH_WORKSPACES * with_graphs)
 
 
 def model_len_limit(config: ModelConfig, asked: int | None) -> int:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.messages import Pooling
 from pellucid.runner.base import Chunk, PendingStep, StepPlan, StepResult
 from pellucid.runner.batch import Ints, StepRows
+from pellucid.runner.device import Fetched
 
 
 @dataclass(slots=True)
@@ -65,20 +65,9 @@ class Pools:
         rows = [np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)]
         return np.concatenate(rows, dtype=np.int64)
 
-    def take(self, chunks: list[Chunk], states: Tensor, result: StepResult) -> None:
-        """Take in the `wanted` states of `chunks`; vectors that are whole go into `result`."""
-        rows = states.to("cpu", torch.float32).numpy()
-        for chunk in chunks:
-            pool = self._pools[chunk.request_id]
-            count = pool.num_wanted(chunk)
-            pool.add(rows[:count])
-            rows = rows[count:]
-            if pool.is_ended_by(chunk):
-                vector = pool.total / np.float32(pool.count)
-                if np.isfinite(vector).all():
-                    result.embeddings[chunk.request_id] = vector.astype("<f4").tobytes()
-                else:
-                    result.errors[chunk.request_id] = "the model's hidden states are not finite"
+    def of(self, chunk: Chunk) -> _Pool:
+        """What the chunk's request has come to."""
+        return self._pools[chunk.request_id]
 
 
 class Drawable(PendingStep, Protocol):
@@ -88,36 +77,50 @@ class Drawable(PendingStep, Protocol):
 
 
 class PoolingStep:
-    """A step of which some chunks pool, and the rest of it. Implements `PendingStep`."""
+    """A step of which some chunks pool, and the rest of it. Implements `PendingStep`.
+
+    Its states are on their way to the host from the beginning, and are waited for with the result:
+    the pools are those of the requests that were there then, whoever has left since.
+    """
 
     def __init__(
         self, plan: StepPlan, pools: Pools, chunks: list[Chunk], states: Tensor, rest: Drawable
     ) -> None:
         self._plan = plan
-        self._pools = pools
-        self._chunks = chunks
-        self._states = states
+        self._pooled = [(chunk, pools.of(chunk)) for chunk in chunks]
+        self._states = Fetched([states.float()])
         self._rest = rest
 
     def draw(self) -> None:
-        """Take in the states, and draw the tokens of the rest; once."""
-        if not self._chunks:
-            return
+        """Draw the tokens of the rest, if that has not been done."""
         self._rest.draw()
-        count = len(self._plan.chunks)
-        self._result = StepResult([[] for _ in range(count)], [None] * count, [None] * count)
-        self._pools.take(self._chunks, self._states, self._result)
-        self._pooled = {chunk.request_id for chunk in self._chunks}
-        self._chunks = []
 
     def result(self) -> StepResult:
+        count = len(self._plan.chunks)
+        result = StepResult([[] for _ in range(count)], [None] * count, [None] * count)
         self.draw()
-        result, rest = self._result, self._rest.result()
+        self._take_states(result)
+        rest = self._rest.result()  # which says how long all of it took
         result.forward_seconds, result.sample_seconds = rest.forward_seconds, rest.sample_seconds
         result.errors |= rest.errors
-        places = (i for i, c in enumerate(self._plan.chunks) if c.request_id not in self._pooled)
+        pooled = {chunk.request_id for chunk, _ in self._pooled}
+        places = (i for i, c in enumerate(self._plan.chunks) if c.request_id not in pooled)
         for index, place in enumerate(places):
             result.token_ids[place] = rest.token_ids[index]
             result.logprobs[place] = rest.logprobs[index]
             result.prompt_logprobs[place] = rest.prompt_logprobs[index]
         return result
+
+    def _take_states(self, result: StepResult) -> None:
+        """Add the states to their pools; vectors that are whole go into `result`."""
+        (rows,) = self._states.wait()
+        for chunk, pool in self._pooled:
+            count = pool.num_wanted(chunk)
+            pool.add(rows[:count])
+            rows = rows[count:]
+            if pool.is_ended_by(chunk):
+                vector = pool.total / np.float32(pool.count)
+                if np.isfinite(vector).all():
+                    result.embeddings[chunk.request_id] = vector.astype("<f4").tobytes()
+                else:
+                    result.errors[chunk.request_id] = "the model's hidden states are not finite"

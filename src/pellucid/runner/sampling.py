@@ -14,9 +14,9 @@ from pellucid.messages import TokenLogprobs
 from pellucid.runner.base import NewRow
 from pellucid.runner.batch import Batch, Ints
 from pellucid.runner.device import Fetched
-from pellucid.runner.grammar import GrammarRows
+from pellucid.runner.grammar import Followed, GrammarRows
 from pellucid.sample.backends import Sampler
-from pellucid.sample.constraints import Constraints, apply_bans, apply_bias
+from pellucid.sample.constraints import Constraints
 from pellucid.sample.logprobs import Described, Logprobs, fetched
 from pellucid.sample.penalties import Penalties, TokenCounts
 from pellucid.sample.sampler import SamplingColumns
@@ -59,6 +59,10 @@ class Draw:
         self.token_ids: Ints
         self.failed: NDArray[np.bool_]
         self.on_device: Tensor | None = None  # until the tokens are here
+        # What goes on with the tokens, by place: of the rows as they were when these were drawn,
+        # since a row may change hands before its token comes.
+        self.counts: list[tuple[int, TokenCounts]] = []
+        self.followed: list[tuple[int, Followed]] = []
         if isinstance(token_ids, np.ndarray) and isinstance(failed, np.ndarray):
             assert not isinstance(described, Described)
             self._take(token_ids, failed, described, logits)
@@ -77,11 +81,20 @@ class Draw:
             self.errors = {i: _why_failed(logits[i]) for i in failed.nonzero()[0].tolist()}
 
     def wait(self) -> None:
-        """Until `token_ids` and `failed` are here, and `logprobs` if they were described."""
+        """Until all is here, and what goes on with the tokens has them."""
         if self.on_device is not None:
             token_ids, failed, *described = self._fetched.wait()
             self._take(token_ids, failed, fetched(*described) if described else None, self._logits)
             self.on_device = self._logits = None
+        for place, counts in self.counts:
+            if not self.failed[place]:
+                counts.add(int(self.token_ids[place]))
+        for place, followed in self.followed:
+            if not self.failed[place]:
+                followed.accept(int(self.token_ids[place]))
+            if followed.broken is not None:
+                self.errors[place] = followed.broken
+        self.counts, self.followed = [], []
 
 
 class RowSampling:
@@ -110,6 +123,7 @@ class RowSampling:
         self._constraints: dict[int, Constraints] = {}
         self._num_logprobs: dict[int, int] = {}
         self._num_prompt_logprobs: dict[int, int] = {}
+        self._last: Draw | None = None  # whose tokens may not have gone on yet
 
     def add(self, row: int, new: NewRow) -> None:
         params, columns = new.sampling, self._columns
@@ -157,8 +171,11 @@ class RowSampling:
         """Draw the next token of each row from its float32 logits [n, V], which are used up.
 
         They are what the sampler takes, a tensor or an array. Where it leaves the tokens on the
-        device, so does this, unless what comes next needs to know them.
+        device, so does this; those that were drawn before have to be known by now, or are waited
+        for.
         """
+        if self._last is not None:
+            self._last.wait()
         wanted = _found(self._num_logprobs, rows)
         counts = _counts(wanted, logits.shape[1])
         logprobs_of = [(i, count) for (i, _), count in zip(wanted, counts, strict=True)]
@@ -185,11 +202,9 @@ class RowSampling:
             else:
                 described = self._sampler.logprobs(raw, token_ids[[i for i, _ in wanted]], most)
         drawn = Draw(rows, places, token_ids, failed, logits, logprobs_of, described)
-        if self._grammars or _found(self._penalties, rows):
-            # These follow the tokens by row, and the rows may change hands before the result.
-            drawn.wait()
-            drawn.errors |= self._grammars.accept(rows, drawn.token_ids, drawn.failed)
-            self._count(rows, drawn.token_ids, drawn.failed)
+        drawn.counts = [(i, penalties.counts) for i, penalties in _found(self._penalties, rows)]
+        drawn.followed = self._grammars.of(rows)
+        self._last = drawn if drawn.counts or drawn.followed else None
         return drawn
 
     def choose(self, drawn: Draw) -> Choice:
@@ -213,22 +228,19 @@ class RowSampling:
 
     def _edit(self, logits: Any, rows: Ints, batch: Batch) -> None:
         """Bias, then penalties, then bans, so that a ban is final."""
-        constrained = _found(self._constraints, rows)
-        for i, constraints in constrained:
-            apply_bias(logits, i, constraints)
-        penalised = _found(self._penalties, rows)
+        places, constraints = _split(_found(self._constraints, rows))
+        if places:
+            self._sampler.bias(logits, places, constraints)
+        penalised, penalties = _split(_found(self._penalties, rows))
         if penalised:
-            places, penalties = zip(*penalised, strict=True)
-            self._sampler.penalise(logits, places, penalties)
-        for i, constraints in constrained:
-            known = batch.known_tokens(rows[i])
-            num_generated = len(known) - int(batch.num_prompt_tokens[rows[i]])
-            apply_bans(logits, i, constraints, known, num_generated)
-
-    def _count(self, rows: Ints, token_ids: Ints, failed: NDArray[np.bool_]) -> None:
-        for i, penalties in _found(self._penalties, rows):
-            if not failed[i]:
-                penalties.counts.add(int(token_ids[i]))
+            self._sampler.penalise(logits, penalised, rows[penalised].tolist(), penalties)
+        if places:
+            banned = []
+            for i, each in zip(places, constraints, strict=True):
+                known = batch.known_tokens(rows[i])
+                num_generated = len(known) - int(batch.num_prompt_tokens[rows[i]])
+                banned.append(each.banned(known, num_generated))
+            self._sampler.ban(logits, places, constraints, banned)
 
     def _constraints_of(self, params: SamplingParams) -> Constraints:
         eos = [] if params.ignore_eos else self._eos_token_ids
@@ -242,10 +254,14 @@ class RowSampling:
 
 
 def _found(table: dict[int, Value], rows: Ints) -> list[tuple[int, Value]]:
-    """(place, entry) of the rows that have an entry, which most tables have for few or none."""
+    """(place, entry) of the rows that have an entry, which in most tables are few or none."""
     if not table:
         return []
     return [(i, table[row]) for i, row in enumerate(rows.tolist()) if row in table]
+
+
+def _split(found: list[tuple[int, Value]]) -> tuple[list[int], list[Value]]:
+    return [place for place, _ in found], [entry for _, entry in found]
 
 
 def _counts(logprobs_of: list[tuple[int, int]], vocab_size: int) -> list[int]:

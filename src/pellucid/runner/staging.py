@@ -25,7 +25,8 @@ from pellucid.runner.batch import UNKNOWN, Ints, StepRows
 Array = NDArray[Any]
 
 ALIGNMENT = 64  # of each array in a buffer; Triton compiles anew for another alignment
-NUM_BUFFERS = 4
+# More than one step sends: the next one's copies wait on the device for the step under way.
+NUM_BUFFERS = 8
 FIRST_BYTES = 1 << 14
 DTYPES = {np.dtype(np.int64): torch.int64, np.dtype(np.int32): torch.int32}
 
@@ -121,7 +122,7 @@ class Staging:
     ) -> None:
         self.ring = Ring(link)
         self.device = link.device
-        self.scratch_row = max_num_seqs
+        self.max_num_seqs = self.scratch_row = max_num_seqs
         shape = (max_num_seqs + 1, max_blocks)
         self.block_tables = torch.zeros(shape, dtype=torch.int32, device=link.device)
         self.block_tables[self.scratch_row] = scratch_block

@@ -26,6 +26,23 @@ from pellucid.sampling_params import SamplingParams
 # vocabulary would take gigabytes.
 PROMPT_LOGPROB_ROWS = 64
 WARM_UP_TOKENS = 32
+# Where kernels are compiled when they are first used, which takes seconds: a prompt of more than
+# one partition of attention, and more than one tile of every product.
+WARM_UP_COMPILED = 300
+# How the warm-up samples. The first is what most requests pass through; all of them together meet
+# every kernel of Triton's sampler.
+WARM_UP_SAMPLING = (
+    SamplingParams(top_p=0.9, top_k=50, seed=0),
+    SamplingParams(seed=0),
+    SamplingParams(
+        temperature=0.0,
+        logprobs=1,
+        presence_penalty=0.1,
+        logit_bias={0: 1.0},
+        allowed_token_ids=[0, 1],
+        bad_words_token_ids=[[1]],
+    ),
+)
 
 
 class Steps:
@@ -207,23 +224,32 @@ class PendingForward:
         return result
 
 
-def warm_up(runner: Runner) -> None:
+def warm_up(runner: Runner, *, compiles: bool = False) -> None:
     """Run a prompt and one more token, so that the first request meets warm code and memory.
+
+    Args:
+        compiles: kernels are, when they are first used; meet all of them.
 
     Raises:
         ModelError: the model computes nothing finite.
     """
     info, size = runner.info(), runner.kv_capacity().block_size
     capacity = runner.kv_capacity().num_blocks * size
-    length = min(WARM_UP_TOKENS, capacity - 1, info.max_model_len - 1)
+    most = WARM_UP_COMPILED if compiles else WARM_UP_TOKENS
+    length = min(most, capacity - 1, info.max_model_len - 1)
     if length < 1:
         return
     blocks = list(range(-(-(length + 1) // size)))
-    params = SamplingParams(top_p=0.9, top_k=50, seed=0)
-    row = NewRow("warm-up", [0] * length, length, params)
-    chunk = Chunk("warm-up", 0, length, True, blocks)
-    result = runner.execute(StepPlan(step=-3, new_rows=[row], chunks=[chunk])).result()
-    if result.errors:
+
+    def first_step(length: int, params: SamplingParams) -> StepResult:
+        row = NewRow("warm-up", [0] * length, length, params)
+        chunk = Chunk("warm-up", 0, length, True, blocks)
+        return runner.execute(StepPlan(step=-3, new_rows=[row], chunks=[chunk])).result()
+
+    if first_step(length, WARM_UP_SAMPLING[0]).errors:
         raise ModelError(f"the model's logits are not finite in {info.dtype}")
     runner.execute(StepPlan(step=-2, chunks=[Chunk("warm-up", length, 1, True, [])])).result()
     runner.execute(StepPlan(step=-1, dropped=["warm-up"])).result()
+    for params in WARM_UP_SAMPLING[1:] if compiles else ():
+        first_step(1, params)
+        runner.execute(StepPlan(step=-1, dropped=["warm-up"])).result()

@@ -81,7 +81,7 @@ class TorchRunner:
         )
         self._info = self._describe(config, name)
         self._steps = Steps(self._executor, self._info, config.scheduler.max_num_seqs, self.device)
-        warm_up(self)
+        warm_up(self, compiles=self.device.type == "cuda" and model.ops.name == "triton")
         if self._first_touch is not None:
             process_bytes = device_api.resident_memory() - self._first_touch.num_touched
             self._info = msgspec.structs.replace(self._info, process_bytes=process_bytes)
@@ -111,7 +111,8 @@ class TorchRunner:
             model_config, source, name = _open(config, files)
         else:
             model_config, source, name = _random(shape, self.device)
-        weights = quantized(source, config.model.quantization)
+        rounds = self.device if self.device.type == "cuda" else None  # numpy does, on a CPU
+        weights = quantized(source, config.model.quantization, rounds)
         try:
             limit = model_len_limit(model_config, config.model.max_model_len)
             ops = _select_ops(config.runner, self.device, model_config.head_dim)

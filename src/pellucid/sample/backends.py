@@ -8,13 +8,14 @@ the row's probability. Each by itself gives a row the same bits whatever other r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.sample.bitmask import apply_bitmask
+from pellucid.sample.constraints import Constraints, apply_bans, apply_bias
 from pellucid.sample.logprobs import Described, Logprobs, compute_logprobs, describe
 from pellucid.sample.penalties import Penalties, apply_penalties
 from pellucid.sample.sampler import SamplingColumns, greedy, sample
@@ -31,12 +32,42 @@ Logits = TypeVar("Logits", contravariant=True)
 class Sampler(Protocol[Logits]):
     """What is done with float32 logits [n, V]: tensors, or arrays if the sampler is native."""
 
-    def penalise(self, logits: Logits, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
-        """Apply each of the penalties to its row, in place; see `apply_penalties`."""
+    def bias(
+        self, logits: Logits, places: Sequence[int], constraints: Sequence[Constraints]
+    ) -> None:
+        """Add each one's biases to the row of the logits at its place; see `apply_bias`."""
         ...
 
-    def forbid(self, logits: Logits, rows: Sequence[int], masks: NDArray[np.uint32]) -> None:
-        """Set to -inf what the masks do not allow in the rows, in place; see `apply_bitmask`."""
+    def penalise(
+        self,
+        logits: Logits,
+        places: Sequence[int],
+        rows: Sequence[int],
+        penalties: Sequence[Penalties],
+    ) -> None:
+        """Apply each of the penalties to the row of the logits at its place.
+
+        See `apply_penalties`. `rows` are those of `sample`, to which the next call has to be. A
+        sampler may count by itself what that draws; `Penalties` that it did not have in the row
+        before tell it all tokens anew.
+        """
+        ...
+
+    def ban(
+        self,
+        logits: Logits,
+        places: Sequence[int],
+        constraints: Sequence[Constraints],
+        banned: Sequence[Sequence[int]],
+    ) -> None:
+        """Leave the rows at the places what is allowed and not banned now; see `apply_bans`."""
+        ...
+
+    def forbid(self, logits: Logits, places: Sequence[int], masks: NDArray[np.uint32]) -> None:
+        """Set to -inf what the masks do not allow in the rows at the places.
+
+        See `apply_bitmask`.
+        """
         ...
 
     def sample(
@@ -58,14 +89,38 @@ class Sampler(Protocol[Logits]):
         ...
 
 
-class TorchSampler:
+class _RowByRow:
+    """What few rows want, and is done for one after the other."""
+
+    def bias(self, logits: Any, places: Sequence[int], constraints: Sequence[Constraints]) -> None:
+        for place, each in zip(places, constraints, strict=True):
+            apply_bias(logits, place, each)
+
+    def ban(
+        self,
+        logits: Any,
+        places: Sequence[int],
+        constraints: Sequence[Constraints],
+        banned: Sequence[Sequence[int]],
+    ) -> None:
+        for place, each, ids in zip(places, constraints, banned, strict=True):
+            apply_bans(logits, place, each, ids)
+
+    def forbid(self, logits: Any, places: Sequence[int], masks: NDArray[np.uint32]) -> None:
+        apply_bitmask(logits, places, masks)
+
+
+class TorchSampler(_RowByRow):
     """The reference, for tensors on any device. Implements `Sampler`."""
 
-    def penalise(self, logits: Tensor, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
-        apply_penalties(logits, rows, penalties)
-
-    def forbid(self, logits: Tensor, rows: Sequence[int], masks: NDArray[np.uint32]) -> None:
-        apply_bitmask(logits, rows, masks)
+    def penalise(
+        self,
+        logits: Tensor,
+        places: Sequence[int],
+        rows: Sequence[int],
+        penalties: Sequence[Penalties],
+    ) -> None:
+        apply_penalties(logits, places, penalties)
 
     def sample(
         self, logits: Tensor, columns: SamplingColumns, rows: Ints
@@ -82,14 +137,18 @@ class TorchSampler:
         return describe(logits, token_ids, num_top)
 
 
-def gpu_sampler() -> TritonSampler:
-    """Triton's kernels, which hand out tensors that may still be computed; needs Triton."""
+def gpu_sampler(num_rows: int) -> TritonSampler:
+    """Triton's kernels, which hand out tensors that may still be computed; needs Triton.
+
+    Args:
+        num_rows: of the columns that rows are sampled by.
+    """
     from pellucid.sample.triton.sampler import TritonSampler
 
-    return TritonSampler()
+    return TritonSampler(num_rows)
 
 
-class NativeSampler:
+class NativeSampler(_RowByRow):
     """The kernels of csrc/sampling.h, for dense arrays. Implements `Sampler`."""
 
     def __init__(self, team: _native.ThreadTeam) -> None:
@@ -98,18 +157,21 @@ class NativeSampler:
         self._native = _native
         self._team = team
 
-    def penalise(self, logits: Floats, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
+    def penalise(
+        self,
+        logits: Floats,
+        places: Sequence[int],
+        rows: Sequence[int],
+        penalties: Sequence[Penalties],
+    ) -> None:
         self._native.penalise(
             self._team,
             logits,
-            list(rows),
+            list(places),
             [p.counts.token_ids for p in penalties],
             [p.counts.generated for p in penalties],
             [(p.repetition, p.frequency, p.presence) for p in penalties],
         )
-
-    def forbid(self, logits: Floats, rows: Sequence[int], masks: NDArray[np.uint32]) -> None:
-        apply_bitmask(logits, rows, masks)
 
     def sample(
         self, logits: Floats, columns: SamplingColumns, rows: Ints

@@ -12,6 +12,15 @@ from torch import Tensor
 from pellucid.sample.transfer import to_device
 
 
+def pack_allowed(allowed: Sequence[NDArray[np.int64]], vocab_size: int) -> NDArray[np.int32]:
+    """The bits of masks for `apply_bitmask`, [m, V / 32 rounded up], of token ids to be allowed."""
+    bits = np.zeros((len(allowed), -(-vocab_size // 32) * 32), np.uint8)
+    for row, ids in zip(bits, allowed, strict=True):
+        row[ids] = 1
+    words = np.packbits(bits, axis=1, bitorder="little").view("<i4")
+    return words.astype(np.int32, copy=False)
+
+
 def apply_bitmask(
     logits: Tensor | NDArray[np.float32], places: Sequence[int], masks: NDArray[np.uint32]
 ) -> None:

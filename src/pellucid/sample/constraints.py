@@ -76,20 +76,17 @@ def apply_bias(logits: Any, row: int, constraints: Constraints) -> None:
         logits[row, _like(constraints.biased, logits)] += _like(constraints.bias, logits)
 
 
-def apply_bans(
-    logits: Any,
-    row: int,
-    constraints: Constraints,
-    token_ids: NDArray[np.int32],
-    num_generated: int,
-) -> None:
-    """Set what must not come next to -inf in the request's row of logits [n, V], in place."""
+def apply_bans(logits: Any, row: int, constraints: Constraints, banned: Sequence[int]) -> None:
+    """Leave the request's row of logits [n, V] what it allows and is not `banned` now, in place.
+
+    All else becomes -inf.
+    """
     if constraints.allowed is not None:
         allowed = _like(constraints.allowed, logits)
         kept = logits[row, allowed]
         logits[row] = -np.inf
         logits[row, allowed] = kept
-    if banned := constraints.banned(token_ids, num_generated):
+    if banned:
         logits[row, _like(np.array(banned), logits)] = -np.inf
 
 

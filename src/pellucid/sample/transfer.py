@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,3 +20,20 @@ def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Kept:
+    """Arrays on a device, made and sent anew only when what they say has changed."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._tensors: list[Tensor] = []
+
+    def tensors(
+        self, key: object, device: torch.device, make: Callable[[], Sequence[NDArray[Any]]]
+    ) -> list[Tensor]:
+        """What `make` returns, on the device; `key` tells it from all else that it might return."""
+        if key != self._key:
+            self._tensors = [to_device(values, device) for values in make()]
+            self._key = key
+        return self._tensors

@@ -92,24 +92,21 @@ def compile_all() -> Iterator[Compiled]:
 
 
 def _ops(dtype: torch.dtype) -> None:
-    from pellucid.kernels.interface import KVLayer, allocate_kv
     from pellucid.kernels.triton.thresholds import Thresholds
     from pellucid.kernels.triton_ops import TritonOps
     from pellucid.quant.rounding import round_rows
-    from tests.kernels.test_reference_ops import inputs_at
     from tests.kernels.triton.test_product import FORMATS, Held
 
     cpu = torch.device("cpu")
     ops = TritonOps(Thresholds(dense=1))
     tall = TritonOps(Thresholds(dense=1, product_rows=32, dense_rows=128))
-    hidden, heads, kv_heads, head_dim = 256, 8, 2, 128
-    x, norm = torch.ones(20, hidden, dtype=dtype), torch.ones(hidden)
+    x, norm = torch.ones(20, 256, dtype=dtype), torch.ones(256)
     ops.rms_norm(x, norm, 1e-6)
     ops.add_rms_norm(x, x, norm, 1e-6)
     ops.silu_mul(x)
     ops.gelu_mul(x, True)
     ops.gelu_mul(x, False)
-    rounded = (round_rows(np.ones((64, hidden), np.float32), bits) for bits in (4, 8))
+    rounded = (round_rows(np.ones((64, 256), np.float32), bits) for bits in (4, 8))
     for matrix in (*rounded, FORMATS["Q6_K"]):
         weight = ops.pack([Held(matrix)], dtype, cpu)
         ops.linear(x[:1], weight)
@@ -124,39 +121,47 @@ def _ops(dtype: torch.dtype) -> None:
         ops.linear(wide[:rows], float_weight, float_weight[:, 0].contiguous())
         tall.linear(wide[:rows], float_weight)
         ops.logits(wide[:rows], float_weight)
-    angles = torch.ones(64, head_dim // 2)
-    q, k = (
-        torch.ones(20, heads, head_dim, dtype=dtype),
-        torch.ones(20, kv_heads, head_dim, dtype=dtype),
-    )
     for kv_dtype in (dtype, torch.int8):
-        pool: KVLayer = allocate_kv(1, 40, 16, kv_heads, head_dim, kv_dtype, cpu)[0]
-        inputs = inputs_at(list(range(20)), list(range(20)))
-        ops.rope_and_write_kv(q, k, k, angles, angles, inputs, pool)
-        for chunk in (inputs, _decoding()):
-            for window, softcap in ((None, None), (30, 5.0)):
-                rows = len(chunk.positions)
-                chunk.plan = ops.plan_attention(chunk, pool, heads, [window])
-                ops.paged_attention(q[:rows], pool, chunk, 0.1, window, softcap)
+        _attention(ops, dtype, kv_dtype, head_dim=128)
+    if dtype == torch.bfloat16:  # the largest heads, which are compiled slowly
+        for kv_dtype in (dtype, torch.int8):
+            _attention(ops, dtype, kv_dtype, head_dim=256)
 
 
-def _decoding() -> Any:
-    """Two sequences with a token each, one of them in its second partition."""
+def _attention(ops: Any, dtype: torch.dtype, kv_dtype: torch.dtype, head_dim: int) -> None:
+    from pellucid.kernels.interface import allocate_kv
     from tests.kernels.paged import Pool
+    from tests.kernels.test_reference_ops import inputs_at
 
-    pool = Pool(16, 40)
-    return pool.inputs([(pool.add_sequence(300), 299, 1), (pool.add_sequence(20), 19, 1)])
+    heads, kv_heads = 8, 2
+    angles = torch.ones(64, head_dim // 2)
+    q = torch.ones(20, heads, head_dim, dtype=dtype)
+    k = torch.ones(20, kv_heads, head_dim, dtype=dtype)
+    pool = allocate_kv(1, 40, 16, kv_heads, head_dim, kv_dtype, torch.device("cpu"))[0]
+    inputs = inputs_at(list(range(20)), list(range(20)))
+    ops.rope_and_write_kv(q, k, k, angles, angles, inputs, pool)
+    # Two sequences with a token each, one of them in its second partition; and a chunk.
+    for shares in ([(300, 299, 1), (20, 19, 1)], [(300, 280, 20)]):
+        blocks = Pool(16, 40)
+        step = blocks.inputs([(blocks.add_sequence(end), *share) for end, *share in shares])
+        for window, softcap in ((None, None), (30, 5.0)):
+            step.plan = ops.plan_attention(step, pool, heads, [window])
+            ops.paged_attention(q[: len(step.positions)], pool, step, 0.1, window, softcap)
 
 
 def _sampler() -> None:
+    from pellucid.sample.constraints import Constraints
     from pellucid.sample.penalties import Penalties, TokenCounts
     from pellucid.sample.sampler import SamplingColumns
     from pellucid.sample.triton.sampler import TritonSampler
 
-    sampler = TritonSampler()
+    sampler = TritonSampler(2)
+    constraints = [Constraints(logit_bias={1: 1.0}, allowed_token_ids=[1])]
     for vocab in (32_000, 151_936, 256_001):
         logits = torch.zeros(2, vocab)
-        sampler.penalise(logits, [1], [Penalties(TokenCounts([1], [2]), 1.1, 0.1, 0.1)])
+        sampler.bias(logits, [1], constraints)
+        sampler.ban(logits, [1], constraints, [[2]])
+        sampler.penalise(logits, [1], [1], [Penalties(TokenCounts([1], [2]), 1.1, 0.1, 0.1)])
         sampler.forbid(logits, [1], np.zeros((1, -(-vocab // 32)), np.uint32))
         sampler.describe(logits, torch.zeros(2, dtype=torch.int64), 5)
         for temperature, top_k, top_p in (

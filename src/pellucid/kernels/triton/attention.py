@@ -32,12 +32,19 @@ writes and reads (D + 2) float32 per row and partition, 1/64 of that for 4 heads
 import triton
 import triton.language as tl
 
-from pellucid.kernels.triton.hadamard import hadamard_matrix
+from pellucid.kernels.triton.hadamard import hadamard
 
 PARTITION = tl.constexpr(256)
 BLOCK = tl.constexpr(64)  # positions at a time; divides PARTITION
 MASKED = tl.constexpr(-1e30)
 TILE_FIELDS = tl.constexpr(4)
+
+
+@triton.jit
+def nothing_seen(ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Largest score, sum of weights and weighted sum of values, of no positions."""
+    m = tl.full([ROWS], MASKED, tl.float32)
+    return m, tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, BLOCK_DIM], tl.float32)
 
 
 @triton.jit
@@ -64,20 +71,20 @@ def load_heads(
 
 
 @triton.jit
-def transformed(heads, head_dim, BLOCK_DIM: tl.constexpr):
-    """Heads [ROWS, BLOCK_DIM] as an int8 pool has them, or back from that; float32."""
-    matrix = hadamard_matrix(head_dim, BLOCK_DIM)
-    return tl.dot(heads.to(tl.float32), matrix, input_precision="ieee")
-
-
-@triton.jit
 def store_rows(
-    out, places, mask, total, values, head_dim, BLOCK_DIM: tl.constexpr, INT8: tl.constexpr
+    out,
+    places,
+    mask,
+    total,
+    values,
+    ROWS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    INT8: tl.constexpr,
 ):
     """Store weighted sums of values, divided by the sums of their weights."""
     result = values / total[:, None]
     if INT8:
-        result = transformed(result, head_dim, BLOCK_DIM)
+        result = hadamard(result, INT8, ROWS, BLOCK_DIM)
     tl.store(out + places, result.to(out.dtype.element_ty), mask=mask)
 
 
@@ -86,20 +93,11 @@ def attend_partition(
     queries,  # [ROWS, BLOCK_DIM]
     row_position,  # [ROWS]
     partition,
-    lowest,  # the first position that a row of the tile sees
-    last,  # the last
-    table,  # the sequence's row of the block table
-    k_pool,
-    v_pool,
-    k_scales,
-    v_scales,
+    span,  # the first position that a row of the tile sees, and the last
+    cache,  # the sequence's row of the block table; pools of keys, of values, and their scales
     kv_head,
-    num_kv_heads,
-    head_dim,
-    block_size,
-    scale,
-    softcap,
-    window,
+    sizes,  # num_kv_heads, head_dim, block_size
+    how,  # scale, softcap, window
     ROWS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -108,10 +106,12 @@ def attend_partition(
     SOFTCAP: tl.constexpr,
 ):
     """Largest score, sum of weights and weighted sum of values of each row, over one partition."""
+    lowest, last = span
+    table, k_pool, v_pool, k_scales, v_scales = cache
+    num_kv_heads, head_dim, block_size = sizes
+    scale, softcap, window = how
     column = tl.arange(0, BLOCK_DIM)
-    m = tl.full([ROWS], MASKED, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    out = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+    m, total, out = nothing_seen(ROWS, BLOCK_DIM)
     # What lies outside of these bounds is masked for every row, and would change nothing.
     begin = tl.maximum(partition * PARTITION, lowest // BLOCK * BLOCK)
     end = tl.minimum(partition * PARTITION + PARTITION, last + 1)
@@ -134,7 +134,7 @@ def attend_partition(
         weights = tl.exp(scores - top[:, None])
         kept = tl.exp(m - top)
         values = load_heads(v_pool, v_scales, place, seen, column, head_dim, DTYPE, INT8)
-        total = total * kept + tl.sum(weights, axis=1)
+        total = tl.fma(total, kept, tl.sum(weights, axis=1))
         out = out * kept[:, None]
         out = tl.dot(weights.to(DTYPE), values, acc=out, input_precision="ieee")
         m = top
@@ -176,6 +176,13 @@ def first_seen(first_position, window, WINDOW: tl.constexpr):
     return lowest
 
 
+@triton.jit
+def part_line(index, part, parts, kv_head, num_kv_heads, row, ROWS: tl.constexpr):
+    """Where the partial results of a tile's rows lie, over one of its partitions."""
+    line = (index.to(tl.int64) * parts + part) * num_kv_heads + kv_head
+    return line * ROWS + row
+
+
 # What varies by step is not specialised on: another number would be compiled for while all wait.
 @triton.jit(do_not_specialize=["width", "parts"])
 def attention_kernel(
@@ -202,7 +209,7 @@ def attention_kernel(
     ROWS: tl.constexpr,  # of a tile: tokens * shared, padded
     BLOCK_DIM: tl.constexpr,  # head_dim, rounded up to a power of two
     DTYPE: tl.constexpr,  # of products
-    INT8: tl.constexpr,
+    INT8: tl.constexpr,  # components that are transformed together; 0 without an int8 pool
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -220,7 +227,7 @@ def attention_kernel(
     )
     queries = tl.load(q + places, mask=mask, other=0.0)
     if INT8:
-        queries = transformed(queries, head_dim, BLOCK_DIM)
+        queries = hadamard(queries.to(tl.float32), INT8, ROWS, BLOCK_DIM)
     queries = queries.to(DTYPE)
     position = first_position + tl.minimum(tl.maximum(token, 0), tokens - 1)
     table = block_tables + sequence.to(tl.int64) * width
@@ -229,45 +236,23 @@ def attention_kernel(
     if SPLIT:  # one of them, if the tile has so many
         begin += part
         end = tl.minimum(begin + 1, end)
-    m = tl.full([ROWS], MASKED, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    values = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+    m, total, values = nothing_seen(ROWS, BLOCK_DIM)
     for partition in range(begin, end):
         more_m, more_total, more_values = attend_partition(
-            queries,
-            position,
-            partition,
-            lowest,
-            last,
-            table,
-            k_pool,
-            v_pool,
-            k_scales,
-            v_scales,
-            kv_head,
-            num_kv_heads,
-            head_dim,
-            block_size,
-            scale,
-            softcap,
-            window,
-            ROWS,
-            BLOCK_DIM,
-            DTYPE,
-            INT8,
-            WINDOW,
-            SOFTCAP,
-        )
+            queries, position, partition, (lowest, last),
+            (table, k_pool, v_pool, k_scales, v_scales), kv_head,
+            (num_kv_heads, head_dim, block_size), (scale, softcap, window),
+            ROWS, BLOCK_DIM, DTYPE, INT8, WINDOW, SOFTCAP,
+        )  # fmt: skip
         m, total, values = merged(m, total, values, more_m, more_total, more_values)
     if SPLIT:
         if begin < end:
-            line = (index.to(tl.int64) * parts + part) * num_kv_heads + kv_head
-            line = line * ROWS + row
+            line = part_line(index, part, parts, kv_head, num_kv_heads, row, ROWS)
             tl.store(part_m + line, m)
             tl.store(part_total + line, total)
             tl.store(part_out + line[:, None] * BLOCK_DIM + column[None, :], values)
     else:
-        store_rows(out, places, mask, total, values, head_dim, BLOCK_DIM, INT8)
+        store_rows(out, places, mask, total, values, ROWS, BLOCK_DIM, INT8)
 
 
 @triton.jit(do_not_specialize=["parts"])
@@ -294,16 +279,13 @@ def merge_kernel(
     last = first_position + tokens - 1
     lowest = first_seen(first_position, window, WINDOW)
     row, column = tl.arange(0, ROWS), tl.arange(0, BLOCK_DIM)
-    m = tl.full([ROWS], MASKED, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    values = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+    m, total, values = nothing_seen(ROWS, BLOCK_DIM)
     for part in range(last // PARTITION - lowest // PARTITION + 1):
-        line = (index.to(tl.int64) * parts + part) * num_kv_heads + kv_head
-        line = line * ROWS + row
+        line = part_line(index, part, parts, kv_head, num_kv_heads, row, ROWS)
         more_m = tl.load(part_m + line)
         more_total = tl.load(part_total + line)
         more_values = tl.load(part_out + line[:, None] * BLOCK_DIM + column[None, :])
         m, total, values = merged(m, total, values, more_m, more_total, more_values)
 
     _, places, mask = rows_of_tile(tile, row, column, kv_head, num_kv_heads, shared, head_dim, ROWS)
-    store_rows(out, places, mask, total, values, head_dim, BLOCK_DIM, INT8)
+    store_rows(out, places, mask, total, values, ROWS, BLOCK_DIM, INT8)

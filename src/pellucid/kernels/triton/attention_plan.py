@@ -15,6 +15,7 @@ from torch import Tensor
 from pellucid.kernels.interface import ATTENTION_WORKSPACE, AttentionInputs, KVLayer
 from pellucid.kernels.triton.attention import PARTITION, attention_kernel, merge_kernel
 from pellucid.kernels.triton.dtypes import product_dtype
+from pellucid.kernels.triton.hadamard import transform_size
 
 TILE_ROWS = 16
 
@@ -95,7 +96,7 @@ def plan(inputs: AttentionInputs, heads: Heads, windows: Sequence[int | None]) -
     return Plan(
         [
             Tiles(
-                torch.tensor(tiles, dtype=torch.int32, pin_memory=pinned).to(
+                torch.tensor(tiles, dtype=torch.int32, device="cpu", pin_memory=pinned).to(
                     device, non_blocking=True
                 ),
                 {window: _most_partitions(tiles, window) for window in set(windows)},
@@ -172,6 +173,7 @@ def _attend_tiles(
     part_m, part_total = torch.empty((2, items), dtype=torch.float32, device=q.device)
     part_out = torch.empty((items, block_dim), dtype=torch.float32, device=q.device)
     width = 0 if window is None else window
+    int8 = 0 if kv.k_scale is None else transform_size(head_dim)
     attention_kernel[(tiles.count, num_kv_heads, parts)](
         *(q, out, part_m, part_total, part_out),
         *(kv.k, kv.v, kv.k_scale, kv.v_scale, tiles.table),
@@ -180,7 +182,7 @@ def _attend_tiles(
         ROWS=rows,
         BLOCK_DIM=block_dim,
         DTYPE=product_dtype(q.dtype),
-        INT8=kv.k_scale is not None,
+        INT8=int8,
         WINDOW=window is not None,
         SOFTCAP=softcap is not None,
         SPLIT=split,
@@ -191,6 +193,6 @@ def _attend_tiles(
             *(parts, num_kv_heads, shared, head_dim, width),
             ROWS=rows,
             BLOCK_DIM=block_dim,
-            INT8=kv.k_scale is not None,
+            INT8=int8,
             WINDOW=window is not None,
         )

@@ -1,25 +1,32 @@
-"""The transform of heads in an int8 KV pool; see `pellucid.kernels.int8_heads`.
+"""The transform of heads in an int8 KV pool, step by step as `pellucid.kernels.int8_heads` does it.
 
-As a product with a matrix: the heads of a tile go through tensor cores once per tile, which next to
-its keys and values is nothing.
+A step adds and subtracts neighbours that differ in one bit of their place: the lowest, whose
+results then differ in the highest. So each bit comes to be the lowest once, and all end where they
+began (Pease 1968). As a product with a matrix it would need more registers, and at 256 columns more
+shared memory, than there are.
 """
 
 import triton
 import triton.language as tl
 
+MOST_BITS = tl.constexpr(8)  # of a place in heads of 256
+
 
 @triton.jit
-def hadamard_matrix(head_dim, BLOCK: tl.constexpr):
-    """[BLOCK, BLOCK] float32, BLOCK being a power of two and at least `head_dim`; symmetric.
+def hadamard(heads, SIZE: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+    """`heads` [HEADS, BLOCK] float32, each SIZE neighbours of which are transformed together.
 
-    Rows and columns of neighbours that are transformed together meet in 1 / sqrt(their number), or
-    its negative where an odd number of bits is set in both indices; all others in 0.
+    SIZE is a power of two, as BLOCK is.
     """
-    row, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
-    size = head_dim & -head_dim
-    odd = row & column & (size - 1)
-    odd ^= odd >> 4
-    odd ^= odd >> 2
-    odd ^= odd >> 1
-    factor = 1 / tl.sqrt(size.to(tl.float32))
-    return tl.where((row ^ column) < size, factor * (1 - 2 * (odd & 1)), 0.0)
+    x = tl.reshape(heads, [HEADS * BLOCK // SIZE, SIZE])
+    for bit in tl.static_range(MOST_BITS):
+        if (1 << bit) < SIZE:
+            a, b = tl.split(tl.reshape(x, [HEADS * BLOCK // SIZE, SIZE // 2, 2]))
+            x = tl.permute(tl.join(a + b, a - b), (0, 2, 1))
+            x = tl.reshape(x, [HEADS * BLOCK // SIZE, SIZE])
+    return tl.reshape(x, [HEADS, BLOCK]) * (SIZE**-0.5)
+
+
+def transform_size(head_dim: int) -> int:
+    """How many neighbours of a head are transformed together."""
+    return head_dim & -head_dim

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pellucid.kernels.interface import AttentionInputs, KVLayer
-from pellucid.kernels.triton.hadamard import hadamard_matrix
+from pellucid.kernels.triton.hadamard import hadamard, transform_size
 
 # Adding and subtracting 1.5 * 2^23 rounds a float32 below 2^22 to the nearest integer, ties to
 # even, as torch.round does.
@@ -48,7 +48,8 @@ def store_head(
     """Store a head at `place`, a row of the pool seen as [slots * G, D]."""
     target = pool + place * head_dim + column
     if INT8:
-        wide = tl.sum(x.to(tl.float32)[:, None] * hadamard_matrix(head_dim, BLOCK), axis=0)
+        wide = tl.reshape(x.to(tl.float32), [1, BLOCK])
+        wide = tl.reshape(hadamard(wide, INT8, 1, BLOCK), [BLOCK])
         # The sum is 0, or NaN where a component is not finite: then so is the scale.
         largest = tl.maximum(tl.max(tl.abs(wide), axis=0), 1e-30) + tl.sum(wide * 0.0, axis=0)
         scale = tl.div_rn(largest, 127.0)
@@ -80,7 +81,7 @@ def rope_and_write_kv_kernel(
     num_kv_heads,
     head_dim,
     half,
-    INT8: tl.constexpr,
+    INT8: tl.constexpr,  # components that are transformed together; 0 without an int8 pool
     BLOCK: tl.constexpr,  # head_dim, rounded up to a power of two
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -118,7 +119,7 @@ def rope_and_write_kv(
         *(kv.k, kv.v, kv.k_scale, kv.v_scale),
         *(q.stride(0), k.stride(0), v.stride(0)),
         *(heads, k.shape[1], head_dim, cos.shape[1]),
-        INT8=kv.k_scale is not None,
+        INT8=0 if kv.k_scale is None else transform_size(head_dim),
         BLOCK=triton.next_power_of_2(head_dim),
         num_warps=1,
     )

@@ -14,7 +14,9 @@ from pellucid.sample.logprobs import Described, Logprobs
 from pellucid.sample.penalties import Penalties
 from pellucid.sample.sampler import SamplingColumns
 from pellucid.sample.transfer import to_device
-from pellucid.sample.triton import describe, draw, edits
+from pellucid.sample.triton import describe, draw
+from pellucid.sample.triton.counts import Counts
+from pellucid.sample.triton.edits import Edits, checked
 from pellucid.sample.triton.table import Table
 
 Ints = NDArray[np.int64]
@@ -23,47 +25,30 @@ FEWEST_LANES = 32
 LAUNCH: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
 
 
-class TritonSampler:
+class TritonSampler(Edits):
     """Samples from float32 tensors [n, V] on a GPU.
 
     Everything is put on torch's current stream, in the order of the calls; but for `logprobs`,
     which hands out arrays, nothing waits for it.
+
+    Args:
+        num_rows: of the columns, which are those of the penalties too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_rows: int) -> None:
+        super().__init__()
         self._table = Table()
+        self._counts = Counts(num_rows)
 
-    def penalise(self, logits: Tensor, rows: Sequence[int], penalties: Sequence[Penalties]) -> None:
+    def penalise(
+        self,
+        logits: Tensor,
+        places: Sequence[int],
+        rows: Sequence[int],
+        penalties: Sequence[Penalties],
+    ) -> None:
         """See `apply_penalties`: the same bits."""
-        lengths = [len(p.counts.token_ids) for p in penalties]
-        if not sum(lengths):
-            return
-        device = logits.device
-        starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-        ids = np.concatenate([p.counts.token_ids for p in penalties]).astype(np.int32)
-        counts = np.concatenate([p.counts.generated for p in penalties])
-        factors = [(p.repetition, p.frequency, p.presence) for p in penalties]
-        edits.penalty_kernel[(len(lengths), triton.cdiv(max(lengths), edits.BLOCK.value))](
-            _checked(logits),
-            *(to_device(values, device) for values in (ids, counts, starts)),
-            to_device(np.asarray(rows, np.int32), device),
-            to_device(np.asarray(factors, np.float32), device),
-            logits.shape[1],
-            enable_fp_fusion=False,
-        )
-
-    def forbid(self, logits: Tensor, rows: Sequence[int], masks: NDArray[np.uint32]) -> None:
-        """See `apply_bitmask`."""
-        if not len(rows):
-            return
-        device, vocab = logits.device, logits.shape[1]
-        edits.forbid_kernel[(len(rows), triton.cdiv(vocab, edits.BLOCK.value))](
-            _checked(logits),
-            to_device(np.ascontiguousarray(masks).view(np.int32), device),
-            to_device(np.asarray(rows, np.int32), device),
-            masks.shape[1],
-            vocab,
-        )
+        self._counts.penalise(checked(logits), places, rows, penalties)
 
     def sample(self, logits: Tensor, columns: SamplingColumns, rows: Ints) -> tuple[Tensor, Tensor]:
         """See `sampler.sample`: int64 and bool tensors, which may still be computed.
@@ -102,6 +87,7 @@ class TritonSampler:
             LANES=lanes,
             **LAUNCH,
         )
+        self._counts.count(tokens, failed)
         return tokens, failed.bool()
 
     def logprobs(self, logits: Tensor, token_ids: Ints, num_top: int) -> Logprobs:
@@ -152,14 +138,7 @@ def _parts(vocab: int) -> tuple[int, int]:
     return parts, max(FEWEST_LANES, triton.next_power_of_2(parts))
 
 
-def _checked(logits: Tensor) -> Tensor:
-    if logits.dtype != torch.float32 or logits.dim() != 2 or not logits.is_contiguous():
-        kind = f"{logits.dtype} {list(logits.shape)}"
-        raise ValueError(f"logits must be dense float32 [n, V], not {kind}")
-    return logits
-
-
 def _aligned(logits: Tensor) -> Tensor:
     """The logits where every step's would lie: alignment decides about the variant of a kernel."""
-    logits = _checked(logits.contiguous())
+    logits = checked(logits.contiguous())
     return logits if logits.data_ptr() % 16 == 0 else logits.clone()
