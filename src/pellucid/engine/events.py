@@ -67,6 +67,7 @@ class Share(_Event):
     num_blocks: int = 0  # added to its table
     block_ids: list[int] = []  # these blocks; with detail
     token_ids: list[int] = []  # generated; only if asked for
+    num_drafts: int = 0  # of num_tokens, the last ones, which were guesses
 
 
 class Stall(_Event):
