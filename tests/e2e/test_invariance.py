@@ -85,7 +85,7 @@ def speculating(runner: Runner, answers: Answers) -> EngineCore:
     for name, answer in answers.items():
         prophet.texts[name] = PROMPTS[name] + [entry.token_id for entry in answer]
     config = EngineConfig.of(prefix_caching=False)
-    drafting = Drafting(prophet, most_per_request=3, most_per_step=16)
+    drafting = Drafting(prophet, most_per_request=3, step_tokens=99)
     return EngineCore(runner, config.cache, config.scheduler, drafting)
 
 

@@ -21,14 +21,19 @@ from tests.engine.prophet import Prophet
 
 
 def prophetic(
-    rights: Sequence[int], *, num_blocks: int = 64, each: int = 4, all_of: int = 64, **settings: Any
+    rights: Sequence[int],
+    *,
+    num_blocks: int = 64,
+    each: int = 4,
+    step_tokens: int = 64,
+    **settings: Any,
 ) -> tuple[EngineCore, Prophet]:
     prophet = Prophet(rights)
     engine = EngineCore(
         FakeRunner(num_blocks=num_blocks, block_size=4),
         CacheSettings(),
         SchedulerSettings(**settings),
-        Drafting(prophet, each, all_of),
+        Drafting(prophet, each, step_tokens),
     )
     return engine, prophet
 
@@ -45,7 +50,7 @@ def add(engine: EngineCore, prophet: Prophet, name: str, prompt: list[int], **fi
     num_blocks=st.integers(14, 40),
     budget=st.integers(1, 24),
     each=st.integers(1, 6),
-    all_of=st.integers(1, 12),
+    step_tokens=st.integers(1, 16),
 )
 def test_answers_are_those_without_drafts(
     prompts: list[list[int]],
@@ -54,14 +59,14 @@ def test_answers_are_those_without_drafts(
     num_blocks: int,
     budget: int,
     each: int,
-    all_of: int,
+    step_tokens: int,
 ) -> None:
     """The fake runner's answers are right only if every block and every token was."""
     engine, prophet = prophetic(
         rights,
         num_blocks=num_blocks,
         each=each,
-        all_of=all_of,
+        step_tokens=step_tokens,
         max_num_batched_tokens=budget,
         max_num_seqs=3,
     )
@@ -127,11 +132,20 @@ def test_drafts_take_only_what_a_step_has_left() -> None:
 
 
 def test_all_who_decode_get_their_share_of_the_drafts() -> None:
-    engine, prophet = prophetic([9], all_of=6)
+    engine, prophet = prophetic([9], step_tokens=10)
     for name in "abcd":
         add(engine, prophet, name, [5, 6], max_tokens=20)
     engine.step()
     assert engine.step().stats.drafted == [1, 1, 2, 2]
+
+
+def test_a_step_that_is_busy_gets_no_drafts() -> None:
+    engine, prophet = prophetic([9], step_tokens=4)
+    for name in "abcd":
+        add(engine, prophet, name, [5, 6], max_tokens=2 if name == "d" else 9)
+    stats = [output.stats for output in steps(engine)]
+    assert stats[1].drafted == []  # four decode
+    assert stats[2].drafted == [1]
 
 
 def test_drafts_never_cost_anybody_their_memory() -> None:

@@ -61,7 +61,7 @@ def test_requests_of_all_kinds_end_as_without_drafts(kernels: str, num_blocks: i
     for i, prompt in enumerate(PROMPTS):
         prophet.texts[f"r{i}"] = prompt + tokens(expected[f"r{i}"])
     core = engine(kernels, ahead=False, num_blocks=num_blocks)
-    core.scheduler.drafting = Drafting(prophet, most_per_request=4, most_per_step=12)
+    core.scheduler.drafting = Drafting(prophet, most_per_request=4, step_tokens=40)
     assert told(run(core)) == told(expected)
     assert sum(accepted for _, accepted in prophet.learned) > 20
     assert any(accepted < proposed for proposed, accepted in prophet.learned)
@@ -94,7 +94,7 @@ def test_a_grammar_is_followed_through_drafts() -> None:
     prophet = Prophet([4, 2, 0, 3], wrong=66)
     prophet.texts["r"] = [7, 8, 9, *expected]
     core = engine("reference", ahead=False)
-    core.scheduler.drafting = Drafting(prophet, most_per_request=4, most_per_step=4)
+    core.scheduler.drafting = Drafting(prophet, most_per_request=4, step_tokens=4)
     assert with_grammar(core) == expected
     assert sum(accepted for _, accepted in prophet.learned) > 2
 

@@ -109,11 +109,11 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     ] = "none"
     num_speculative_tokens: Annotated[
         int, about("Most tokens that are guessed of one request in one step.", ge=1, le=32)
-    ] = 4
-    max_draft_tokens: Annotated[
-        int,
-        about("Most tokens that are guessed in one step; under load there is no room for more."),
-    ] = 8
+    ] = 6
+    speculative_step_tokens: Annotated[
+        Count,
+        about("Steps of fewer tokens are filled up to so many with guesses; larger ones are busy."),
+    ] = 16
     prompt_lookup_min: Annotated[
         int, about("Fewest last tokens that have to recur for a guess by ngram.", ge=1, le=32)
     ] = 2

@@ -8,9 +8,10 @@ logits behind the draft choose the one after it, in the same step; and so on unt
 Each token is drawn from the same logits, with the same random number, as it would be without
 drafts. So an answer does not change by a bit, greedy or not; only how many steps it takes does.
 
-A wrong draft costs a row of a step, and the K/V it wrote is written again. Hence drafts get only
-what is left of a step's budget when everybody has their share, no more than `max_draft_tokens` in
-all, and never somebody else's memory.
+A wrong draft costs a row of a step, and the K/V it wrote is written again. A step of few rows waits
+for memory, and a row more costs it little; one of many computes, and a row costs what a token does.
+Hence steps are only filled up with drafts, to `speculative_step_tokens`, when everybody has their
+share; and drafts never take somebody else's memory.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ class Drafter(Protocol):
 class Drafting:
     """Hands out what drafts may cost."""
 
-    def __init__(self, drafter: Drafter, most_per_request: int, most_per_step: int) -> None:
+    def __init__(self, drafter: Drafter, most_per_request: int, step_tokens: int) -> None:
         self.drafter = drafter
         self._most_per_request = most_per_request
-        self._most_per_step = most_per_step
+        self._step_tokens = step_tokens
 
     @classmethod
     def from_settings(cls, settings: SchedulerSettings) -> Drafting | None:
@@ -56,7 +57,7 @@ class Drafting:
         if settings.speculative == "none":
             return None
         drafter = NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max)
-        return cls(drafter, settings.num_speculative_tokens, settings.max_draft_tokens)
+        return cls(drafter, settings.num_speculative_tokens, settings.speculative_step_tokens)
 
     def extend(
         self,
@@ -66,8 +67,10 @@ class Drafting:
         budget: int,
     ) -> None:
         """Put drafts into the chunks that decode; all together get `budget` tokens at most."""
+        left = min(budget, self._step_tokens - sum(c.num_tokens for c in chunks.values()))
+        if left <= 0:
+            return
         decoding = [c for c in chunks.values() if c.samples and c.num_tokens == 1]
-        left = min(budget, self._most_per_step)
         for index, chunk in enumerate(decoding):
             if left == 0:
                 return
