@@ -182,3 +182,8 @@ def test_it_excludes_planning_ahead() -> None:
     with pytest.raises(ConfigError, match="--speculative") as error:
         core(speculative="ngram", async_scheduling=True)
     assert error.value.param == "speculative"
+
+
+def test_the_fewest_words_are_no_more_than_the_most() -> None:
+    with pytest.raises(ConfigError, match=r"--prompt-lookup-min 5 is more than .* 4"):
+        core(speculative="ngram", prompt_lookup_min=5)

@@ -23,6 +23,7 @@ from typing import Protocol
 from pellucid.config import SchedulerSettings
 from pellucid.engine.kv_cache import KVCacheManager
 from pellucid.engine.request import Request
+from pellucid.errors import ConfigError
 from pellucid.runner.base import Chunk
 from pellucid.spec.ngram import NgramDrafter
 
@@ -53,9 +54,15 @@ class Drafting:
 
     @classmethod
     def from_settings(cls, settings: SchedulerSettings) -> Drafting | None:
-        """None without speculation."""
+        """None without speculation. Raises ConfigError."""
         if settings.speculative == "none":
             return None
+        if settings.prompt_lookup_min > settings.prompt_lookup_max:
+            raise ConfigError(
+                f"--prompt-lookup-min {settings.prompt_lookup_min} is more than"
+                f" --prompt-lookup-max {settings.prompt_lookup_max}",
+                param="prompt_lookup_min",
+            )
         drafter = NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max)
         return cls(drafter, settings.num_speculative_tokens, settings.speculative_step_tokens)
 
