@@ -133,9 +133,8 @@ def test_guesses_are_counted_by_their_position() -> None:
     drafts.count([2], [1])
 
     def value(name: str, **labels: str) -> float | None:
-        return registry.get_sample_value(
-            f"vllm:spec_decode_{name}_total", {"model_name": "m", **labels}
-        )
+        sample = f"vllm:spec_decode_{name}_total"
+        return registry.get_sample_value(sample, {"model_name": "m", **labels})
 
     assert value("num_drafts") == 4
     assert value("num_draft_tokens") == 9
