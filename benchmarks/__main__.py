@@ -17,6 +17,7 @@ NAMES = (
     "token_budget",
     "engine_speed",
     "prefix_ttft",
+    "speculation",
     "fidelity",
     "cost",
     "grammar_mask",

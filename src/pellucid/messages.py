@@ -152,6 +152,9 @@ class StepStats(_Message):
     forward_seconds: float = 0.0
     sample_seconds: float = 0.0
     num_deferred: int = 0  # of num_waiting, for a prefix that is being computed
+    # Of each request for which tokens were guessed: how many, and how many of these were right.
+    drafted: list[int] = []
+    accepted: list[int] = []
 
 
 class StepOutput(_Message, tag="step"):

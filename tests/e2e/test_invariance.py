@@ -11,12 +11,14 @@ import pytest
 
 from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
+from pellucid.engine.drafting import Drafting
 from pellucid.kernels import native
 from pellucid.messages import AddRequest, TokenLogprobs, pack_tokens
 from pellucid.runner.base import KVCapacity, Runner, StepPlan
 from pellucid.runner.factory import create_runner
 from pellucid.sampling_params import SamplingParams
 from tests.device import DEVICE, INVARIANT_KERNELS, float_weights_too
+from tests.engine.prophet import Prophet
 
 pytestmark = pytest.mark.model
 
@@ -75,6 +77,16 @@ class SmallPool:
 def engine(runner: Runner, **settings: object) -> EngineCore:
     config = EngineConfig.of(**settings)
     return EngineCore(runner, config.cache, config.scheduler)
+
+
+def speculating(runner: Runner, answers: Answers) -> EngineCore:
+    """Its guesses are right up to 0 to 3 tokens, in turn."""
+    prophet = Prophet([3, 0, 2, 1])
+    for name, answer in answers.items():
+        prophet.texts[name] = PROMPTS[name] + [entry.token_id for entry in answer]
+    config = EngineConfig.of(prefix_caching=False)
+    drafting = Drafting(prophet, most_per_request=3, step_tokens=99)
+    return EngineCore(runner, config.cache, config.scheduler, drafting)
 
 
 def run(core: EngineCore, names: list[str], *, temperature: float = 0.0) -> Answers:
@@ -143,9 +155,20 @@ def test_preempted_in_a_pool_too_small_for_all(runner: Runner, alone: Answers) -
     assert core.scheduler.counters.preemptions > 0
 
 
+def test_speculated(runner: Runner, alone: Answers) -> None:
+    core = speculating(runner, alone)
+    assert run(core, list(PROMPTS)) == alone
+    for name in PROMPTS:
+        core = speculating(runner, alone)
+        assert run(core, [name]) == {name: alone[name]}
+        assert core.scheduler._step < ANSWER  # some were right
+
+
 def test_sampled_answers_are_as_independent_as_greedy_ones(runner: Runner) -> None:
     separate: Answers = {}
     for name in PROMPTS:
         separate |= run(engine(runner, prefix_caching=False), [name], temperature=1.0)
     core = engine(runner, max_chunk_tokens=7)
+    assert run(core, list(PROMPTS), temperature=1.0) == separate
+    core = speculating(runner, separate)
     assert run(core, list(PROMPTS), temperature=1.0) == separate

@@ -58,7 +58,7 @@ class Replay:
     def _share(self, share: Share) -> None:
         request = self.requests[share.number]
         assert share.start == request.num_computed
-        request.num_computed += share.num_tokens
+        request.num_computed += share.num_computed
         request.num_tokens += share.num_generated
         request.num_blocks += share.num_blocks
         request.table += share.block_ids

@@ -8,9 +8,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pellucid.engine import events
 from pellucid.engine.core import EngineCore
+from pellucid.engine.drafting import Drafting
 from pellucid.messages import Observe, Pooling, StepOutput
 from pellucid.runner.fake import expected_answer, expected_embedding
 from tests.engine.helpers import core, drain, message
+from tests.engine.prophet import Prophet
 from tests.engine.replay import Replay
 
 # Few distinct tokens, so that prefixes collide often.
@@ -18,10 +20,11 @@ PROMPTS = st.lists(st.integers(5, 7), min_size=1, max_size=30)
 
 
 class EngineLife(RuleBasedStateMachine):
-    """Of the plain loop, and with `ahead` of the one that plans ahead."""
+    """Of the plain loop, with or without drafts, and with `ahead` of the one that plans ahead."""
 
     engine: EngineCore
     ahead = False
+    drafts = False
 
     @initialize(
         num_blocks=st.integers(12, 40),
@@ -51,6 +54,9 @@ class EngineLife(RuleBasedStateMachine):
             policy=policy,
             async_scheduling=self.ahead,
         )
+        self.prophet = Prophet([2, 0, 3, 1])
+        if self.drafts:
+            self.engine.scheduler.drafting = Drafting(self.prophet, 3, step_tokens=24)
         self.budget = budget
         self.count = 0
         self.open: dict[str, tuple[list[int], int]] = {}
@@ -79,6 +85,7 @@ class EngineLife(RuleBasedStateMachine):
         self.open[name] = (prompt, max_tokens)
         self.got[name] = []
         self.pooling[name] = pooling
+        self.prophet.texts[name] = prompt + expected_answer(prompt, max_tokens)
         self.engine.add(
             message(
                 name,
@@ -166,13 +173,20 @@ class EngineLife(RuleBasedStateMachine):
             self._take(deltas)
         assert not self.open, "every request comes to its end"
         assert self.engine.scheduler.kv.num_used == 0
+        assert not self.prophet.present
 
 
 class EngineLifeAhead(EngineLife):
     ahead = True
 
 
+class EngineLifeDrafting(EngineLife):
+    drafts = True
+
+
 EngineLife.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 TestEngineLife = EngineLife.TestCase
 EngineLifeAhead.TestCase.settings = EngineLife.TestCase.settings
 TestEngineLifeAhead = EngineLifeAhead.TestCase
+EngineLifeDrafting.TestCase.settings = EngineLife.TestCase.settings
+TestEngineLifeDrafting = EngineLifeDrafting.TestCase

@@ -9,11 +9,13 @@ from typing import Any
 
 import psutil
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from pellucid.config import EngineConfig
 from pellucid.engine.client import ProcessClient
+from pellucid.server.draft_metrics import DraftMetrics
 from pellucid.server.metrics import one_two_five
 from tests.frontend.tiny import ScriptedClient
 from tests.server.live import MODEL, Live, eventually, live
@@ -51,6 +53,10 @@ COUNTERS = [
     "prefix_cache_hits",
     "request_success",
     "prompt_tokens_by_source",
+    "spec_decode_num_drafts",
+    "spec_decode_num_draft_tokens",
+    "spec_decode_num_accepted_tokens",
+    "spec_decode_num_accepted_tokens_per_pos",
 ]
 GAUGES = [
     "num_requests_running",
@@ -118,6 +124,23 @@ def test_a_request_is_counted_once_everywhere() -> None:
         reasons = {"length": 5.0, "stop": 0.0, "abort": 0.0, "error": 0.0, "timeout": 0.0}
         for reason, count in reasons.items():
             assert site.metric("vllm:request_success_total", finished_reason=reason) == count
+
+
+def test_guesses_are_counted_by_their_position() -> None:
+    registry = CollectorRegistry()
+    drafts = DraftMetrics(registry, {"model_name": "m"})
+    drafts.count([4, 2, 1], [3, 0, 1])
+    drafts.count([2], [1])
+
+    def value(name: str, **labels: str) -> float | None:
+        sample = f"vllm:spec_decode_{name}_total"
+        return registry.get_sample_value(sample, {"model_name": "m", **labels})
+
+    assert value("num_drafts") == 4
+    assert value("num_draft_tokens") == 9
+    assert value("num_accepted_tokens") == 5
+    at = [value("num_accepted_tokens_per_pos", position=str(i)) for i in range(4)]
+    assert at == [3, 1, 1, None]
 
 
 def test_a_scraper_that_prefers_another_format_still_gets_names_with_a_colon(site: Live) -> None:

@@ -103,6 +103,23 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     request_timeout: Annotated[
         float, about("Seconds a request may take in all before it ends with an error.", gt=0.0)
     ] = 600.0
+    speculative: Annotated[
+        Literal["none", "ngram"],
+        about("Guess tokens and check several in one step; ngram: what followed the same words."),
+    ] = "none"
+    num_speculative_tokens: Annotated[
+        int, about("Most tokens that are guessed of one request in one step.", ge=1, le=32)
+    ] = 6
+    speculative_step_tokens: Annotated[
+        Count,
+        about("Steps of fewer tokens are filled up to so many with guesses; larger ones are busy."),
+    ] = 16
+    prompt_lookup_min: Annotated[
+        int, about("Fewest last tokens that have to recur for a guess by ngram.", ge=1, le=32)
+    ] = 2
+    prompt_lookup_max: Annotated[
+        int, about("Last tokens that are looked for first by ngram.", ge=1, le=32)
+    ] = 4
 
     def token_budget(self, device: str) -> int:
         """`max_num_batched_tokens`, or what suits the device ("cpu", "cuda:0").

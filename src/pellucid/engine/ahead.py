@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pellucid.config import CacheSettings, SchedulerSettings
 from pellucid.engine.core import EngineCore
 from pellucid.engine.scheduler import Counters
+from pellucid.errors import ConfigError
 from pellucid.messages import Command, Observe, StepOutput, TokenDelta
 from pellucid.runner.base import PendingStep, Runner, StepPlan
 
@@ -116,7 +117,12 @@ def create_core(runner: Runner, cache: CacheSettings, scheduler: SchedulerSettin
     """The engine with the loop that the settings ask for.
 
     Raises:
-        ConfigError: the policy cannot be loaded.
+        ConfigError: the policy cannot be loaded, or two settings exclude each other.
     """
+    if scheduler.async_scheduling and scheduler.speculative != "none":
+        raise ConfigError(
+            "--speculative needs the tokens that --async-scheduling does not wait for",
+            param="speculative",
+        )
     kind = AheadCore if scheduler.async_scheduling else EngineCore
     return kind(runner, cache, scheduler)

@@ -10,6 +10,7 @@ from copy import copy
 import msgspec
 
 from pellucid.config import CacheSettings, SchedulerSettings
+from pellucid.engine.drafting import Drafting
 from pellucid.engine.grammars import GrammarQueue
 from pellucid.engine.kv_cache import KVCacheManager
 from pellucid.engine.policy import load_policy
@@ -35,7 +36,13 @@ class EngineCore:
     ...     output = core.step()
     """
 
-    def __init__(self, runner: Runner, cache: CacheSettings, scheduler: SchedulerSettings) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        cache: CacheSettings,
+        scheduler: SchedulerSettings,
+        drafting: Drafting | None = None,
+    ) -> None:
         self.runner = runner
         self.info = msgspec.structs.replace(runner.info(), pid=os.getpid())
         capacity = runner.kv_capacity()
@@ -43,7 +50,11 @@ class EngineCore:
             capacity.num_blocks, capacity.block_size, prefix_caching=cache.prefix_caching
         )
         self.scheduler = Scheduler(
-            scheduler, kv, load_policy(scheduler.policy), scheduler.token_budget(self.info.device)
+            scheduler,
+            kv,
+            load_policy(scheduler.policy),
+            scheduler.token_budget(self.info.device),
+            drafting or Drafting.from_settings(scheduler),
         )
         self._grammars = GrammarQueue(self.info)
         self._eos = frozenset(self.info.eos_token_ids)
@@ -201,6 +212,7 @@ class EngineCore:
         schedule_seconds: float,
     ) -> StepStats:
         counters = self.scheduler.counters
+        checked = [(i, len(chunk.drafts)) for i, chunk in enumerate(plan.chunks) if chunk.drafts]
         return StepStats(
             step=plan.step,
             time=time.monotonic(),
@@ -216,4 +228,6 @@ class EngineCore:
             forward_seconds=result.forward_seconds if result else 0.0,
             sample_seconds=result.sample_seconds if result else 0.0,
             num_deferred=sum(why == "prefix" for why in self.scheduler.stalls.values()),
+            drafted=[num_drafts for _, num_drafts in checked],
+            accepted=[max(0, len(result.token_ids[i]) - 1) for i, _ in checked] if result else [],
         )

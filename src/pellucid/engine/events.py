@@ -67,6 +67,17 @@ class Share(_Event):
     num_blocks: int = 0  # added to its table
     block_ids: list[int] = []  # these blocks; with detail
     token_ids: list[int] = []  # generated; only if asked for
+    num_drafts: int = 0  # of num_tokens, the last ones, which were guesses
+
+    @property
+    def num_accepted(self) -> int:
+        """Guesses that were right: what was generated but for the token behind them."""
+        return max(0, self.num_generated - 1) if self.num_drafts else 0
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens whose K/V are there for good; those behind a wrong guess are written again."""
+        return self.num_generated if self.num_drafts else self.num_tokens
 
 
 class Stall(_Event):

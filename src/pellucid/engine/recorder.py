@@ -192,6 +192,7 @@ class Recorder:
             len(chunk.new_block_ids),
             chunk.new_block_ids if self._wanted.detail else [],
             tokens if self._wanted.tokens else [],
+            len(chunk.drafts),
         )
 
     def _stalls(self, plan: StepPlan) -> list[events.Stall]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pellucid.config import SchedulerSettings
+from pellucid.engine.drafting import Drafting
 from pellucid.engine.events import Wait
 from pellucid.engine.kv_cache import KVCacheManager
 from pellucid.engine.policy import SchedulingPolicy
@@ -50,11 +51,13 @@ class Scheduler:
         kv: KVCacheManager,
         policy: SchedulingPolicy,
         token_budget: int,
+        drafting: Drafting | None = None,
     ) -> None:
         self.settings = settings
         self.token_budget = token_budget  # of one step
         self.kv = kv
         self.policy = policy
+        self.drafting = drafting
         self.requests: dict[str, Request] = {}  # waiting and running
         self.waiting: dict[str, Request] = {}
         self.running: dict[str, Request] = {}  # in order of admission
@@ -128,6 +131,8 @@ class Scheduler:
             self.queue_waits_for = "blocks"
         else:
             self.queue_waits_for = self._schedule_waiting(now)
+        if self.drafting is not None:
+            self.drafting.extend(self._chunks, self.running, self.kv, self._budget)
         return self._build_plan()
 
     def _schedule_running(self, now: float) -> None:
@@ -275,7 +280,7 @@ class Scheduler:
                 continue
             request = self.requests[chunk.request_id]
             request.under_way = None
-            end = chunk.start + chunk.num_tokens
+            end = chunk.start + chunk.num_tokens - len(chunk.drafts)
             self.counters.prompt_tokens += max(0, min(end, request.num_prompt_tokens) - chunk.start)
             # Who was preempted while the step was under way keeps nothing of it but its token.
             if request.status is Status.RUNNING:
@@ -291,6 +296,8 @@ class Scheduler:
                 request.prompt_logprobs.extend(prompt_logprobs)
             if chunk.samples:
                 deltas.append(self._take_tokens(request, result, index, now))
+                if chunk.drafts:
+                    self._take_drafts(request, chunk, len(result.token_ids[index]))
             elif request.pooling and end == request.num_tokens:
                 self._finish(request, "stop", now)
                 deltas.append(_delta(request, []))
@@ -312,12 +319,22 @@ class Scheduler:
         if request.finish_reason is not None:
             self._finish(request, request.finish_reason, now)
         delta = _delta(request, tokens)
-        delta.logprobs = result.logprobs[index]
+        if (logprobs := result.logprobs[index]) is not None:
+            delta.logprobs = logprobs[: len(tokens)]
         if first:  # the front end may end the answer itself and then needs to know
             delta.times = request.times
         if first and request.sampling.prompt_logprobs is not None:
             delta.prompt_logprobs = request.prompt_logprobs
         return delta
+
+    def _take_drafts(self, request: Request, chunk: Chunk, num_drawn: int) -> None:
+        """Of the chunk's drafts, all but the last of the `num_drawn` tokens were right."""
+        if self.drafting is not None:
+            self.drafting.drafter.learn(request.request_id, len(chunk.drafts), num_drawn - 1)
+        if request.status is Status.RUNNING:
+            self.policy.charge(request, num_drawn - 1)
+            request.num_computed_tokens = chunk.start + num_drawn
+            self.kv.commit(request)
 
     def _finish(self, request: Request, reason: FinishReason, now: float | None = None) -> None:
         if request.status is Status.RUNNING:
@@ -330,6 +347,8 @@ class Scheduler:
             self.watcher.finished(request, reason)
         self.kv.free(request)
         self.policy.leave(request)
+        if self.drafting is not None:
+            self.drafting.drafter.forget(request.request_id)
         request.status = Status.FINISHED
         request.finish_reason = reason
         request.times.finished = now

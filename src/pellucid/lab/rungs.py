@@ -39,7 +39,10 @@ RUNGS = {
     " prompts in chunks.",
     NATIVE: "C++ kernels on the file's integers instead of torch.",
 }
-WHY_NOT_SPECULATION = "Speculation would be rung 9; the engine has none, so there is no such rung."
+WHY_NOT_SPECULATION = (
+    "Speculation (--speculative ngram) is no rung: what it gains depends on how much a text"
+    " repeats, and these prompts are random."
+)
 
 
 @dataclass(frozen=True, slots=True)

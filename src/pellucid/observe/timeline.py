@@ -62,6 +62,7 @@ class TimelineStep(msgspec.Struct, omit_defaults=True):
     why: str | None = None  # it waited; see `events.Wait`, and "step": one was under way
     steps: int = 1
     tokens: int = 0  # computed
+    drafts: int = 0  # of these, guesses
     generated: int = 0
     blocks: int = 0  # taken
     cached_tokens: int = 0  # found when it was admitted in this step
@@ -135,6 +136,7 @@ class _Track:
     def serve(self, step: events.StepEvents, share: events.Share, found: int) -> None:
         entry = TimelineStep(step.step, 0.0, 0.0, "prefill" if share.is_prefill else "decode")
         entry.tokens, entry.generated = share.num_tokens, share.num_generated
+        entry.drafts = share.num_drafts
         entry.blocks, entry.cached_tokens = share.num_blocks, found
         self.answer.output_tokens += share.num_generated
         self._spend(step.end, entry)

@@ -126,6 +126,9 @@ class Trace:
             "decode_tokens": sum(share.num_tokens for share in step.shares) - num_prefill,
             "preempted": len(step.preempted),
         }
+        if drafts := sum(share.num_drafts for share in step.shares):
+            args["drafts"] = drafts
+            args["drafts_right"] = sum(share.num_accepted for share in step.shares)
         self._slice(ENGINE, 1, f"step {step.step}", step.time, step.end, args)
         begin = step.time
         for name, seconds in (

@@ -29,11 +29,15 @@ class Totals(msgspec.Struct):
     found: int = 0  # prompt tokens, in the prefix cache
     prefilled: int = 0  # prompt tokens that were computed
     preempted: int = 0  # times
+    drafted: int = 0  # tokens that were guessed
+    accepted: int = 0  # of these, right
 
     def add(self, step: events.StepEvents) -> None:
         for share in step.shares:
             self.generated += share.num_generated
             self.prefilled += share.num_tokens if share.is_prefill else 0
+            self.drafted += share.num_drafts
+            self.accepted += share.num_accepted
         self.found += sum(a.num_found_tokens for a in step.admitted if not a.is_return)
         self.finished += len(step.finished)
         self.preempted += len(step.preempted)

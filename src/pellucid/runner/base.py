@@ -37,7 +37,8 @@ class Chunk:
                    0                              start               start+num_tokens
 
     `samples` is true when the chunk reaches the last known token, so that its logits choose
-    the next.
+    the next. `drafts` are guesses that follow that token, the last of the chunk's `num_tokens`: of
+    those that turn out right, the result has them all, and one token more.
     """
 
     request_id: str
@@ -45,6 +46,7 @@ class Chunk:
     num_tokens: int
     samples: bool
     new_block_ids: list[int]  # to append to the row's block_table before this step
+    drafts: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -107,6 +107,11 @@ class Batch:
             if chunk.new_block_ids
         ]
         rows = np.array(row_of_chunk, np.int64)
+        num_known = self.num_tokens[rows]
+        for index, chunk in enumerate(chunks):
+            if chunk.drafts:
+                self._write_drafts(row_of_chunk[index], chunk.drafts)
+                num_known[index] += len(chunk.drafts)
         starts = np.array([chunk.start for chunk in chunks], np.int64)
         counts = [chunk.num_tokens for chunk in chunks]
         if counts.count(1) == len(counts):  # nothing but decodes, the common case
@@ -115,7 +120,7 @@ class Batch:
         else:
             ends = starts + counts
             query_start, row_of_token, positions = _flatten(rows, starts, np.array(counts))
-        self._check(chunks, rows, ends)
+        self._check(chunks, rows, ends, num_known)
 
         blocks, offsets = np.divmod(positions, self.block_size)
         slots = self._block_tables[row_of_token, blocks] * np.int64(self.block_size) + offsets
@@ -138,8 +143,13 @@ class Batch:
         self._num_blocks[row] = held + len(block_ids)
         return held
 
-    def _check(self, chunks: list[Chunk], rows: Ints, ends: Ints) -> None:
-        limits = np.minimum(self.num_tokens[rows], self._num_blocks[rows] * self.block_size)
+    def _write_drafts(self, row: int, drafts: list[int]) -> None:
+        """Behind the known tokens, where `append` overwrites them."""
+        known = int(self.num_tokens[row])
+        self.token_ids[row, known : known + len(drafts)] = drafts
+
+    def _check(self, chunks: list[Chunk], rows: Ints, ends: Ints, num_known: Ints) -> None:
+        limits = np.minimum(num_known, self._num_blocks[rows] * self.block_size)
         for index in (ends > limits).nonzero()[0]:
             chunk = chunks[index]
             raise ValueError(

@@ -184,24 +184,38 @@ class FakeRunner:
         row = self._rows[chunk.request_id]
         row.block_table.extend(chunk.new_block_ids)
         digest = self._cache[self._slot(row, chunk.start - 1)] if chunk.start else 0
+        digests = []
+        tokens = row.token_ids + chunk.drafts
         for position in range(chunk.start, chunk.start + chunk.num_tokens):
-            digest = _mix(digest, row.token_ids[position])
+            digest = _mix(digest, tokens[position])
+            digests.append(digest)
             self._cache[self._slot(row, position)] = digest
             if row.pooling == "mean" or (row.pooling and position + 1 == row.num_prompt_tokens):
                 row.states.append(_state(digest))
         if not chunk.samples:
             return []
-        if row.matcher is None:
-            token = _next_token(digest, row.sampling.seed or 0, self._answer_vocab)
-        else:
-            try:
-                token = self._next_allowed(digest, row.sampling.seed or 0, row.matcher)
-            except GrammarError as error:
-                errors[chunk.request_id] = f"{CANNOT_FOLLOW}: {error}"
-                row.token_ids.append(0)  # meaningless; the next step may be planned already
+        drawn: list[int] = []
+        for state, draft in zip(
+            digests[-1 - len(chunk.drafts) :], [*chunk.drafts, None], strict=True
+        ):
+            token = self._draw(state, row, chunk.request_id, errors)
+            row.token_ids.append(0 if token is None else token)  # the next step may be planned
+            if token is None:
                 return []
-        row.token_ids.append(token)
-        return [token]
+            drawn.append(token)
+            if token != draft:
+                break
+        return drawn
+
+    def _draw(self, digest: int, row: _Row, request_id: str, errors: dict[str, str]) -> int | None:
+        """The next token; None, and why, where the grammar allows none."""
+        if row.matcher is None:
+            return _next_token(digest, row.sampling.seed or 0, self._answer_vocab)
+        try:
+            return self._next_allowed(digest, row.sampling.seed or 0, row.matcher)
+        except GrammarError as error:
+            errors[request_id] = f"{CANNOT_FOLLOW}: {error}"
+            return None
 
     def _next_allowed(self, digest: int, seed: int, matcher: Matcher) -> int:
         mask = np.zeros(bitmask_words(self._info.vocab_size), np.uint32)

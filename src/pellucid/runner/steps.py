@@ -113,6 +113,8 @@ class Steps:
         if len(sampling) < len(plan.chunks):
             rows, ends = rows[sampling], ends[sampling]
         wanted = [ends.astype(np.int64) - 1]
+        drafts = Drafts([plan.chunks[index].drafts for index in sampling])
+        wanted = drafts.wanted(wanted[0])
         prompts = []
         for index, num_top in self._sampling.prompt_logprobs(step.rows):
             chunk, row = plan.chunks[index], step.rows[index]
@@ -121,7 +123,8 @@ class Steps:
             targets = self.batch.known_tokens(row)[chunk.start + 1 : end + 1].astype(np.int64)
             prompts.append(PromptLogprobs(index, sum(map(len, wanted)), targets, num_top))
             wanted.append(step.query_start[index] + np.arange(len(targets)))
-        return StepWork(sampling, rows, prompts, np.concatenate(wanted) if prompts else wanted[0])
+        every = np.concatenate(wanted) if len(wanted) > 1 else wanted[0]
+        return StepWork(sampling, rows, prompts, every, drafts)
 
     def draw(
         self, work: StepWork, forward: Forward, result: StepResult, *, wait: bool
@@ -160,6 +163,36 @@ class Steps:
         # Whoever has no token has a meaningless one, and leaves.
         self.batch.fill(work.rows, drawn.places, choice.token_ids)
 
+    def check_drafts(self, work: StepWork, forward: Forward, result: StepResult) -> None:
+        """Where the token that was drawn is the draft, draw the one behind it; and so on.
+
+        A round draws behind one more draft, for all rows that are right so far. What it draws may
+        depend on the rounds before: on penalties, on a grammar.
+        """
+        for depth, places in enumerate(work.drafts.rounds):
+            tokens = [result.token_ids[work.sampling[place]] for place in places]
+            right = [
+                i
+                for i, place in enumerate(places)
+                if tokens[i][depth:] == work.drafts.tokens[place][depth : depth + 1]
+            ]
+            if not right:
+                return
+            first = work.drafts.first_of(depth)
+            logits = forward.logits(first, first + len(places))
+            rows = work.rows[[places[i] for i in right]]
+            drawn = self._sampling.draw(logits[right], rows, self.batch)
+            choice = self._sampling.choose(drawn)
+            # A row without a token is drawn again as the next step's first, and then says why.
+            told = [k for k in range(len(rows)) if k not in choice.errors]
+            self.batch.append(rows[told], choice.token_ids[told])
+            for k in told:
+                index = work.sampling[places[right[k]]]
+                result.token_ids[index].append(int(choice.token_ids[k]))
+                logprobs, entry = result.logprobs[index], choice.logprobs[k]
+                if logprobs is not None and entry is not None:
+                    logprobs.append(entry)
+
     def _prompt_logprobs(self, work: StepWork, forward: Forward, result: StepResult) -> None:
         for prompt in work.prompts:
             entries: list[TokenLogprobs] = []
@@ -180,6 +213,33 @@ class PromptLogprobs:
     num_top: int
 
 
+class Drafts:
+    """What is guessed of each row that samples, and where the logits behind it lie.
+
+    The logits to sample from come first, a row each; then those behind the first drafts, of the
+    rows that have one; then those behind the second; and so on.
+    """
+
+    def __init__(self, tokens: list[list[int]]) -> None:
+        self.tokens = tokens
+        # Of each round, the places of the rows that have a draft to check.
+        self.rounds = [
+            [place for place, drafts in enumerate(tokens) if len(drafts) > depth]
+            for depth in range(max(map(len, tokens), default=0))
+        ]
+
+    def wanted(self, last: Ints) -> list[Ints]:
+        """The rows of the step whose logits are used; `last` holds the last one of each chunk."""
+        if not self.rounds:
+            return [last]
+        known = last - np.array([len(drafts) for drafts in self.tokens], np.int64)
+        return [known, *(known[places] + depth for depth, places in enumerate(self.rounds, 1))]
+
+    def first_of(self, depth: int) -> int:
+        """Where the logits of a round begin among the wanted ones."""
+        return len(self.tokens) + sum(map(len, self.rounds[:depth]))
+
+
 @dataclass(frozen=True, slots=True)
 class StepWork:
     """Which logits a step is computed for: first those to sample from, then those of prompts."""
@@ -188,6 +248,7 @@ class StepWork:
     rows: Ints  # of their requests
     prompts: list[PromptLogprobs]
     wanted: Ints  # rows of the step
+    drafts: Drafts
 
 
 class PendingForward:
@@ -213,12 +274,14 @@ class PendingForward:
 
     def result(self) -> StepResult:
         """Wait for the forward pass, sample, and report."""
-        result = self._result
+        result, forward = self._result, self._forward
         self.draw(wait=True)
         if self._drawn is not None:
             begin = time.monotonic()
             self._steps.finish(self._plan, self._work, self._drawn, result)
             self._drawn = None  # its logits are large
+            if forward is not None:
+                self._steps.check_drafts(self._work, forward, result)
             result.sample_seconds += time.monotonic() - begin
         result.forward_seconds = time.monotonic() - self._begin - result.sample_seconds
         return result

@@ -66,6 +66,10 @@ class TorchRunner:
         name = "model"
         if model is None:
             model, name = self._load(config, files, shape)
+        if config.scheduler.speculative != "none" and model.ops.name == "triton":
+            raise ConfigError(
+                "--speculative does not work with --kernels triton yet", param="speculative"
+            )
         self._model = model
         self._take_memory(config)
         max_rows = max(config.scheduler.token_budget(str(self.device)), WARM_UP_TOKENS)

@@ -17,6 +17,7 @@ from pellucid.config import CacheSettings
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.stats import RequestReport, StepReport
 from pellucid.messages import EngineInfo
+from pellucid.server.draft_metrics import DraftMetrics
 
 # fmt: off
 TTFT_BUCKETS = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40,
@@ -69,6 +70,8 @@ class Metrics:
         self._schedule_seconds.inc(stats.schedule_seconds)
         self._forward_seconds.inc(stats.forward_seconds)
         self._sample_seconds.inc(stats.sample_seconds)
+        if stats.drafted:
+            self._drafts.count(stats.drafted, stats.accepted)
         if tokens := stats.num_prompt_tokens + stats.num_generated_tokens:
             self._step_tokens.observe(tokens)
         for seconds in report.times_to_first_token:
@@ -160,6 +163,7 @@ class Metrics:
         self._prompt_computed = by_source.labels(**self._labels, source="local_compute")
         self._prompt_found = by_source.labels(**self._labels, source="local_cache_hit")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self._drafts = DraftMetrics(self.registry, self._labels)
         self._step_tokens = self._histogram(
             "iteration_tokens_total", "Prompt and generated tokens of one step.", STEP_TOKEN_BUCKETS
         )

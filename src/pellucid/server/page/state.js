@@ -5,14 +5,16 @@ const SAMPLES = 256; // of TTFT and ITL
 export const KEEP_SECONDS = 15; // of lanes
 export const SNAPSHOT = 18; // where a step's array has its snapshot
 
-export const noTotals = () => ({ finished: 0, generated: 0, found: 0, prefilled: 0, preempted: 0 });
+export const noTotals = () => ({ finished: 0, generated: 0, found: 0, prefilled: 0, preempted: 0, drafted: 0, accepted: 0 });
 
 /** Sums that no snapshot has; as `Totals` in `observe/xray.py`. */
 export function addTotals(totals, row) {
   const [shares = [], , admitted = [], , finished = [], preempted = []] = row.slice(8, 14);
-  for (const [, , tokens, prefill, generated] of shares) {
+  for (const [, , tokens, prefill, generated, , , , drafts = 0] of shares) {
     totals.generated += generated;
     if (prefill) totals.prefilled += tokens;
+    totals.drafted += drafts;
+    if (drafts) totals.accepted += Math.max(0, generated - 1);
   }
   for (const [, found, isReturn] of admitted) if (!isReturn) totals.found += found;
   totals.finished += finished.length;
@@ -116,9 +118,9 @@ export class State {
 
   #serve(step, shares) {
     step.generated = 0;
-    step.parts = shares.map(([request, start, tokens, prefill, generated, , blocks = []]) => {
+    step.parts = shares.map(([request, start, tokens, prefill, generated, , blocks = [], , drafts]) => {
       const lane = this.#lane(request);
-      lane.computed = start + tokens;
+      lane.computed = start + (drafts ? generated : tokens); // what follows a wrong guess is void
       lane.tokens += generated;
       this.#hold(lane, blocks);
       const before = lane.parts.at(-1);

@@ -53,6 +53,7 @@ function show(why = "jump") {
     "n-itl": percentiles(state.itl),
     "n-hits": asked ? `${Math.round((100 * totals.found) / asked)} %` : "–",
     "n-preempted": totals.preempted,
+    "n-drafts": totals.drafted ? `; ${totals.accepted} of ${totals.drafted} guessed tokens right` : "",
     "n-left-out": leftOut ? `; ${leftOut} steps left out, which this browser was too slow for` : "",
     "n-used": held,
     "n-shared": shared,

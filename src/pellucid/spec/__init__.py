@@ -1,0 +1,1 @@
+"""Guessing what a model will say next. Leaves: tokens in, tokens out."""
