@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev serve chat test lint sanitize format bench clean
+.PHONY: help install dev serve chat test lint sanitize arm format bench clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ sanitize: $(VENV)/.dev ## run the native kernels under the address and undefined
 	$(BIN)/cmake -S csrc -B build/asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPELLUCID_SANITIZE=ON
 	$(BIN)/cmake --build build/asan
 	build/asan/kernel_check
+
+arm: $(VENV)/.dev ## run the native kernels for 64-bit ARM under an emulator
+	PATH="$(CURDIR)/$(BIN):$$PATH" csrc/tools/check_arm.sh
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix .

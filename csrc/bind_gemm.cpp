@@ -57,6 +57,7 @@ nb::dict features() {
     d["avx_vnni"] = f.avx_vnni;
     d["avx512"] = f.avx512;
     d["avx512_bf16"] = f.avx512_bf16;
+    d["neon_dot"] = f.neon_dot;
     return d;
 }
 

@@ -7,6 +7,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace pellucid {
@@ -55,6 +59,25 @@ CpuFeatures detect() {
     return f;
 }
 
+#elif defined(__aarch64__) && defined(__linux__)
+
+CpuFeatures detect() {
+    constexpr unsigned long kDotProducts = 1ul << 20;  // HWCAP_ASIMDDP of Linux's asm/hwcap.h
+    CpuFeatures f;
+    f.neon_dot = getauxval(AT_HWCAP) & kDotProducts;
+    return f;
+}
+
+#elif defined(__aarch64__) && defined(__APPLE__)
+
+CpuFeatures detect() {
+    CpuFeatures f;
+    int there = 0;
+    size_t size = sizeof there;
+    f.neon_dot = sysctlbyname("hw.optional.arm.FEAT_DotProd", &there, &size, nullptr, 0) == 0 && there;
+    return f;
+}
+
 #else
 
 CpuFeatures detect() { return {}; }
@@ -69,12 +92,13 @@ bool supported(Isa isa) {
         case Isa::Avx2Vnni: return f.avx_vnni;
         case Isa::Avx512: return f.avx512;
         case Isa::Avx512Bf16: return f.avx512_bf16;
+        case Isa::Neon: return f.neon_dot;
     }
     return false;
 }
 
 Isa choose() {
-    constexpr Isa best_first[] = {Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2Vnni, Isa::Avx2, Isa::Portable};
+    constexpr Isa best_first[] = {Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2Vnni, Isa::Avx2, Isa::Neon, Isa::Portable};
     const char* wanted = std::getenv("PELLUCID_ISA");
     if (wanted == nullptr || *wanted == '\0') {
         for (Isa isa : best_first)
@@ -86,7 +110,7 @@ Isa choose() {
         throw std::runtime_error("PELLUCID_ISA=" + std::string(wanted) + ": this CPU does not have it");
     }
     throw std::runtime_error("PELLUCID_ISA=" + std::string(wanted) +
-                             ": unknown, expected portable, avx2, avx2vnni, avx512 or avx512bf16");
+                             ": unknown, expected portable, avx2, avx2vnni, avx512, avx512bf16 or neon");
 }
 
 }  // namespace
@@ -108,6 +132,7 @@ const char* isa_name(Isa isa) {
         case Isa::Avx2Vnni: return "avx2vnni";
         case Isa::Avx512: return "avx512";
         case Isa::Avx512Bf16: return "avx512bf16";
+        case Isa::Neon: return "neon";
     }
     return "unknown";
 }

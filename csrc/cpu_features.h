@@ -11,14 +11,15 @@ struct CpuFeatures {
     bool avx_vnni = false;     // int8 dot products on 256 bits
     bool avx512 = false;       // F, BW, VL, DQ and VNNI together
     bool avx512_bf16 = false;  // bf16 dot products
+    bool neon_dot = false;     // AArch64's vectors with Armv8.2's dot products of int8
 };
 
-enum class Isa : uint8_t { Portable, Avx2, Avx2Vnni, Avx512, Avx512Bf16 };
+enum class Isa : uint8_t { Portable, Avx2, Avx2Vnni, Avx512, Avx512Bf16, Neon };
 
 const CpuFeatures& cpu_features();
 
 // The best one there is, or the one named by the environment variable PELLUCID_ISA (portable, avx2, avx2vnni, avx512,
-// avx512bf16).
+// avx512bf16, neon).
 // Decided at the first call. Throws std::runtime_error if the variable names one that is unknown or not there.
 Isa active_isa();
 

@@ -21,16 +21,17 @@ T* thread_scratch(int64_t count) {
 }  // namespace
 
 const KernelTable& kernels() {
-#if defined(__x86_64__)
     switch (active_isa()) {
+#if defined(__x86_64__)
         case Isa::Avx512Bf16:
         case Isa::Avx512: return kAvx512Kernels;
         case Isa::Avx2Vnni: return kAvx2VnniKernels;
         case Isa::Avx2: return kAvx2Kernels;
-        case Isa::Portable: break;
-    }
+#elif defined(__aarch64__)
+        case Isa::Neon: return kNeonKernels;
 #endif
-    return kPortableKernels;
+        default: return kPortableKernels;
+    }
 }
 
 size_t PackedWeight::bytes() const { return static_cast<size_t>(strip_count(n) * strip_layout(k, format).bytes); }

@@ -76,6 +76,8 @@ extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx2VnniKernels;
 extern const KernelTable kAvx512Kernels;
 void gemm_bfloat16_dot_avx512(const FloatGemm&);  // AVX512_BF16; rounds activations to bf16
+#elif defined(__aarch64__)
+extern const KernelTable kNeonKernels;
 #endif
 
 // The table of active_isa().

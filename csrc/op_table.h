@@ -103,6 +103,8 @@ extern const OpTable kPortableOps;
 extern const OpTable kAvx2Ops;
 extern const OpTable kAvx512Ops;
 extern const OpTable kAvx512Bf16Ops;
+#elif defined(__aarch64__)
+extern const OpTable kNeonOps;
 #endif
 
 // The table of active_isa().

@@ -10,6 +10,8 @@ const OpTable& ops() {
         case Isa::Avx512: return kAvx512Ops;
         case Isa::Avx2Vnni:
         case Isa::Avx2: return kAvx2Ops;
+#elif defined(__aarch64__)
+        case Isa::Neon: return kNeonOps;
 #endif
         default: return kPortableOps;
     }

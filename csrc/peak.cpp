@@ -75,6 +75,10 @@ Best best(Arithmetic arithmetic) {
 }  // namespace
 
 int64_t multiply_in_registers(Arithmetic arithmetic, int64_t rounds) {
+#if defined(__aarch64__)
+    if (active_isa() == Isa::Neon)
+        return arithmetic == Arithmetic::Int8 ? multiply_int8_neon(rounds) : multiply_float_neon(rounds);
+#endif
     const Best b = best(arithmetic);
     if (b.run == nullptr) return 0;
     b.run(rounds);

@@ -12,6 +12,11 @@ enum class Arithmetic : uint8_t { Int8, BFloat16, Float32 };
 // this arithmetic. Returns how many operations that was, a product and its sum counting as two; 0 if there are none.
 int64_t multiply_in_registers(Arithmetic arithmetic, int64_t rounds);
 
+#if defined(__aarch64__)
+int64_t multiply_int8_neon(int64_t rounds);
+int64_t multiply_float_neon(int64_t rounds);
+#endif
+
 // Reads all of data[0 .. count) and returns something that depends on it.
 uint64_t read_all(const uint64_t* data, int64_t count);
 

@@ -4,9 +4,7 @@
 #include <chrono>
 #include <stdexcept>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "pause.h"
 
 namespace pellucid {
 
@@ -27,14 +25,6 @@ struct Left {
     uint64_t word() const { return uint64_t{serial} << 32 | begin << 16 | end; }
     bool is_newer_than(uint32_t other) const { return static_cast<int32_t>(serial - other) > 0; }
 };
-
-inline void pause() {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
 
 // Waits politely: a short while on the core, then by letting others have it, who may be what we wait for.
 class Backoff {

@@ -50,11 +50,19 @@ struct Rows {
     float outlier(int row, int64_t index) const { return reinterpret_cast<const float*>(block[row])[index]; }
 };
 
+// What dot8bit counts weights less than they are.
+#if defined(PELLUCID_DOT8BIT_OF_SIGNED)
+constexpr int32_t kMissingOf8Bits = 128;
+#else
+constexpr int32_t kMissingOf8Bits = 0;
+#endif
+
 // Where the dot products of unsigned q start so that those of q - zero come out.
 template <class F>
 inline int32_t start_of_dot(const QuantBlock& x, int group, int32_t zero) {
-    if (F::kMinima) return 0;
-    return -zero * (F::kGroup == 16 ? x.sum16[group] : x.sum16[0] + x.sum16[1]);
+    constexpr int32_t kMissing = F::kBits == 8 ? kMissingOf8Bits : 0;
+    if (F::kMinima && kMissing == 0) return 0;
+    return (kMissing - zero) * (F::kGroup == 16 ? x.sum16[group] : x.sum16[0] + x.sum16[1]);
 }
 
 // What the minimum of a group is multiplied with.

@@ -20,13 +20,30 @@ inline void store_vector(float* y, Float value, const float* bias, int64_t colum
 
 // `call` is a QuantGemm or a FloatGemm. Columns past n, which only the last strip has, are not written.
 template <int kRows, int kStrips, class Call>
-void store_tile(const Float (&sum)[kRows][kStrips * kVectorsPerStrip], const Call& call, int64_t row, int64_t strip) {
+void store_rows(const Float (&sum)[kRows][kStrips * kVectorsPerStrip], const Call& call, int64_t row, int64_t strip) {
     for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kStrips * kVectorsPerStrip; ++v) {
             const int64_t column = strip * kStripColumns + v * kLanes;
             float* y = call.y + (row + r) * call.y_stride + column;
             store_vector(y, sum[r][v], call.bias ? call.bias + column : nullptr, call.n - column);
         }
+}
+
+template <int kRows, int kStrips, class Call>
+__attribute__((always_inline)) inline void store_tile(const Float (&sum)[kRows][kStrips * kVectorsPerStrip],
+                                                      const Call& call, int64_t row, int64_t strip) {
+#if defined(__aarch64__)
+    // To GCC a fused multiply-add is a function there that may look at memory. Were the sums themselves shown to another
+    // function, it would store them in every round of their loop.
+    Float copy[kRows][kStrips * kVectorsPerStrip];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 16
+        for (int v = 0; v < kStrips * kVectorsPerStrip; ++v) copy[r][v] = sum[r][v];
+    store_rows<kRows, kStrips>(copy, call, row, strip);
+#else
+    store_rows<kRows, kStrips>(sum, call, row, strip);
+#endif
 }
 
 }  // namespace

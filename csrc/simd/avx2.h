@@ -1,5 +1,5 @@
 // 256-bit vectors: AVX2, FMA and F16C, with AVX-VNNI's dot product where the compiler is told that it is there.
-// The three simd headers define the same names.
+// The simd headers define the same names.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// 512-bit vectors: AVX-512 F, BW, VL, DQ and VNNI. The three simd headers define the same names.
+// 512-bit vectors: AVX-512 F, BW, VL, DQ and VNNI. The simd headers define the same names.
 
 #pragma once
 

@@ -1,5 +1,5 @@
 // 128-bit vectors in the compiler's own vector extension (GCC and Clang), which it turns into SSE2, NEON or whatever
-// the target surely has. The three simd headers define the same names.
+// the target surely has. The simd headers define the same names.
 
 #pragma once
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu_features.h"
+#include "pause.h"
 #include "strip_layout.h"
 
 using namespace pellucid;
@@ -35,7 +36,7 @@ public:
             generation_.fetch_add(1, std::memory_order_release);
             return;
         }
-        while (generation_.load(std::memory_order_acquire) == generation) __builtin_ia32_pause();
+        while (generation_.load(std::memory_order_acquire) == generation) pellucid::pause();
     }
 
     void run(const std::function<void(int)>& work) {
@@ -131,13 +132,13 @@ void bench_shapes(Team& team, const char* name, const std::vector<Shape>& shapes
                   const std::function<PackedWeight(int64_t, int64_t)>& make) {
     std::printf("%s\n%14s", name, "k x n");
     constexpr int64_t row_counts[] = {1, 2, 4, 8, 16, 32, 128};
-    for (int64_t rows : row_counts) std::printf("  M=%-4ld GB/s GOP/s", rows);
+    for (int64_t rows : row_counts) std::printf("  M=%-4ld GB/s GOP/s", long(rows));
     std::printf("\n");
     for (const Shape& shape : shapes) {
         // Copies enough to come from memory, not from a cache, as they do in a model.
         std::vector<PackedWeight> copies{make(shape.n, shape.k)};
         while (copies.size() * copies[0].bytes() < (size_t{96} << 20)) copies.push_back(make(shape.n, shape.k));
-        std::printf("%7ld x %-6ld", shape.k, shape.n);
+        std::printf("%7ld x %-6ld", long(shape.k), long(shape.n));
         for (int64_t rows : row_counts) {
             Activations a(rows, shape.k, shape.n);
             const double t = time_pass(team, copies, a, rows, 0.25) / static_cast<double>(copies.size());
@@ -164,7 +165,7 @@ void bench_model(Team& team) {
     weights.push_back(random_weight(49152, 576, w8));
     for (int64_t rows : {1, 2, 4, 8, 16, 32, 64}) {
         Activations a(rows, 1536, 49152);
-        std::printf("model, batch %3ld: %6.0f tok/s\n", rows,
+        std::printf("model, batch %3ld: %6.0f tok/s\n", long(rows),
                     static_cast<double>(rows) / time_pass(team, weights, a, rows, 1.0));
         std::fflush(stdout);
     }

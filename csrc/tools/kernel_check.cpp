@@ -76,5 +76,6 @@ int main() {
     if (cpu.avx_vnni) failed |= check_in_child(Isa::Avx2Vnni);
     if (cpu.avx512) failed |= check_in_child(Isa::Avx512);
     if (cpu.avx512_bf16) failed |= check_in_child(Isa::Avx512Bf16);
+    if (cpu.neon_dot) failed |= check_in_child(Isa::Neon);
     return failed;
 }

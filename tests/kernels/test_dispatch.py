@@ -92,5 +92,7 @@ def test_instruction_sets_come_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
     text = "model name : x\nflags : fpu avx2 fma avx512_bf16 amx_bf16\n"
     monkeypatch.setattr(dispatch.Path, "read_text", lambda *args, **kwargs: text)
     assert dispatch.instruction_sets() == ["avx2", "fma", "avx512_bf16", "amx_bf16"]
+    text = "processor : 0\nFeatures : fp asimd crc32 asimddp\nCPU implementer : 0x41\n"
+    assert dispatch.instruction_sets() == ["asimd", "asimddp"]
     monkeypatch.setattr(dispatch.Path, "read_text", lambda *args, **kwargs: "")
     assert len(dispatch.instruction_sets()) == 1

@@ -105,7 +105,8 @@ class Case:
             off = (actual - expected).abs() > 1e-4 * expected.abs().max()
             assert off.double().mean() < 1e-3
         else:
-            assert_close(actual, expected, 4e-3 if self.dtype == torch.bfloat16 and PAIRS else 4e-6)
+            # In float32 what a score of 256 components is off by comes back in its weight.
+            assert_close(actual, expected, 4e-3 if self.dtype == torch.bfloat16 and PAIRS else 8e-6)
 
     def attend(self, chunks: list[tuple[int, int, int]], threads: int = 2) -> list[Tensor]:
         """Chunks (sequence, first position, end) attend in one step; each chunk's result."""

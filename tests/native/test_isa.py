@@ -18,6 +18,7 @@ NEEDS = {
     "avx2vnni": "avx_vnni",
     "avx512": "avx512",
     "avx512bf16": "avx512_bf16",
+    "neon": "neon_dot",
 }
 
 
