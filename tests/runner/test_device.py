@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from pellucid.config import EngineConfig
 from pellucid.errors import ConfigError
 from pellucid.runner import device
 
@@ -82,7 +83,8 @@ def test_auto_dtype_is_bfloat16_exactly_where_the_cpu_computes_in_it(monkeypatch
     ],
 )
 def test_keys_and_values_are_int8_where_that_does(name, model, kernels, plain_keys, dtype):
-    assert device.pick_kv_dtype(name, model, CPU, kernels, plain_keys) is dtype
+    config = EngineConfig.of(kv_cache_dtype=name, dtype=model)
+    assert device.pick_kv_dtype(config, CPU, kernels, plain_keys) is dtype
 
 
 def test_a_gpu_that_is_not_here_is_named(monkeypatch):
