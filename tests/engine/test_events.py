@@ -85,6 +85,16 @@ def test_why_requests_wait() -> None:
     assert waits(step(engine)) == ({}, "seats")
 
 
+def test_who_has_no_grammar_yet_is_passed_by_others() -> None:
+    engine = watched()
+    for number, name in enumerate("ab"):
+        engine.add(message(name, [5 + number] * 8, arrival=float(number)))
+    engine.scheduler.requests["a"].is_ready = False
+    seen = step(engine)
+    assert waits(seen) == ({0: "grammar"}, None)
+    assert [share.number for share in seen.shares] == [1]
+
+
 def test_a_running_request_without_budget_is_stalled() -> None:
     engine = watched(max_num_batched_tokens=4, max_chunk_tokens=2)
     for name in "ab":

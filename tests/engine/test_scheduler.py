@@ -66,13 +66,25 @@ def test_budget_and_chunk_limit_hold_in_every_step_and_decodes_go_first() -> Non
     assert 2 in sizes  # the stream went on while the long prompt was computed
 
 
+def test_a_prompt_does_not_stall_a_stream_that_was_admitted_after_it() -> None:
+    engine = core(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=13)
+    engine.add(message("long", list(range(100))))
+    engine.add(message("short", [1, 2, 3], arrival=1.0))
+    engine.step()
+    engine.scheduler.token_budget = 13
+    plan = engine.scheduler.schedule(0.0)
+    assert [(c.request_id, c.num_tokens) for c in plan.chunks] == [("short", 1), ("long", 12)]
+
+
 def test_a_shared_prompt_that_arrives_at_once_is_computed_once() -> None:
     engine = core(num_blocks=200, max_num_seqs=32)
     prompt = list(range(3, 80))
     for index in range(16):
         engine.add(message(f"r{index}", [*prompt, 200 + index], arrival=index))
     deltas = drain(engine)
-    assert engine.scheduler.counters.prompt_tokens < 2 * len(prompt)
+    counters = engine.scheduler.counters
+    assert counters.prompt_tokens < 2 * len(prompt)
+    assert (counters.prefix_queries, counters.prefix_hits) == (16 * 78, 15 * 76)
     for index in range(16):
         assert tokens(deltas[f"r{index}"]) == expected_answer([*prompt, 200 + index], 8)
     assert [deltas[f"r{i}"][-1].num_cached_tokens for i in range(1, 16)] == [76] * 15

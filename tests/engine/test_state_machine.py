@@ -13,8 +13,12 @@ from pellucid.runner.fake import expected_answer, expected_embedding
 from tests.engine.helpers import core, drain, message
 from tests.engine.replay import Replay
 
-# Few distinct tokens, so that prefixes collide often.
-PROMPTS = st.lists(st.integers(5, 7), min_size=1, max_size=30)
+# Few distinct tokens and few distinct blocks, so that prefixes collide often.
+PROMPTS = st.lists(st.integers(5, 7), min_size=1, max_size=30) | st.builds(
+    lambda blocks, tail: [token for block in blocks for token in block] + tail,
+    st.lists(st.sampled_from([[5] * 4, [6] * 4]), max_size=6),
+    st.lists(st.integers(5, 7), min_size=1, max_size=5),
+)
 
 
 class EngineLife(RuleBasedStateMachine):

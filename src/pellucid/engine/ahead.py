@@ -97,7 +97,7 @@ class AheadCore(EngineCore):
         if now.pending is not None:
             result = now.pending.result()
             arrived = time.monotonic()
-            told = replace(told, chunks=[c for c in told.chunks if self.scheduler.is_awaited(c)])
+            told = replace(told, chunks=[c for c in told.chunks if self.scheduler.awaiting(c)])
             deltas += self.scheduler.update(now.plan, result, arrived)
             # Of the step's own time, what was not hidden behind the one before.
             waited = max(0.0, arrived - begin - seconds)
