@@ -23,7 +23,7 @@ from pellucid.runner.fake import FakeRunner, expected_answer
 from pellucid.runner.llama_cpp.runner import check_settings
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sample.backends import TorchSampler
-from tests.engine.helpers import core, drain, message, tokens
+from tests.engine.helpers import core, drain, is_between_steps, message, tokens
 from tests.runner.tape import TapeRecorder
 
 CPU = torch.device("cpu")
@@ -179,7 +179,7 @@ def test_an_id_may_come_again_while_its_last_share_is_under_way() -> None:
     engine = core(async_scheduling=True)
     engine.add(message("a", [1, 2, 3], max_tokens=8))
     engine.step()
-    assert not engine.is_between_steps
+    assert not is_between_steps(engine)
     engine.abort(["a"])
     engine.add(message("a", [9], max_tokens=4))
     assert tokens(drain(engine)["a"]) == expected_answer([9], 4)
@@ -191,7 +191,7 @@ def test_everyone_gone_leaves_nothing_under_way() -> None:
     engine.step()
     engine.abort(["a"])
     assert drain(engine) == {}
-    assert engine.is_between_steps
+    assert is_between_steps(engine)
     assert np.all(engine.scheduler.kv.num_used == 0)
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from pellucid.config import SchedulerSettings
+from pellucid.engine.policy import Priority
+from pellucid.engine.request import Request
+from pellucid.runner.base import StepResult
 from pellucid.runner.fake import expected_answer
 from tests.engine.helpers import core, drain, message, tokens
 
@@ -101,6 +106,16 @@ def test_stop_tokens_and_eos_end_an_answer_unless_told_otherwise() -> None:
     assert deltas["stop"][-1].finish_reason == "stop"
     assert deltas["stop"][-1].stop_token_id == answer[3]
     assert tokens(deltas["late"]) == answer
+
+
+def test_what_a_step_brings_behind_a_stop_token_is_dropped() -> None:
+    engine = core()
+    engine.add(message("a", [1, 2, 3], stop_token_ids=[7]))
+    plan = engine.scheduler.schedule(0.0)
+    engine.scheduler.begin(plan)
+    (delta,) = engine.scheduler.update(plan, StepResult([[5, 7, 9]], [None], [None]), 0.0)
+    assert (delta.token_ids, delta.finish_reason) == ([5, 7], "stop")
+    assert engine.scheduler.counters.generated_tokens == 2
 
 
 def test_eos_is_no_stop_reason_and_ignore_eos_goes_past_it() -> None:
@@ -217,6 +232,31 @@ def test_a_prompt_preempted_half_way_starts_its_logprobs_again() -> None:
     assert [e.token_id for e in entries if e is not None] == prompt[1:]
 
 
+class Ledger(Priority):
+    """Adds up what requests are charged for."""
+
+    def __init__(self) -> None:
+        self.charged: Counter[str] = Counter()
+
+    def charge(self, request: Request, num_tokens: int) -> None:
+        self.charged[request.request_id] += num_tokens
+
+
+def test_what_a_victim_was_to_compute_goes_back_into_the_budget() -> None:
+    engine = core(num_blocks=3, prefix_caching=False)
+    ledger = engine.scheduler.policy = Ledger()
+    engine.add(message("victim", [1, 2], priority=9))
+    engine.step()
+    engine.add(message("grows", [1, 2, 3, 4], priority=0))
+    engine.add(message("has room", [1, 2], priority=1))
+    engine.step()
+    engine.scheduler.token_budget = 2
+    plan = engine.scheduler.schedule(0.0)
+    assert plan.dropped == ["victim"]
+    assert [c.request_id for c in plan.chunks] == ["grows", "has room"]
+    assert ledger.charged == {"victim": 3, "grows": 5, "has room": 3}
+
+
 def test_nobody_is_admitted_in_a_step_that_preempted() -> None:
     engine = core(num_blocks=12)
     for index in range(12):
@@ -242,6 +282,19 @@ def test_the_first_token_says_how_long_its_request_waited() -> None:
     assert middle.times is None
     assert last.times is not None
     assert last.times.finished is not None
+    assert last.times.first_token is not None
+    assert first.times.scheduled <= last.times.first_token < last.times.finished
+
+
+def test_steps_say_what_they_computed_also_for_a_second_time() -> None:
+    engine = core(prefix_caching=False, max_chunk_tokens=5)
+    engine.add(message("a", [1] * 9, max_tokens=4))
+    stats = [engine.step().stats for _ in range(3)]
+    engine.scheduler._preempt(engine.scheduler.requests["a"])
+    stats += [engine.step().stats for _ in range(4)]
+    found = [(s.num_prompt_tokens, s.num_generated_tokens) for s in stats]
+    assert found == [(5, 0), (4, 1), (0, 1), (5, 0), (4, 0), (0, 1), (0, 1)]
+    assert not engine.has_work
 
 
 def test_the_default_budget_has_room_for_every_answer_and_a_prompt() -> None:

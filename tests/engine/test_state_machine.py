@@ -10,7 +10,7 @@ from pellucid.engine import events
 from pellucid.engine.core import EngineCore
 from pellucid.messages import Observe, Pooling, StepOutput
 from pellucid.runner.fake import expected_answer, expected_embedding
-from tests.engine.helpers import core, drain, message
+from tests.engine.helpers import core, drain, is_between_steps, message
 from tests.engine.replay import Replay
 
 # Few distinct tokens and few distinct blocks, so that prefixes collide often.
@@ -116,7 +116,7 @@ class EngineLife(RuleBasedStateMachine):
         if listening != self.listening or detail != self.detail:
             self.replay: Replay | None = None  # until the first snapshot
         self.listening, self.detail = listening, detail
-        if self.engine.is_between_steps:
+        if is_between_steps(self.engine):
             return
         self._take(self.engine.step().deltas)  # who listens begins behind the step under way
 
@@ -154,7 +154,7 @@ class EngineLife(RuleBasedStateMachine):
             assert step.snapshot is not None
             self.replay = Replay()
         self.replay.apply(step)
-        if self.engine.is_between_steps:
+        if is_between_steps(self.engine):
             self.replay.check(self.engine, step, detail=self.detail)
 
     @invariant()
@@ -170,6 +170,9 @@ class EngineLife(RuleBasedStateMachine):
             self._take(deltas)
         assert not self.open, "every request comes to its end"
         assert self.engine.scheduler.kv.num_used == 0
+        self.engine.add(message("last", [5]))
+        drain(self.engine)
+        assert set(self.engine.runner._rows) == {"last"}, "the runner was told who has gone"
 
 
 class EngineLifeAhead(EngineLife):

@@ -43,10 +43,6 @@ class AheadCore(EngineCore):
     def has_work(self) -> bool:
         return self._under_way is not None or super().has_work
 
-    @property
-    def is_between_steps(self) -> bool:
-        return self._under_way is None
-
     def handle(self, command: Command) -> None:
         if isinstance(command, Observe):
             self._observe = command

@@ -69,7 +69,7 @@ class Detokenizer:
 
 
 class StopChecker:
-    """Cuts a text at the first stop string, without showing what may be the start of one.
+    """Cuts a text at the first of its stop strings, without showing what may be the start of one.
 
     The first is the one that is complete first, the longest if several end together; so the cut
     does not depend on how the text was divided into pieces. All stop strings are followed at once,
@@ -89,8 +89,6 @@ class StopChecker:
 
         After a match the answer is over: whatever is pushed then is dropped.
         """
-        if not self._matchers:
-            return text, None
         if self._matched is not None:
             return "", self._matched
         text = self._held + text

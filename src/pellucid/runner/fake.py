@@ -150,6 +150,8 @@ class FakeRunner:
         for request_id in plan.dropped:
             self._rows.pop(request_id, None)
         for new in plan.new_rows:
+            if new.request_id in self._rows:
+                raise ValueError(f"{new.request_id} has a row already")
             self._rows[new.request_id] = _row(new)
         errors: dict[str, str] = {}
         tokens = [self._compute(chunk, errors) for chunk in plan.chunks]
