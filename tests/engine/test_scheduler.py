@@ -81,6 +81,18 @@ def test_a_prompt_does_not_stall_a_stream_that_was_admitted_after_it() -> None:
     assert [(c.request_id, c.num_tokens) for c in plan.chunks] == [("short", 1), ("long", 12)]
 
 
+def test_what_is_computed_again_does_not_stall_a_stream_either() -> None:
+    engine = core(num_blocks=200, prefix_caching=False, max_chunk_tokens=60)
+    engine.add(message("long", list(range(100))))
+    engine.step()
+    engine.step()
+    engine.scheduler._preempt(engine.scheduler.requests["long"])
+    engine.add(message("short", [1, 2, 3], arrival=1.0))
+    engine.step()
+    plan = engine.scheduler.schedule(0.0)
+    assert [(c.request_id, c.num_tokens) for c in plan.chunks] == [("short", 1), ("long", 41)]
+
+
 def test_a_shared_prompt_that_arrives_at_once_is_computed_once() -> None:
     engine = core(num_blocks=200, max_num_seqs=32)
     prompt = list(range(3, 80))
@@ -100,12 +112,14 @@ def test_stop_tokens_and_eos_end_an_answer_unless_told_otherwise() -> None:
     answer = expected_answer(prompt, 8)
     engine = core()
     engine.add(message("stop", prompt, stop_token_ids=[answer[3]]))
-    engine.add(message("late", prompt, stop_token_ids=[answer[3]], min_tokens=6))
+    engine.add(message("late", prompt, stop_token_ids=[answer[3]], min_tokens=4))
+    engine.add(message("in time", prompt, stop_token_ids=[answer[3]], min_tokens=3))
     deltas = drain(engine)
     assert tokens(deltas["stop"]) == answer[:4]
     assert deltas["stop"][-1].finish_reason == "stop"
     assert deltas["stop"][-1].stop_token_id == answer[3]
     assert tokens(deltas["late"]) == answer
+    assert tokens(deltas["in time"]) == answer[:4]
 
 
 def test_what_a_step_brings_behind_a_stop_token_is_dropped() -> None:

@@ -183,6 +183,8 @@ class FakeRunner:
         self._rows.clear()
 
     def _compute(self, chunk: Chunk, errors: dict[str, str]) -> list[int]:
+        if chunk.num_tokens < 1:
+            raise ValueError(f"{chunk} computes nothing")
         row = self._rows[chunk.request_id]
         row.block_table.extend(chunk.new_block_ids)
         digest = self._cache[self._slot(row, chunk.start - 1)] if chunk.start else 0
