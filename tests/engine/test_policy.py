@@ -94,6 +94,20 @@ def test_fair_share_does_not_forget_what_one_had_by_leaving() -> None:
     assert policy.order(modest, 1.0) < policy.order(greedy, 1.0)
 
 
+def test_fair_share_remembers_so_many_of_those_who_left() -> None:
+    policy = load_policy("fair-share")
+    policy.max_remembered_users = 2  # type: ignore[attr-defined]
+    stays, *others = (request(name, [1], user=name) for name in ("stays", "a", "b"))
+    policy.enter(stays)
+    policy.charge(stays, 5)
+    for other in others:
+        policy.enter(other)
+        policy.charge(other, 100)
+        policy.leave(other)
+    assert [policy.order(one, 0.0)[0] for one in (stays, *others)] == [5, 0, 0]
+    policy.charge(stays, 5)
+
+
 def test_who_has_left_is_no_measure_for_who_comes() -> None:
     engine = core(policy="fair-share")
     engine.add(message("gone", [1], user="gone", max_tokens=1))
@@ -116,7 +130,8 @@ def test_a_policy_of_ones_own_is_loaded_by_its_import_path() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["lifo", "no.such.module:Policy", f"{__name__}:Nothing", "builtins:dict"]
+    "name",
+    ["lifo", "no.such.module:Policy", f"{__name__}:Nothing", "builtins:dict", "builtins:len"],
 )
 def test_a_wrong_policy_is_refused_by_name(name: str) -> None:
     with pytest.raises(ConfigError) as caught:

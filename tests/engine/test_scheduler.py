@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import msgspec
 import pytest
 
 from pellucid.config import SchedulerSettings
@@ -187,7 +188,7 @@ def test_a_deadline_ends_waiting_and_running_requests() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "words"),
-    [([], "empty"), ([1, 99_999], "vocabulary"), ([-1], "vocabulary"), ([1] * 256, "context")],
+    [([], "empty"), ([1, 49_152], "vocabulary"), ([-1], "vocabulary"), ([1] * 256, "context")],
 )
 def test_what_can_never_run_ends_with_an_error_instead_of_waiting(
     prompt: list[int], words: str
@@ -197,6 +198,25 @@ def test_what_can_never_run_ends_with_an_error_instead_of_waiting(
     (delta,) = drain(engine)["bad"]
     assert delta.finish_reason == "error"
     assert words in (delta.error or "")
+
+
+def test_what_the_pool_could_never_hold_is_refused_even_if_the_context_could() -> None:
+    engine = core(num_blocks=4, block_size=4)
+    engine.info = msgspec.structs.replace(engine.info, max_model_len=100)
+    engine.add(message("too long", [1] * 9))
+    engine.add(message("fits", [1] * 8))
+    deltas = drain(engine)
+    assert "holds only 16 tokens" in (deltas["too long"][0].error or "")
+    assert len(tokens(deltas["fits"])) == 8
+
+
+def test_an_id_in_use_is_refused_and_its_first_owner_goes_on() -> None:
+    engine = core()
+    engine.add(message("a", [1, 2], max_tokens=3))
+    engine.add(message("a", [3, 4]))
+    refused, *answer = drain(engine)["a"]
+    assert "in use" in (refused.error or "")
+    assert tokens(answer) == expected_answer([1, 2], 3)
 
 
 def test_an_answer_ends_where_the_context_ends() -> None:
@@ -309,6 +329,20 @@ def test_steps_say_what_they_computed_also_for_a_second_time() -> None:
     found = [(s.num_prompt_tokens, s.num_generated_tokens) for s in stats]
     assert found == [(5, 0), (4, 1), (0, 1), (5, 0), (4, 0), (0, 1), (0, 1)]
     assert not engine.has_work
+
+
+def test_steps_say_who_runs_who_waits_and_what_was_found() -> None:
+    engine = core(max_num_seqs=1)
+    for index in range(3):
+        engine.add(message(f"r{index}", [1] * 9, arrival=index, max_tokens=2))
+    stats = [engine.step().stats for _ in range(6)]
+    assert [(s.num_running, s.num_waiting) for s in stats] == [
+        *((1, 2), (0, 2)),
+        *((1, 1), (0, 1)),
+        *((1, 0), (0, 0)),
+    ]
+    looked_up = [(s.prefix_queries, s.prefix_hits) for s in stats]
+    assert looked_up == [(9, 0), (0, 0), (9, 8), (0, 0), (9, 8), (0, 0)]
 
 
 def test_the_default_budget_has_room_for_every_answer_and_a_prompt() -> None:
