@@ -137,6 +137,7 @@ def test_a_listener_who_comes_late_gets_the_whole_state() -> None:
     assert step(engine).snapshot is None
     engine.handle(Observe(num_listeners=0))
     assert engine.step().events == b""
+    assert engine.scheduler.watcher is None  # nothing piles up for nobody
 
 
 def test_without_asking_there_are_no_ids_of_blocks_or_tokens() -> None:

@@ -13,6 +13,7 @@ from pellucid.runner.fake import expected_answer, expected_embedding
 from tests.engine.helpers import core, drain, is_between_steps, message
 from tests.engine.replay import Replay
 
+SNAPSHOT_STEPS = events.SNAPSHOT_STEPS
 # Few distinct tokens and few distinct blocks, so that prefixes collide often.
 PROMPTS = st.lists(st.integers(5, 7), min_size=1, max_size=30) | st.builds(
     lambda blocks, tail: [token for block in blocks for token in block] + tail,
@@ -35,6 +36,7 @@ class EngineLife(RuleBasedStateMachine):
         caching=st.booleans(),
         policy=st.sampled_from(["fifo", "priority", "shortest-first", "fair-share"]),
         detail=st.booleans(),
+        snapshot_steps=st.sampled_from([4, SNAPSHOT_STEPS]),
     )
     def start(
         self,
@@ -45,7 +47,9 @@ class EngineLife(RuleBasedStateMachine):
         caching: bool,
         policy: str,
         detail: bool,
+        snapshot_steps: int,
     ) -> None:
+        events.SNAPSHOT_STEPS = snapshot_steps
         self.engine = core(
             num_blocks=num_blocks,
             prefix_caching=caching,
@@ -115,6 +119,7 @@ class EngineLife(RuleBasedStateMachine):
         self.engine.handle(Observe(num_listeners=int(listening), detail=detail))
         if listening != self.listening or detail != self.detail:
             self.replay: Replay | None = None  # until the first snapshot
+            self.since_snapshot = 0
         self.listening, self.detail = listening, detail
         if is_between_steps(self.engine):
             return
@@ -150,6 +155,8 @@ class EngineLife(RuleBasedStateMachine):
         if not self.listening:
             return
         step = events.decode(output.events)
+        self.since_snapshot = 0 if step.snapshot is not None else self.since_snapshot + 1
+        assert self.since_snapshot < events.SNAPSHOT_STEPS
         if self.replay is None:
             assert step.snapshot is not None
             self.replay = Replay()
@@ -164,6 +171,7 @@ class EngineLife(RuleBasedStateMachine):
             assert set(self.engine.scheduler.requests) == set(self.open)
 
     def teardown(self) -> None:
+        events.SNAPSHOT_STEPS = SNAPSHOT_STEPS
         if not hasattr(self, "engine"):
             return
         for deltas in drain(self.engine).values():
