@@ -23,15 +23,22 @@ class Seen:
 
 
 class Replay:
-    """Apply every step's events in order; the first has to bring a snapshot."""
+    """Apply every step's events in order; the first has to bring a snapshot.
+
+    Each later snapshot has to say what the events before it said.
+    """
 
     def __init__(self) -> None:
         self.requests: dict[int, Seen] = {}
         self.named: set[int] = set()
+        self.is_first = True
 
     def apply(self, step: StepEvents) -> None:
         if step.snapshot is not None:
+            told = (self.requests, self.named)
             self._settle(step.snapshot)
+            assert self.is_first or told == (self.requests, self.named)
+        self.is_first = False
         for queued in step.queued:
             self.requests[queued.number] = Seen(
                 queued.request_id, num_tokens=queued.num_prompt_tokens

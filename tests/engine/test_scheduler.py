@@ -9,6 +9,7 @@ import pytest
 from pellucid.config import SchedulerSettings
 from pellucid.engine.policy import Priority
 from pellucid.engine.request import Request
+from pellucid.messages import TokenDelta
 from pellucid.runner.base import StepResult
 from pellucid.runner.fake import expected_answer
 from tests.engine.helpers import core, drain, message, tokens
@@ -245,6 +246,26 @@ def test_what_a_victim_was_to_compute_goes_back_into_the_budget() -> None:
     assert plan.dropped == ["victim"]
     assert [c.request_id for c in plan.chunks] == ["grows", "has room"]
     assert ledger.charged == {"victim": 3, "grows": 5, "has room": 3}
+
+
+@pytest.mark.parametrize("preempted_at", [0, 1, 2])
+def test_prompt_logprobs_are_whole_if_a_chunk_is_under_way_at_a_preemption(
+    preempted_at: int,
+) -> None:
+    engine = core(max_chunk_tokens=4)
+    scheduler, prompt = engine.scheduler, list(range(11, 21))
+    engine.add(message("a", prompt, prompt_logprobs=0, max_tokens=3))
+    deltas: list[TokenDelta] = []
+    for step in range(10):
+        plan = scheduler.schedule(0.0)
+        scheduler.begin(plan)
+        result = engine.runner.execute(plan).result()
+        if step == preempted_at:
+            scheduler._preempt(scheduler.requests["a"])
+        deltas += scheduler.update(plan, result, 0.0)
+    (entries,) = [d.prompt_logprobs for d in deltas if d.prompt_logprobs is not None]
+    assert [e and e.token_id for e in entries] == [None, *prompt[1:]]
+    assert tokens(deltas) == expected_answer(prompt, 3)
 
 
 def test_nobody_is_admitted_in_a_step_that_preempted() -> None:

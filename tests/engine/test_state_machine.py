@@ -117,13 +117,17 @@ class EngineLife(RuleBasedStateMachine):
     @rule(listening=st.booleans(), detail=st.booleans())
     def listen(self, listening: bool, detail: bool) -> None:
         self.engine.handle(Observe(num_listeners=int(listening), detail=detail))
-        if listening != self.listening or detail != self.detail:
+        changed = (listening, detail) != (self.listening, self.detail)
+        if changed:
             self.replay: Replay | None = None  # until the first snapshot
             self.since_snapshot = 0
         self.listening, self.detail = listening, detail
         if is_between_steps(self.engine):
             return
-        self._take(self.engine.step().deltas)  # who listens begins behind the step under way
+        output = self.engine.step()
+        self._take(output.deltas)
+        if not changed:  # who is new begins behind the step under way
+            self._watch(output)
 
     @rule(times=st.integers(1, 6))
     def step(self, times: int) -> None:

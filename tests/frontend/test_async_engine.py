@@ -1,4 +1,4 @@
-"""Many readers, one engine: streams, cancellation, overload, deadlines and death."""
+"""Many readers, one engine: streams, cancellation, overload and deadlines."""
 
 from __future__ import annotations
 
@@ -9,63 +9,24 @@ from typing import Any
 import pytest
 
 from pellucid.config import EngineConfig
-from pellucid.engine.client import ProcessClient
-from pellucid.errors import BadRequest, EngineDead, ModelError, Overloaded
+from pellucid.errors import BadRequest, Overloaded
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.chat_template import ChatTemplate
 from pellucid.frontend.outputs import Delta
 from pellucid.frontend.stats import RequestReport, StepReport
 from pellucid.frontend.text import ModelText
-from pellucid.messages import EngineInfo, TokenDelta
+from pellucid.messages import TokenDelta
 from pellucid.runner.fake import expected_answer
 from pellucid.sampling_params import SamplingParams
-from tests.frontend.tiny import ScriptedClient, fake_client, tiny_text
+from tests.frontend.running import CONFIG, collect, run, settle, with_fake, with_script
+from tests.frontend.tiny import ScriptedClient, tiny_text
 
-CONFIG = EngineConfig.of(runner="fake", block_size=4)
 VOCAB = range(3, 550)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 60))
-
-
-def with_fake(
-    test: Callable[[AsyncLLM], Coroutine[Any, Any, None]],
-    config: EngineConfig = CONFIG,
-    **runner: Any,
-) -> None:
-    async def body() -> None:
-        async with AsyncLLM(config, fake_client(config, **runner), text=tiny_text()) as llm:
-            await test(llm)
-
-    run(body())
-
-
-def with_script(
-    test: Callable[[AsyncLLM, ScriptedClient], Coroutine[Any, Any, None]],
-    config: EngineConfig = CONFIG,
-) -> None:
-    async def body() -> None:
-        client = ScriptedClient()
-        async with AsyncLLM(config, client, text=tiny_text()) as llm:
-            await test(llm, client)
-
-    run(body())
-
-
-async def collect(llm: AsyncLLM, *args: Any, **kwargs: Any) -> list[Delta]:
-    return [delta async for delta in llm.generate(*args, **kwargs)]
 
 
 def joined(deltas: list[Delta], index: int = 0) -> tuple[str, list[int]]:
     mine = [d for d in deltas if d.index == index]
     return "".join(d.text for d in mine), [t for d in mine for t in d.token_ids]
-
-
-async def settle() -> None:
-    """Let every task that can run do so."""
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 # ---- what comes out
@@ -344,98 +305,6 @@ def test_a_deadline_ends_the_answer_with_what_was_produced() -> None:
         assert text == llm.decode(token_ids)
 
     with_fake(body, step_seconds=0.01)
-
-
-# ---- death
-
-
-def test_death_of_the_engine_ends_every_reader_and_refuses_new_ones() -> None:
-    async def body(llm: AsyncLLM, client: ScriptedClient) -> None:
-        readers = [
-            asyncio.ensure_future(collect(llm, [70], SamplingParams(), request_id=f"r{i}"))
-            for i in range(5)
-        ]
-        late = await llm.submit([70], SamplingParams(), request_id="late")
-        await settle()
-        client.feed(TokenDelta(request_id="late", token_ids=llm.encode("a")))
-        await settle()
-        client.die()
-        results = await asyncio.wait_for(asyncio.gather(*readers, return_exceptions=True), 30)
-        assert [type(r) for r in results] == [EngineDead] * 5
-        assert (await anext(late)).text == "a"  # what was produced is not lost
-        with pytest.raises(EngineDead):
-            await anext(late)
-        assert not llm.alive
-        with pytest.raises(EngineDead):
-            await llm.submit([70], SamplingParams())
-        with pytest.raises(EngineDead):
-            await llm.chat_prompt([])
-
-    with_script(body)
-
-
-def test_death_noticed_while_sending_ends_every_reader() -> None:
-    async def body(llm: AsyncLLM, client: ScriptedClient) -> None:
-        reader = asyncio.ensure_future(collect(llm, [70], SamplingParams()))
-        await settle()
-        client._dead = True
-        assert not llm.alive
-        with pytest.raises(EngineDead):
-            await llm.submit([70], SamplingParams())
-        with pytest.raises(EngineDead):
-            await reader
-
-    with_script(body)
-
-
-def test_a_killed_engine_process_is_noticed_in_two_seconds() -> None:
-    async def body() -> None:
-        client = ProcessClient(CONFIG)
-        async with AsyncLLM(CONFIG, client, text=tiny_text()) as llm:
-            generation = await llm.submit([150], SamplingParams(max_tokens=8000))
-            await anext(generation)
-            client._process.kill()  # type: ignore[union-attr]
-
-            async def drain() -> None:
-                async for _ in generation:
-                    pass
-
-            with pytest.raises(EngineDead):
-                await asyncio.wait_for(drain(), 2)
-            assert not llm.alive
-
-    run(body())
-
-
-def test_closing_ends_open_readers() -> None:
-    async def body(llm: AsyncLLM, client: ScriptedClient) -> None:
-        reader = asyncio.ensure_future(collect(llm, [70], SamplingParams()))
-        await settle()
-        await llm.close()
-        await llm.close()
-        with pytest.raises(EngineDead, match="closed"):
-            await reader
-        assert client.closed
-
-    with_script(body)
-
-
-def test_a_failed_start_leaves_nothing_running() -> None:
-    class Failing(ScriptedClient):
-        async def start(self) -> EngineInfo:
-            raise ModelError("no such model")
-
-    async def body() -> None:
-        client = Failing()
-        llm = AsyncLLM(CONFIG, client, text=tiny_text())
-        with pytest.raises(ModelError):
-            await llm.start()
-        assert client.closed
-        assert not llm.alive
-        with pytest.raises(EngineDead):
-            await llm.submit([70], SamplingParams())
-
-    run(body())
 
 
 # ---- statistics
