@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from pellucid.config import EngineConfig
+from pellucid.engine import events
 from pellucid.engine.ahead import AheadCore, create_core
 from pellucid.engine.core import EngineCore
 from pellucid.errors import ConfigError
 from pellucid.kernels.dispatch import select_ops
 from pellucid.kernels.native import obstacle
-from pellucid.messages import TokenDelta
+from pellucid.messages import Observe, TokenDelta
 from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model, random_weights
 from pellucid.runner import torch_runner
@@ -24,6 +25,7 @@ from pellucid.runner.llama_cpp.runner import check_settings
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sample.backends import TorchSampler
 from tests.engine.helpers import core, drain, is_between_steps, message, tokens
+from tests.engine.replay import Replay
 from tests.runner.tape import TapeRecorder
 
 CPU = torch.device("cpu")
@@ -173,6 +175,19 @@ def test_a_stop_token_drops_the_share_that_was_planned_behind_it() -> None:
     assert (found["a"][-1].finish_reason, found["a"][-1].stop_token_id) == ("stop", answer[3])
     assert tokens(found["b"]) == expected_answer([4], 8)
     assert engine.scheduler.counters.generated_tokens == 12
+
+
+def test_a_plan_that_only_preempts_is_told() -> None:
+    engine = core(num_blocks=4, prefix_caching=False, async_scheduling=True)
+    engine.handle(Observe(num_listeners=1, detail=True))
+    engine.add(message("ends", [1] * 7, max_tokens=2))
+    engine.add(message("grows", [2] * 7, max_tokens=5, arrival=1.0))
+    replay, told = Replay(), 0
+    while engine.has_work:
+        step = events.decode(engine.step().events)
+        replay.apply(step)
+        told += len(step.preempted)
+    assert told == engine.scheduler.counters.preemptions == 1
 
 
 def test_an_id_may_come_again_while_its_last_share_is_under_way() -> None:

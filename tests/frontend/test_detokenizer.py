@@ -119,6 +119,14 @@ class TestDetokenizer:
         other = BYTE_LEVEL.encode("y", add_special_tokens=False)
         assert "".join(stream(BYTE_LEVEL, other, ids[:cut])) == "y"
         assert "".join(stream(BYTE_LEVEL, [], ids[:cut])) == ""
+        assert "".join(stream(BYTE_LEVEL, [ids[2], *other], ids[:2])) == "y"
+        own = BYTE_LEVEL.encode("y" + REPLACEMENT, add_special_tokens=False)
+        assert "".join(stream(BYTE_LEVEL, own, ids[:cut])) == "y" + REPLACEMENT
+
+    def test_a_special_token_that_is_not_shown_is_no_beginning_of_the_text(self) -> None:
+        (special, *_) = sorted(SENTENCEPIECE.special_ids)
+        ids = SENTENCEPIECE.encode("word", add_special_tokens=False)
+        assert "".join(stream(SENTENCEPIECE, [special, *ids])) == "word"
 
     def test_special_tokens_are_shown_on_demand(self) -> None:
         ids = BYTE_LEVEL.encode("<|im_start|><|im_end|>a<|im_end|>")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import pytest
@@ -227,7 +228,7 @@ def test_cached_tokens_are_told_on_every_delta() -> None:
 def test_the_engines_times_and_error_are_passed_on() -> None:
     times = RequestTimes(arrival=10.0, scheduled=10.5, first_token=11.0, finished=12.0)
     reader = Reader()
-    done = reader.feed([], finish_reason="error", error="no room", times=times)
+    done = reader.feed([], finish_reason="error", error="no room", times=copy(times))
     (delta,) = reader.deltas
     assert (delta.finish_reason, delta.error, delta.times) == ("error", "no room", times)
     (report,) = done.finished

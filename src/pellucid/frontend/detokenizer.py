@@ -59,13 +59,13 @@ class Detokenizer:
         return text
 
     def _prompt_tail(self, prompt_ids: Sequence[int]) -> bytes:
-        """The last bytes of the prompt: three hold any unfinished character."""
+        """The end of the prompt: three bytes hold any unfinished character."""
         tail = b""
         for token_id in reversed(prompt_ids):
             tail = self._data((token_id,)) + tail
             if len(tail) >= 3:
                 break
-        return tail[-3:]
+        return tail
 
 
 class StopChecker:
@@ -104,15 +104,13 @@ class StopChecker:
 
     def flush(self) -> str:
         """What was held back, once no more text can come."""
-        held, self._held = self._held, ""
-        return held
+        return self._held
 
     def _advance(self, char: str) -> str | None:
-        matched = None
         for matcher in self._matchers:  # longest first
-            if matcher.feed(char) and matched is None:
-                matched = matcher.pattern
-        return matched
+            if matcher.feed(char):  # which ends the answer: the others need not follow
+                return matcher.pattern
+        return None
 
 
 class _Matcher:
