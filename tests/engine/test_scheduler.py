@@ -248,6 +248,15 @@ def test_what_a_victim_was_to_compute_goes_back_into_the_budget() -> None:
     assert ledger.charged == {"victim": 3, "grows": 5, "has room": 3}
 
 
+def test_who_takes_the_name_of_another_does_not_inherit_its_deadline() -> None:
+    engine = core()
+    engine.add(message("a", [1] * 9, deadline=5.0))
+    engine.abort(["a"])
+    engine.add(message("a", [1] * 9, deadline=50.0))
+    assert engine.scheduler.expire(6.0) == []
+    assert len(engine.scheduler.expire(50.0)) == 1
+
+
 @pytest.mark.parametrize("preempted_at", [0, 1, 2])
 def test_prompt_logprobs_are_whole_if_a_chunk_is_under_way_at_a_preemption(
     preempted_at: int,

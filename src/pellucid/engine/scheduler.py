@@ -105,9 +105,9 @@ class Scheduler:
         """End the requests whose deadline has passed."""
         expired: list[TokenDelta] = []
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, request_id = heapq.heappop(self._deadlines)
+            deadline, request_id = heapq.heappop(self._deadlines)
             request = self.requests.get(request_id)
-            if request is not None:
+            if request is not None and request.deadline == deadline:  # not one of the same name
                 self._finish(request, "timeout", now)
                 expired.append(request.delta([]))
         return expired
