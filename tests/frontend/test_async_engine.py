@@ -13,7 +13,6 @@ from pellucid.errors import BadRequest, Overloaded
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.chat_template import ChatTemplate
 from pellucid.frontend.outputs import Delta
-from pellucid.frontend.stats import RequestReport, StepReport
 from pellucid.frontend.text import ModelText
 from pellucid.messages import TokenDelta
 from pellucid.runner.fake import expected_answer
@@ -233,6 +232,17 @@ def test_a_slow_reader_gets_one_merged_delta() -> None:
     with_script(body)
 
 
+def test_what_waits_longest_is_read_first() -> None:
+    async def body(llm: AsyncLLM, client: ScriptedClient) -> None:
+        generation = await llm.submit([70], SamplingParams(n=3))
+        for index in (1, 2, 0):
+            client.feed(TokenDelta(client.added[index].request_id, [70]))
+        await settle()
+        assert [(await anext(generation)).index for _ in range(3)] == [1, 2, 0]
+
+    with_script(body)
+
+
 # ---- limits
 
 
@@ -305,52 +315,3 @@ def test_a_deadline_ends_the_answer_with_what_was_produced() -> None:
         assert text == llm.decode(token_ids)
 
     with_fake(body, step_seconds=0.01)
-
-
-# ---- statistics
-
-
-class Listener:
-    def __init__(self) -> None:
-        self.steps: list[StepReport] = []
-        self.finished: list[RequestReport] = []
-
-    def on_step(self, report: StepReport) -> None:
-        self.steps.append(report)
-
-    def on_finish(self, report: RequestReport) -> None:
-        self.finished.append(report)
-
-
-def test_listeners_hear_of_every_step_and_every_end() -> None:
-    async def body(llm: AsyncLLM) -> None:
-        listener = Listener()
-        llm.listeners.append(listener)
-        params = SamplingParams(n=2, max_tokens=10)
-        await collect(llm, [70, 71], params)
-        assert sum(len(s.times_to_first_token) for s in listener.steps) == 2
-        assert sum(len(s.inter_token_latencies) for s in listener.steps) == 18
-        assert sum(s.stats.num_generated_tokens for s in listener.steps) == 20
-        assert [(r.finish_reason, r.num_output_tokens) for r in listener.finished] == [
-            ("length", 10)
-        ] * 2
-        generation = await llm.submit([70, 71], params)
-        await generation.aclose()
-        assert [r.finish_reason for r in listener.finished[2:]] == ["abort"] * 2
-
-    with_fake(body)
-
-
-def test_a_failing_listener_harms_nobody() -> None:
-    class Broken(Listener):
-        def on_step(self, report: StepReport) -> None:
-            raise RuntimeError("broken")
-
-    async def body(llm: AsyncLLM) -> None:
-        good = Listener()
-        llm.listeners.extend([Broken(), good])
-        deltas = await collect(llm, [70], SamplingParams(max_tokens=3))
-        assert deltas[-1].finish_reason == "length"
-        assert good.steps
-
-    with_fake(body)

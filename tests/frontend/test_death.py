@@ -122,6 +122,18 @@ def test_whom_an_engine_took_along_leaves_no_trace() -> None:
     with_script(body)
 
 
+def test_an_answer_that_was_whole_before_the_death_is_read_to_its_end() -> None:
+    async def body(llm: AsyncLLM, client: ScriptedClient) -> None:
+        generation = await llm.submit([70], SamplingParams(), request_id="r")
+        client.feed(TokenDelta(request_id="r", token_ids=[70], finish_reason="length"))
+        client.die()
+        await settle()
+        assert not llm.alive
+        assert [delta.finish_reason async for delta in generation] == ["length"]
+
+    with_script(body)
+
+
 def test_who_was_refused_by_a_dying_engine_is_not_handed_to_the_next() -> None:
     async def body() -> None:
         first, second = ScriptedClient(), ScriptedClient()
