@@ -12,9 +12,10 @@ from pellucid.config import EngineConfig
 from pellucid.errors import BadRequest, Overloaded
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.chat_template import ChatTemplate
-from pellucid.frontend.outputs import Delta
+from pellucid.frontend.generation import merge
+from pellucid.frontend.outputs import Delta, Logprob
 from pellucid.frontend.text import ModelText
-from pellucid.messages import TokenDelta
+from pellucid.messages import RequestTimes, TokenDelta
 from pellucid.runner.fake import expected_answer
 from pellucid.sampling_params import SamplingParams
 from tests.frontend.running import CONFIG, collect, run, settle, with_fake, with_script
@@ -79,6 +80,35 @@ def test_result_collects_what_the_deltas_say() -> None:
             assert [entry.token_id for entry in answer.logprobs] == answer.token_ids
 
     with_fake(body)
+
+
+def test_a_result_says_what_was_found_in_the_cache() -> None:
+    async def body(llm: AsyncLLM) -> None:
+        size = llm.info.block_size
+        prompt = list(range(70, 71 + 2 * size))
+        found = [
+            (await (await llm.submit(prompt, SamplingParams(max_tokens=1))).result())
+            for _ in range(2)
+        ]
+        assert [output.num_cached_tokens for output in found] == [0, 2 * size]
+
+    with_fake(body)
+
+
+def test_merging_keeps_what_each_delta_says() -> None:
+    times = RequestTimes(arrival=1.0, finished=2.0)
+    entry = Logprob(7, -0.5, "a", b"a")
+    delta = Delta(1, "a", [7], logprobs=[entry], prompt_logprobs=[None], num_cached_tokens=3)
+    end: dict[str, Any] = {
+        "finish_reason": "error",
+        "stop_reason": 8,
+        "num_cached_tokens": 3,
+        "times": times,
+        "error": "broken",
+        "embedding": b"vector",
+    }
+    merge(delta, Delta(1, "b", [8], logprobs=[entry], **end))
+    assert delta == Delta(1, "ab", [7, 8], logprobs=[entry] * 2, prompt_logprobs=[None], **end)
 
 
 def test_a_stop_string_across_steps_ends_the_request_in_the_engine() -> None:
