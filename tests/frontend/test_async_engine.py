@@ -312,6 +312,7 @@ def test_prompts_being_tokenised_count_against_the_queue() -> None:
         llm._inputs.prepare = slow  # type: ignore[method-assign]
         tasks = [asyncio.ensure_future(llm.submit([70], SamplingParams())) for _ in range(5)]
         await settle()
+        assert [task.done() for task in tasks] == [False, False, True, True, True]
         gate.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert [isinstance(r, Overloaded) for r in results] == [False, False, True, True, True]
