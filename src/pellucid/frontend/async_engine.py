@@ -352,7 +352,7 @@ class AsyncLLM:
             if not self.closed:
                 death.retry_after = self.retry_after
             if self._info is not None:
-                self._requests.engine_died(death, for_good=self.closed)
+                self._requests.engine_died(death)
             self.died.set()
 
     def _attach(self, info: EngineInfo) -> None:

@@ -110,10 +110,10 @@ class OpenRequests:
 
     # ---- when an engine dies
 
-    def engine_died(self, death: EngineDead, *, for_good: bool) -> None:
+    def engine_died(self, death: EngineDead) -> None:
         """End every request by `death` but for those that another engine may take."""
         for generation in list(self._generations.values()):
-            if self._may_wait(generation) and not for_good:
+            if self._may_wait(generation):
                 self._orphans.add(generation)
             else:
                 self._fail(generation, death)
