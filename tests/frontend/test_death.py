@@ -147,6 +147,23 @@ def test_who_was_refused_by_a_dying_engine_is_not_handed_to_the_next() -> None:
     run(body())
 
 
+def test_of_what_one_token_was_read_no_other_engine_begins_again() -> None:
+    async def body() -> None:
+        first, second = ScriptedClient(), ScriptedClient()
+        async with AsyncLLM(CONFIG, first, text=tiny_text(), retries=1) as llm:
+            begun = await llm.submit([70], SamplingParams(n=2))
+            first.feed(TokenDelta(first.added[0].request_id, llm.encode("a")))
+            first.die()
+            await settle()
+            await llm.restart(second)
+            assert second.added == []
+            assert (await anext(begun)).text == "a"
+            with pytest.raises(EngineDead):
+                await anext(begun)
+
+    run(body())
+
+
 def test_an_engine_that_dies_at_once_leaves_its_requests_to_the_one_after_it() -> None:
     async def body() -> None:
         first, second, third = (ScriptedClient() for _ in range(3))
