@@ -184,3 +184,32 @@ def test_graphs_are_recorded_after_a_first_run_on_the_same_stream_and_pool(monke
         graphs.record(fails)
     assert gc.isenabled()
     assert list(map(str, streams)) == ["main"], "what comes next is not launched on the side"
+
+
+def test_a_collector_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with device.without_collector():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("link", ["__cause__", "__context__"])
+def test_memory_that_did_not_suffice_is_seen_behind_what_came_of_it(link: str) -> None:
+    error = ValueError("of what was undone meanwhile")
+    assert not device.is_out_of_memory(error)
+    setattr(error, link, torch.OutOfMemoryError("no room"))
+    assert device.is_out_of_memory(error)
+
+
+def test_quotas_of_the_groups_around_this_process_hold_for_it(tmp_path, monkeypatch) -> None:
+    read = device._read
+    own = Path("/proc/self/cgroup")
+    monkeypatch.setattr(device, "_CGROUP", tmp_path)
+    monkeypatch.setattr(device, "_read", lambda path: "0::/a/b" if path == own else read(path))
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "cpu.max").write_text("100000 100000")
+    (tmp_path / "a" / "b" / "cpu.max").write_text("max 100000")
+    assert device.compute_threads() == 1
