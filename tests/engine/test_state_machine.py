@@ -163,7 +163,7 @@ class EngineLife(RuleBasedStateMachine):
         assert self.since_snapshot < events.SNAPSHOT_STEPS
         if self.replay is None:
             assert step.snapshot is not None
-            self.replay = Replay()
+            self.replay = Replay(misses_nothing=True)
         self.replay.apply(step)
         if is_between_steps(self.engine):
             self.replay.check(self.engine, step, detail=self.detail)
