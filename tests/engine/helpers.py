@@ -56,5 +56,10 @@ def drain(engine: EngineCore, max_steps: int = 10_000) -> dict[str, list[TokenDe
     raise AssertionError("the engine does not come to an end")
 
 
+def is_between_steps(engine: EngineCore) -> bool:
+    """No step was launched that has yet to be accounted for."""
+    return getattr(engine, "_under_way", None) is None
+
+
 def tokens(deltas: list[TokenDelta]) -> list[int]:
     return [token for delta in deltas for token in delta.token_ids]

@@ -23,15 +23,24 @@ class Seen:
 
 
 class Replay:
-    """Apply every step's events in order; the first has to bring a snapshot."""
+    """Apply every step's events in order; the first has to bring a snapshot.
 
-    def __init__(self) -> None:
+    To who `misses_nothing`, each later snapshot has to say what the events before it said.
+    """
+
+    def __init__(self, *, misses_nothing: bool = False) -> None:
+        self.misses_nothing = misses_nothing
         self.requests: dict[int, Seen] = {}
         self.named: set[int] = set()
+        self.has_begun = False
 
     def apply(self, step: StepEvents) -> None:
         if step.snapshot is not None:
+            told = (self.requests, self.named)
             self._settle(step.snapshot)
+            if self.misses_nothing and self.has_begun:
+                assert told == (self.requests, self.named)
+        self.has_begun = True
         for queued in step.queued:
             self.requests[queued.number] = Seen(
                 queued.request_id, num_tokens=queued.num_prompt_tokens

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from pellucid.config import EngineConfig
+from pellucid.engine import events
 from pellucid.engine.ahead import AheadCore, create_core
 from pellucid.engine.core import EngineCore
 from pellucid.errors import ConfigError
 from pellucid.grammar.source import from_regex
 from pellucid.kernels.dispatch import select_ops
 from pellucid.kernels.native import obstacle
-from pellucid.messages import TokenDelta, Vocabulary, pack_tokens
+from pellucid.messages import Observe, TokenDelta, Vocabulary, pack_tokens
 from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model, random_weights
 from pellucid.runner import torch_runner
@@ -27,7 +28,8 @@ from pellucid.runner.fake import FakeRunner, expected_answer
 from pellucid.runner.llama_cpp.runner import check_settings
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sample.backends import TorchSampler
-from tests.engine.helpers import core, drain, message, tokens
+from tests.engine.helpers import core, drain, is_between_steps, message, tokens
+from tests.engine.replay import Replay
 from tests.runner.tape import TapeRecorder
 
 CPU = torch.device("cpu")
@@ -211,11 +213,24 @@ def test_a_stop_token_drops_the_share_that_was_planned_behind_it() -> None:
     assert engine.scheduler.counters.generated_tokens == 12
 
 
+def test_a_plan_that_only_preempts_is_told() -> None:
+    engine = core(num_blocks=4, prefix_caching=False, async_scheduling=True)
+    engine.handle(Observe(num_listeners=1, detail=True))
+    engine.add(message("ends", [1] * 7, max_tokens=2))
+    engine.add(message("grows", [2] * 7, max_tokens=5, arrival=1.0))
+    replay, told = Replay(), 0
+    while engine.has_work:
+        step = events.decode(engine.step().events)
+        replay.apply(step)
+        told += len(step.preempted)
+    assert told == engine.scheduler.counters.preemptions == 1
+
+
 def test_an_id_may_come_again_while_its_last_share_is_under_way() -> None:
     engine = core(async_scheduling=True)
     engine.add(message("a", [1, 2, 3], max_tokens=8))
     engine.step()
-    assert not engine.is_between_steps
+    assert not is_between_steps(engine)
     engine.abort(["a"])
     engine.add(message("a", [9], max_tokens=4))
     assert tokens(drain(engine)["a"]) == expected_answer([9], 4)
@@ -227,7 +242,7 @@ def test_everyone_gone_leaves_nothing_under_way() -> None:
     engine.step()
     engine.abort(["a"])
     assert drain(engine) == {}
-    assert engine.is_between_steps
+    assert is_between_steps(engine)
     assert np.all(engine.scheduler.kv.num_used == 0)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-import pytest
-
 from pellucid.engine import events
 from pellucid.engine.core import EngineCore
 from pellucid.messages import Observe
@@ -85,6 +83,16 @@ def test_why_requests_wait() -> None:
     assert waits(step(engine)) == ({}, "seats")
 
 
+def test_who_has_no_grammar_yet_is_passed_by_others() -> None:
+    engine = watched()
+    for number, name in enumerate("ab"):
+        engine.add(message(name, [5 + number] * 8, arrival=float(number)))
+    engine.scheduler.requests["a"].is_ready = False
+    seen = step(engine)
+    assert waits(seen) == ({0: "grammar"}, None)
+    assert [share.number for share in seen.shares] == [1]
+
+
 def test_a_running_request_without_budget_is_stalled() -> None:
     engine = watched(max_num_batched_tokens=4, max_chunk_tokens=2)
     for name in "ab":
@@ -129,6 +137,7 @@ def test_a_listener_who_comes_late_gets_the_whole_state() -> None:
     assert step(engine).snapshot is None
     engine.handle(Observe(num_listeners=0))
     assert engine.step().events == b""
+    assert engine.scheduler.watcher is None  # nothing piles up for nobody
 
 
 def test_without_asking_there_are_no_ids_of_blocks_or_tokens() -> None:
@@ -145,5 +154,5 @@ def test_the_parts_of_steps_follow_each_other() -> None:
     engine.add(message("a", [5] * 9))
     seen = [step(engine) for _ in range(4)]
     for before, after in pairwise(seen):
-        assert after.time == pytest.approx(before.end + after.idle_seconds)
+        assert abs(before.end + after.idle_seconds - after.time) < 1e-6
         assert min(after.idle_seconds, after.schedule_seconds, after.update_seconds) >= 0

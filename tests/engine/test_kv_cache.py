@@ -37,6 +37,40 @@ def test_a_hit_leaves_at_least_one_token_to_compute(length: int) -> None:
     assert len(found) == (length - 1) // 4
 
 
+def test_a_request_that_comes_back_leaves_a_token_of_its_own_blocks_to_compute() -> None:
+    kv = KVCacheManager(16, 4)
+    a = request("a", list(range(8)))
+    enter(kv, a)
+    kv.free(a)
+    assert len(kv.find_prefix(a)) == 1
+
+
+def test_what_was_generated_before_a_preemption_is_found_again() -> None:
+    kv = KVCacheManager(16, 4)
+    a = request("a", list(range(3)), max_tokens=20)
+    for token in range(50, 56):
+        a.append(token)
+    enter(kv, a)
+    kv.free(a)
+    assert len(kv.find_prefix(a)) == 2
+
+
+def test_equal_blocks_behind_different_ones_are_not_shared() -> None:
+    kv = KVCacheManager(32, 4)
+    first, other, same = [1, 2, 3, 4], [5, 6, 7, 8], [9, 9, 9, 9]
+    enter(kv, request("a", [*first, *same, 0]))
+    enter(kv, request("b", [*other, 0]))
+    assert len(kv.find_prefix(request("c", [*other, *same, 0]))) == 1
+
+
+def test_blocks_that_somebody_holds_already_need_no_memory() -> None:
+    kv = KVCacheManager(4, 4)
+    enter(kv, request("a", list(range(12))))
+    b = request("b", [*range(8), 50])
+    assert kv.allocate(b, b.num_tokens, kv.find_prefix(b)) is not None
+    assert kv.num_free == 0
+
+
 def test_blocks_are_found_only_after_they_were_computed() -> None:
     kv = KVCacheManager(16, 4)
     a = request("a", list(range(9)))
@@ -54,8 +88,23 @@ def test_a_request_is_told_to_wait_for_a_block_that_is_being_computed() -> None:
     kv.allocate(a, 9, kv.find_prefix(a))
     assert kv.is_in_progress(b, len(kv.find_prefix(b)))
     assert not kv.is_in_progress(request("c", [5, 5, 5, 5, 5]), 0)
+    kv.free(b)  # leaves the queue: it was not the one that computes
+    assert kv.is_in_progress(b, 0)
     kv.free(a)  # it left before it computed anything: nobody must wait for it
     assert not kv.is_in_progress(b, 0)
+
+
+def test_a_request_waits_for_the_block_behind_those_it_found() -> None:
+    kv = KVCacheManager(16, 4)
+    a, b = request("a", list(range(9))), request("b", list(range(9)))
+    kv.allocate(a, 9, kv.find_prefix(a))
+    a.num_computed_tokens = 5
+    kv.commit(a)
+    assert len(kv.find_prefix(b)) == 1
+    assert kv.is_in_progress(b, 1)
+    a.num_computed_tokens = 9
+    kv.commit(a)
+    assert not kv.is_in_progress(b, len(kv.find_prefix(b)))
 
 
 def test_salt_and_the_position_of_a_block_are_part_of_its_name() -> None:

@@ -11,12 +11,17 @@ from pellucid.engine.core import EngineCore
 from pellucid.engine.drafting import Drafting
 from pellucid.messages import Observe, Pooling, StepOutput
 from pellucid.runner.fake import expected_answer, expected_embedding
-from tests.engine.helpers import core, drain, message
+from tests.engine.helpers import core, drain, is_between_steps, message
 from tests.engine.prophet import Prophet
 from tests.engine.replay import Replay
 
-# Few distinct tokens, so that prefixes collide often.
-PROMPTS = st.lists(st.integers(5, 7), min_size=1, max_size=30)
+SNAPSHOT_STEPS = events.SNAPSHOT_STEPS
+# Few distinct tokens and few distinct blocks, so that prefixes collide often.
+PROMPTS = st.lists(st.integers(5, 7), min_size=1, max_size=30) | st.builds(
+    lambda blocks, tail: [token for block in blocks for token in block] + tail,
+    st.lists(st.sampled_from([[5] * 4, [6] * 4]), max_size=6),
+    st.lists(st.integers(5, 7), min_size=1, max_size=5),
+)
 
 
 class EngineLife(RuleBasedStateMachine):
@@ -34,6 +39,7 @@ class EngineLife(RuleBasedStateMachine):
         caching=st.booleans(),
         policy=st.sampled_from(["fifo", "priority", "shortest-first", "fair-share"]),
         detail=st.booleans(),
+        snapshot_steps=st.sampled_from([4, SNAPSHOT_STEPS]),
     )
     def start(
         self,
@@ -44,7 +50,9 @@ class EngineLife(RuleBasedStateMachine):
         caching: bool,
         policy: str,
         detail: bool,
+        snapshot_steps: int,
     ) -> None:
+        events.SNAPSHOT_STEPS = snapshot_steps
         self.engine = core(
             num_blocks=num_blocks,
             prefix_caching=caching,
@@ -116,12 +124,17 @@ class EngineLife(RuleBasedStateMachine):
     @rule(listening=st.booleans(), detail=st.booleans())
     def listen(self, listening: bool, detail: bool) -> None:
         self.engine.handle(Observe(num_listeners=int(listening), detail=detail))
-        if listening != self.listening or detail != self.detail:
+        changed = (listening, detail) != (self.listening, self.detail)
+        if changed:
             self.replay: Replay | None = None  # until the first snapshot
+            self.since_snapshot = 0
         self.listening, self.detail = listening, detail
-        if self.engine.is_between_steps:
+        if is_between_steps(self.engine):
             return
-        self._take(self.engine.step().deltas)  # who listens begins behind the step under way
+        output = self.engine.step()
+        self._take(output.deltas)
+        if not changed:  # who is new begins behind the step under way
+            self._watch(output)
 
     @rule(times=st.integers(1, 6))
     def step(self, times: int) -> None:
@@ -153,11 +166,13 @@ class EngineLife(RuleBasedStateMachine):
         if not self.listening:
             return
         step = events.decode(output.events)
+        self.since_snapshot = 0 if step.snapshot is not None else self.since_snapshot + 1
+        assert self.since_snapshot < events.SNAPSHOT_STEPS
         if self.replay is None:
             assert step.snapshot is not None
-            self.replay = Replay()
+            self.replay = Replay(misses_nothing=True)
         self.replay.apply(step)
-        if self.engine.is_between_steps:
+        if is_between_steps(self.engine):
             self.replay.check(self.engine, step, detail=self.detail)
 
     @invariant()
@@ -167,6 +182,7 @@ class EngineLife(RuleBasedStateMachine):
             assert set(self.engine.scheduler.requests) == set(self.open)
 
     def teardown(self) -> None:
+        events.SNAPSHOT_STEPS = SNAPSHOT_STEPS
         if not hasattr(self, "engine"):
             return
         for deltas in drain(self.engine).values():
@@ -174,6 +190,10 @@ class EngineLife(RuleBasedStateMachine):
         assert not self.open, "every request comes to its end"
         assert self.engine.scheduler.kv.num_used == 0
         assert not self.prophet.present
+        self.prophet.texts["last"] = [5, *expected_answer([5], 8)]
+        self.engine.add(message("last", [5]))
+        drain(self.engine)
+        assert set(self.engine.runner._rows) == {"last"}, "the runner was told who has gone"
 
 
 class EngineLifeAhead(EngineLife):

@@ -1,4 +1,4 @@
-"""Many readers, one engine: streams, cancellation, overload, deadlines and death."""
+"""Many readers, one engine: streams, cancellation, overload and deadlines."""
 
 from __future__ import annotations
 
@@ -9,63 +9,24 @@ from typing import Any
 import pytest
 
 from pellucid.config import EngineConfig
-from pellucid.engine.client import ProcessClient
-from pellucid.errors import BadRequest, EngineDead, ModelError, Overloaded
+from pellucid.errors import BadRequest, Overloaded
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.chat_template import ChatTemplate
-from pellucid.frontend.outputs import Delta
-from pellucid.frontend.stats import RequestReport, StepReport
+from pellucid.frontend.generation import merge
+from pellucid.frontend.outputs import Delta, Logprob
 from pellucid.frontend.text import ModelText
-from pellucid.messages import EngineInfo, TokenDelta
+from pellucid.messages import RequestTimes, TokenDelta
 from pellucid.runner.fake import expected_answer
 from pellucid.sampling_params import SamplingParams
-from tests.frontend.tiny import ScriptedClient, fake_client, tiny_text
+from tests.frontend.running import CONFIG, collect, run, settle, with_fake, with_script
+from tests.frontend.tiny import ScriptedClient, tiny_text
 
-CONFIG = EngineConfig.of(runner="fake", block_size=4)
 VOCAB = range(3, 550)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 60))
-
-
-def with_fake(
-    test: Callable[[AsyncLLM], Coroutine[Any, Any, None]],
-    config: EngineConfig = CONFIG,
-    **runner: Any,
-) -> None:
-    async def body() -> None:
-        async with AsyncLLM(config, fake_client(config, **runner), text=tiny_text()) as llm:
-            await test(llm)
-
-    run(body())
-
-
-def with_script(
-    test: Callable[[AsyncLLM, ScriptedClient], Coroutine[Any, Any, None]],
-    config: EngineConfig = CONFIG,
-) -> None:
-    async def body() -> None:
-        client = ScriptedClient()
-        async with AsyncLLM(config, client, text=tiny_text()) as llm:
-            await test(llm, client)
-
-    run(body())
-
-
-async def collect(llm: AsyncLLM, *args: Any, **kwargs: Any) -> list[Delta]:
-    return [delta async for delta in llm.generate(*args, **kwargs)]
 
 
 def joined(deltas: list[Delta], index: int = 0) -> tuple[str, list[int]]:
     mine = [d for d in deltas if d.index == index]
     return "".join(d.text for d in mine), [t for d in mine for t in d.token_ids]
-
-
-async def settle() -> None:
-    """Let every task that can run do so."""
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 # ---- what comes out
@@ -119,6 +80,35 @@ def test_result_collects_what_the_deltas_say() -> None:
             assert [entry.token_id for entry in answer.logprobs] == answer.token_ids
 
     with_fake(body)
+
+
+def test_a_result_says_what_was_found_in_the_cache() -> None:
+    async def body(llm: AsyncLLM) -> None:
+        size = llm.info.block_size
+        prompt = list(range(70, 71 + 2 * size))
+        found = [
+            (await (await llm.submit(prompt, SamplingParams(max_tokens=1))).result())
+            for _ in range(2)
+        ]
+        assert [output.num_cached_tokens for output in found] == [0, 2 * size]
+
+    with_fake(body)
+
+
+def test_merging_keeps_what_each_delta_says() -> None:
+    times = RequestTimes(arrival=1.0, finished=2.0)
+    entry = Logprob(7, -0.5, "a", b"a")
+    delta = Delta(1, "a", [7], logprobs=[entry], prompt_logprobs=[None], num_cached_tokens=3)
+    end: dict[str, Any] = {
+        "finish_reason": "error",
+        "stop_reason": 8,
+        "num_cached_tokens": 3,
+        "times": times,
+        "error": "broken",
+        "embedding": b"vector",
+    }
+    merge(delta, Delta(1, "b", [8], logprobs=[entry], **end))
+    assert delta == Delta(1, "ab", [7, 8], logprobs=[entry] * 2, prompt_logprobs=[None], **end)
 
 
 def test_a_stop_string_across_steps_ends_the_request_in_the_engine() -> None:
@@ -272,6 +262,17 @@ def test_a_slow_reader_gets_one_merged_delta() -> None:
     with_script(body)
 
 
+def test_what_waits_longest_is_read_first() -> None:
+    async def body(llm: AsyncLLM, client: ScriptedClient) -> None:
+        generation = await llm.submit([70], SamplingParams(n=3))
+        for index in (1, 2, 0):
+            client.feed(TokenDelta(client.added[index].request_id, [70]))
+        await settle()
+        assert [(await anext(generation)).index for _ in range(3)] == [1, 2, 0]
+
+    with_script(body)
+
+
 # ---- limits
 
 
@@ -311,6 +312,7 @@ def test_prompts_being_tokenised_count_against_the_queue() -> None:
         llm._inputs.prepare = slow  # type: ignore[method-assign]
         tasks = [asyncio.ensure_future(llm.submit([70], SamplingParams())) for _ in range(5)]
         await settle()
+        assert [task.done() for task in tasks] == [False, False, True, True, True]
         gate.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert [isinstance(r, Overloaded) for r in results] == [False, False, True, True, True]
@@ -344,144 +346,3 @@ def test_a_deadline_ends_the_answer_with_what_was_produced() -> None:
         assert text == llm.decode(token_ids)
 
     with_fake(body, step_seconds=0.01)
-
-
-# ---- death
-
-
-def test_death_of_the_engine_ends_every_reader_and_refuses_new_ones() -> None:
-    async def body(llm: AsyncLLM, client: ScriptedClient) -> None:
-        readers = [
-            asyncio.ensure_future(collect(llm, [70], SamplingParams(), request_id=f"r{i}"))
-            for i in range(5)
-        ]
-        late = await llm.submit([70], SamplingParams(), request_id="late")
-        await settle()
-        client.feed(TokenDelta(request_id="late", token_ids=llm.encode("a")))
-        await settle()
-        client.die()
-        results = await asyncio.wait_for(asyncio.gather(*readers, return_exceptions=True), 30)
-        assert [type(r) for r in results] == [EngineDead] * 5
-        assert (await anext(late)).text == "a"  # what was produced is not lost
-        with pytest.raises(EngineDead):
-            await anext(late)
-        assert not llm.alive
-        with pytest.raises(EngineDead):
-            await llm.submit([70], SamplingParams())
-        with pytest.raises(EngineDead):
-            await llm.chat_prompt([])
-
-    with_script(body)
-
-
-def test_death_noticed_while_sending_ends_every_reader() -> None:
-    async def body(llm: AsyncLLM, client: ScriptedClient) -> None:
-        reader = asyncio.ensure_future(collect(llm, [70], SamplingParams()))
-        await settle()
-        client._dead = True
-        assert not llm.alive
-        with pytest.raises(EngineDead):
-            await llm.submit([70], SamplingParams())
-        with pytest.raises(EngineDead):
-            await reader
-
-    with_script(body)
-
-
-def test_a_killed_engine_process_is_noticed_in_two_seconds() -> None:
-    async def body() -> None:
-        client = ProcessClient(CONFIG)
-        async with AsyncLLM(CONFIG, client, text=tiny_text()) as llm:
-            generation = await llm.submit([150], SamplingParams(max_tokens=8000))
-            await anext(generation)
-            client._process.kill()  # type: ignore[union-attr]
-
-            async def drain() -> None:
-                async for _ in generation:
-                    pass
-
-            with pytest.raises(EngineDead):
-                await asyncio.wait_for(drain(), 2)
-            assert not llm.alive
-
-    run(body())
-
-
-def test_closing_ends_open_readers() -> None:
-    async def body(llm: AsyncLLM, client: ScriptedClient) -> None:
-        reader = asyncio.ensure_future(collect(llm, [70], SamplingParams()))
-        await settle()
-        await llm.close()
-        await llm.close()
-        with pytest.raises(EngineDead, match="closed"):
-            await reader
-        assert client.closed
-
-    with_script(body)
-
-
-def test_a_failed_start_leaves_nothing_running() -> None:
-    class Failing(ScriptedClient):
-        async def start(self) -> EngineInfo:
-            raise ModelError("no such model")
-
-    async def body() -> None:
-        client = Failing()
-        llm = AsyncLLM(CONFIG, client, text=tiny_text())
-        with pytest.raises(ModelError):
-            await llm.start()
-        assert client.closed
-        assert not llm.alive
-        with pytest.raises(EngineDead):
-            await llm.submit([70], SamplingParams())
-
-    run(body())
-
-
-# ---- statistics
-
-
-class Listener:
-    def __init__(self) -> None:
-        self.steps: list[StepReport] = []
-        self.finished: list[RequestReport] = []
-
-    def on_step(self, report: StepReport) -> None:
-        self.steps.append(report)
-
-    def on_finish(self, report: RequestReport) -> None:
-        self.finished.append(report)
-
-
-def test_listeners_hear_of_every_step_and_every_end() -> None:
-    async def body(llm: AsyncLLM) -> None:
-        listener = Listener()
-        llm.listeners.append(listener)
-        params = SamplingParams(n=2, max_tokens=10)
-        await collect(llm, [70, 71], params)
-        assert sum(len(s.times_to_first_token) for s in listener.steps) == 2
-        assert sum(len(s.inter_token_latencies) for s in listener.steps) == 18
-        assert sum(s.stats.num_generated_tokens for s in listener.steps) == 20
-        assert [(r.finish_reason, r.num_output_tokens) for r in listener.finished] == [
-            ("length", 10)
-        ] * 2
-        generation = await llm.submit([70, 71], params)
-        await generation.aclose()
-        assert [r.finish_reason for r in listener.finished[2:]] == ["abort"] * 2
-
-    with_fake(body)
-
-
-def test_a_failing_listener_harms_nobody() -> None:
-    class Broken(Listener):
-        def on_step(self, report: StepReport) -> None:
-            raise RuntimeError("broken")
-
-    async def body(llm: AsyncLLM) -> None:
-        good = Listener()
-        llm.listeners.extend([Broken(), good])
-        deltas = await collect(llm, [70], SamplingParams(max_tokens=3))
-        assert deltas[-1].finish_reason == "length"
-        assert good.steps
-
-    with_fake(body)

@@ -16,7 +16,7 @@ from pellucid.frontend.outputs import Delta
 from pellucid.messages import Pooling, TokenDelta
 from pellucid.runner.fake import expected_embedding
 from pellucid.sampling_params import SamplingParams
-from tests.frontend.test_async_engine import CONFIG, collect, run, settle, with_fake, with_script
+from tests.frontend.running import CONFIG, collect, run, settle, with_fake, with_script
 from tests.frontend.tiny import ScriptedClient, fake_client, tiny_text
 
 TEXT = "Once upon a time"

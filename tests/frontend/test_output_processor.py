@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import pytest
@@ -145,6 +146,17 @@ def test_stop_strings_are_not_searched_in_the_first_min_tokens() -> None:
         assert reader.deltas[-1].stop_reason == "word"
 
 
+def test_the_last_of_the_first_min_tokens_is_not_searched_and_the_next_one_is() -> None:
+    ids = encode("word and word and word")
+    assert tiny_text().tokenizer.raw.decode(ids[3:4]) == " word"
+    for min_tokens, text in ((3, "word and"), (4, "word and word and"), (5, "word and word and")):
+        for size in (1, 2, 50):
+            reader = Reader(stop=[" word"], min_tokens=min_tokens)
+            for piece in cut(ids, [size]):
+                reader.feed(piece)
+            assert reader.text == text
+
+
 @pytest.mark.parametrize("include", [False, True])
 def test_the_text_of_a_stop_token_is_shown_only_if_asked(include: bool) -> None:
     (dot,) = encode(".")
@@ -165,6 +177,13 @@ def test_half_a_character_waits_for_its_other_half() -> None:
     reader.feed(ids[-1:])
     assert reader.text == "🙃"
     assert reader.token_ids == ids
+
+
+def test_half_a_character_at_the_end_follows_what_was_held_back() -> None:
+    reader = Reader(stop=["time travel"])
+    reader.feed([*encode("a time"), *encode("🙃")[:-1]])
+    reader.feed([], finish_reason="length")
+    assert reader.text == "a time\ufffd"
 
 
 def test_logprobs_come_with_text_and_bytes() -> None:
@@ -209,7 +228,7 @@ def test_cached_tokens_are_told_on_every_delta() -> None:
 def test_the_engines_times_and_error_are_passed_on() -> None:
     times = RequestTimes(arrival=10.0, scheduled=10.5, first_token=11.0, finished=12.0)
     reader = Reader()
-    done = reader.feed([], finish_reason="error", error="no room", times=times)
+    done = reader.feed([], finish_reason="error", error="no room", times=copy(times))
     (delta,) = reader.deltas
     assert (delta.finish_reason, delta.error, delta.times) == ("error", "no room", times)
     (report,) = done.finished
@@ -243,6 +262,11 @@ def test_reports_count_tokens_and_latencies() -> None:
     (report,) = last.finished
     assert report.num_output_tokens == 3  # the end token counts: it was generated
     assert (report.num_prompt_tokens, report.num_cached_tokens) == (2, 1)
+
+
+def test_an_end_without_a_token_is_no_latency() -> None:
+    report = Reader().feed([], finish_reason="timeout").report
+    assert (report.times_to_first_token, report.inter_token_latencies) == ([], [])
 
 
 def test_trouble_with_one_answer_leaves_the_others_alone() -> None:

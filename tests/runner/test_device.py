@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from pellucid.config import EngineConfig
 from pellucid.errors import ConfigError
 from pellucid.runner import device
 
@@ -82,7 +83,8 @@ def test_auto_dtype_is_bfloat16_exactly_where_the_cpu_computes_in_it(monkeypatch
     ],
 )
 def test_keys_and_values_are_int8_where_that_does(name, model, kernels, plain_keys, dtype):
-    assert device.pick_kv_dtype(name, model, CPU, kernels, plain_keys) is dtype
+    config = EngineConfig.of(kv_cache_dtype=name, dtype=model)
+    assert device.pick_kv_dtype(config, CPU, kernels, plain_keys) is dtype
 
 
 def test_a_gpu_that_is_not_here_is_named(monkeypatch):
@@ -182,3 +184,32 @@ def test_graphs_are_recorded_after_a_first_run_on_the_same_stream_and_pool(monke
         graphs.record(fails)
     assert gc.isenabled()
     assert list(map(str, streams)) == ["main"], "what comes next is not launched on the side"
+
+
+def test_a_collector_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with device.without_collector():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("link", ["__cause__", "__context__"])
+def test_memory_that_did_not_suffice_is_seen_behind_what_came_of_it(link: str) -> None:
+    error = ValueError("of what was undone meanwhile")
+    assert not device.is_out_of_memory(error)
+    setattr(error, link, torch.OutOfMemoryError("no room"))
+    assert device.is_out_of_memory(error)
+
+
+def test_quotas_of_the_groups_around_this_process_hold_for_it(tmp_path, monkeypatch) -> None:
+    read = device._read
+    own = Path("/proc/self/cgroup")
+    monkeypatch.setattr(device, "_CGROUP", tmp_path)
+    monkeypatch.setattr(device, "_read", lambda path: "0::/a/b" if path == own else read(path))
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "cpu.max").write_text("100000 100000")
+    (tmp_path / "a" / "b" / "cpu.max").write_text("max 100000")
+    assert device.compute_threads() == 1

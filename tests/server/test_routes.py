@@ -9,8 +9,8 @@ import pytest
 
 import pellucid
 from pellucid.runner.fake import expected_answer
-from tests.frontend.tiny import tiny_text
-from tests.server.live import MODEL, Live
+from tests.frontend.tiny import ScriptedClient, tiny_text
+from tests.server.live import MODEL, Live, live
 
 PROMPT = "Once upon a time"
 
@@ -153,3 +153,13 @@ def test_the_openapi_document_describes_every_body_and_error(site: Live) -> None
     assert {"messages", "temperature", "top_k", "stream_options", "timeout"} <= chat.keys()
     error = schemas["ErrorDetail"]
     assert set(error["properties"]) == {"message", "type", "param", "code"}
+
+
+def test_fingerprints_differ_where_answers_may() -> None:
+    def fingerprint(**info: str) -> str:
+        with live(client=ScriptedClient(**info)) as site:
+            return site.service.fingerprint
+
+    numbers = [{}, {"dtype": "float32"}, {"kv_dtype": "int8"}, {"kernels": "native"}]
+    assert len({fingerprint(**info) for info in numbers}) == len(numbers)
+    assert fingerprint() == fingerprint()

@@ -141,9 +141,7 @@ def _memory(engine: EngineConfig, files: ModelFiles, kernels: str) -> dict[str, 
         return _llama_cpp_memory(engine, files, config)
     device = device_api.pick_device(engine.runner.device)
     dtype = device_api.pick_dtype(engine.model.dtype, device)
-    kv_dtype = device_api.pick_kv_dtype(
-        cache.kv_cache_dtype, engine.model.dtype, device, kernels, config.plain_keys
-    )
+    kv_dtype = device_api.pick_kv_dtype(engine, device, kernels, config.plain_keys)
     weights = _num_parameters(config) * dtype.itemsize
     if kernels == "native" and files.kind == "gguf":  # whose blocks stay as small as they are
         weights = _size_on_disk(files)

@@ -44,10 +44,6 @@ class AheadCore(EngineCore):
     def has_work(self) -> bool:
         return self._under_way is not None or super().has_work
 
-    @property
-    def is_between_steps(self) -> bool:
-        return self._under_way is None
-
     def handle(self, command: Command) -> None:
         if isinstance(command, Observe):
             self._observe = command
@@ -98,7 +94,7 @@ class AheadCore(EngineCore):
         if now.pending is not None:
             result = now.pending.result()
             arrived = time.monotonic()
-            told = replace(told, chunks=[c for c in told.chunks if self.scheduler.is_awaited(c)])
+            told = replace(told, chunks=[c for c in told.chunks if self.scheduler.awaiting(c)])
             deltas += self.scheduler.update(now.plan, result, arrived)
             # Of the step's own time, what was not hidden behind the one before.
             waited = max(0.0, arrived - begin - seconds)

@@ -69,11 +69,6 @@ class EngineCore:
         return bool(can_run or self._refused or self._untold)
 
     @property
-    def is_between_steps(self) -> bool:
-        """No step is under way."""
-        return True
-
-    @property
     def is_compiling(self) -> bool:
         """A grammar is on its way, which will be work."""
         return bool(self._grammars)

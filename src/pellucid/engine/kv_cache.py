@@ -84,14 +84,14 @@ class KVCacheManager:
 
         Returns the block ids that were added, or None, with nothing changed, if the pool is short.
         """
-        entering = not request.block_table
         needed = self.blocks_for(num_tokens) - len(request.block_table) - len(prefix)
-        if needed == 0 and not prefix:
+        if needed == 0:
             return []  # the common case of a decode: the last block has room
         if needed > len(self._free) - sum(self._ref_counts[b] == 0 for b in prefix):
             return None
         for block in prefix:
             self._hold(block)
+        entering = not request.block_table
         added = [*prefix, *(self._take_free() for _ in range(needed))]
         request.block_table.extend(added)
         if entering:
@@ -117,7 +117,7 @@ class KVCacheManager:
 
     def free(self, request: Request) -> None:
         """Give all blocks back; they can still be found by name until their memory is taken."""
-        for name in request.block_hashes[request.num_named_blocks :]:
+        for name in request.block_hashes:
             self._end_progress(name, request)
         for block in reversed(request.block_table):  # tails are worth less than heads
             self._release(block)
@@ -145,9 +145,9 @@ class KVCacheManager:
             index = len(hashes)
             parent = hashes[-1] if hashes else (request.cache_salt or "").encode()
             tokens = array("i", request.token_ids[index * size : (index + 1) * size]).tobytes()
-            # The root is framed by its length: a salt can never pass for a parent.
-            frame = index.to_bytes(4, "little") + len(parent).to_bytes(4, "little")
-            hashes.append(hashlib.sha256(frame + parent + tokens).digest())
+            # The index tells a salt from a parent, and tokens of a block are always as many bytes.
+            place = index.to_bytes(4, "little")
+            hashes.append(hashlib.sha256(place + parent + tokens).digest())
         return hashes[:num_blocks] if len(hashes) > num_blocks else hashes
 
     def _findable(self, request: Request) -> list[bytes]:
@@ -157,9 +157,8 @@ class KVCacheManager:
         return self._names_of(request, (request.num_tokens - 1) // self.block_size)
 
     def _announce(self, request: Request) -> None:
-        if self.prefix_caching:
-            for name in request.block_hashes[request.num_named_blocks :]:
-                self._in_progress.setdefault(name, request.request_id)
+        for name in request.block_hashes[request.num_named_blocks :]:
+            self._in_progress.setdefault(name, request.request_id)
 
     def _end_progress(self, name: bytes, request: Request) -> None:
         if self._in_progress.get(name) == request.request_id:

@@ -86,7 +86,7 @@ class FairShare(SchedulingPolicy):
     def enter(self, request: Request) -> None:
         user = request.user or ""
         if not self._present[user]:
-            floor = min((self._served[u] for u in self._present if self._present[u]), default=0.0)
+            floor = min((self._served[u] for u in self._present), default=0.0)
             self._served[user] = max(self._served.get(user, 0.0), floor)
         self._present[user] += 1
 

@@ -16,6 +16,7 @@ from pellucid.messages import (
     FinishReason,
     Pooling,
     RequestTimes,
+    TokenDelta,
     TokenLogprobs,
     unpack_tokens,
 )
@@ -125,6 +126,8 @@ class Request:
     @property
     def is_ending(self) -> bool:
         """The step under way is its last, whatever token that brings."""
+        if self.under_way is None:
+            return False
         expected = self.num_expected_tokens
         is_full = expected > len(self.token_ids) and expected >= self.max_total_tokens
         return is_full or self.next_start == expected
@@ -142,9 +145,21 @@ class Request:
             self.finish_reason = "stop"
             if token_id in self.sampling.stop_token_ids:
                 self.stop_token_id = token_id
-        elif self.num_tokens >= self.max_total_tokens:
+        elif len(self.token_ids) >= self.max_total_tokens:
             self.finish_reason = "length"
         return self.finish_reason is not None
+
+    def delta(self, token_ids: list[int], error: str | None = None) -> TokenDelta:
+        """What the front end is told: new tokens, and the end if this is it."""
+        return TokenDelta(
+            request_id=self.request_id,
+            token_ids=token_ids,
+            finish_reason=self.finish_reason,
+            stop_token_id=self.stop_token_id,
+            num_cached_tokens=self.num_cached_tokens,
+            times=self.times if self.finish_reason is not None else None,
+            error=error,
+        )
 
     def __repr__(self) -> str:
         return (

@@ -102,17 +102,17 @@ class Scheduler:
         """End a request that cannot go on."""
         request = self.requests[request_id]
         self._finish(request, "error", now)
-        return _delta(request, [], error=error)
+        return request.delta([], error=error)
 
     def expire(self, now: float) -> list[TokenDelta]:
         """End the requests whose deadline has passed."""
         expired: list[TokenDelta] = []
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, request_id = heapq.heappop(self._deadlines)
+            deadline, request_id = heapq.heappop(self._deadlines)
             request = self.requests.get(request_id)
-            if request is not None:
+            if request is not None and request.deadline == deadline:  # not one of the same name
                 self._finish(request, "timeout", now)
-                expired.append(_delta(request, []))
+                expired.append(request.delta([]))
         return expired
 
     # ---- planning a step
@@ -148,14 +148,14 @@ class Scheduler:
                 self._schedule_one_running(request, now)
 
     def _schedule_one_running(self, request: Request, now: float) -> None:
-        num_new = self._affordable(request)
-        end = request.next_start + num_new
+        start, num_new = request.next_start, self._affordable(request)
+        end = start + num_new
         while (blocks := self.kv.allocate(request, end)) is None:
             victim = self.policy.victim(list(self.running.values()), now)
             self._preempt(victim)
             if victim is request:
                 return
-        self._put_chunk(request, num_new, blocks, now)
+        self._put_chunk(request, start, num_new, blocks, now)
 
     def _schedule_waiting(self, now: float) -> Wait | None:
         """Admit who fits; returns what the others wait for, if they are not in `stalls`."""
@@ -179,9 +179,9 @@ class Scheduler:
             if blocks is None:  # no overtaking: smaller requests would starve a large one for ever
                 self.stalls[request.request_id] = "blocks"
                 return "turn"
-            self._admit(request, len(prefix) * self.kv.block_size)
-            num_new = self._affordable(request)
-            self._put_chunk(request, num_new, blocks, now)
+            num_found = len(prefix) * self.kv.block_size
+            self._admit(request, num_found)
+            self._put_chunk(request, num_found, self._affordable(request), blocks, now)
         return None
 
     def _admit(self, request: Request, num_found: int) -> None:
@@ -209,12 +209,13 @@ class Scheduler:
         left = request.num_expected_tokens - request.next_start
         return min(left, self._budget, self.settings.max_chunk_tokens)
 
-    def _put_chunk(self, request: Request, num_new: int, blocks: list[int], now: float) -> None:
+    def _put_chunk(
+        self, request: Request, start: int, num_new: int, blocks: list[int], now: float
+    ) -> None:
         self._budget -= num_new
         self.policy.charge(request, num_new)
         if request.times.scheduled is None:
             request.times.scheduled = now
-        start = request.next_start
         self._chunks[request.request_id] = Chunk(
             request_id=request.request_id,
             start=start,
@@ -263,10 +264,10 @@ class Scheduler:
             if request is not None:
                 request.under_way = chunk
 
-    def is_awaited(self, chunk: Chunk) -> bool:
-        """Whether the chunk's request is still here to take its result."""
+    def awaiting(self, chunk: Chunk) -> Request | None:
+        """The chunk's request, if that is still here to take the result."""
         request = self.requests.get(chunk.request_id)
-        return request is not None and request.under_way is chunk
+        return None if request is None or request.under_way is not chunk else request
 
     def update(self, plan: StepPlan, result: StepResult, now: float) -> list[TokenDelta]:
         """Advance the counters, name finished blocks, append tokens, end what has come to its end.
@@ -276,19 +277,20 @@ class Scheduler:
         deltas: list[TokenDelta] = []
         self.kv.forget(result.lost_blocks)
         for index, chunk in enumerate(plan.chunks):
-            if not self.is_awaited(chunk):
+            request = self.awaiting(chunk)
+            if request is None:
                 continue
-            request = self.requests[chunk.request_id]
             request.under_way = None
             end = chunk.start + chunk.num_tokens - len(chunk.drafts)
-            self.counters.prompt_tokens += max(0, min(end, request.num_prompt_tokens) - chunk.start)
+            if chunk.start < request.num_prompt_tokens:
+                self.counters.prompt_tokens += min(end, request.num_prompt_tokens) - chunk.start
             # Who was preempted while the step was under way keeps nothing of it but its token.
             if request.status is Status.RUNNING:
                 request.num_computed_tokens = end
                 self.kv.commit(request)
             if request.request_id in result.errors:
                 self._finish(request, "error", now)
-                deltas.append(_delta(request, [], error=result.errors[request.request_id]))
+                deltas.append(request.delta([], error=result.errors[request.request_id]))
                 continue
             prompt_logprobs = result.prompt_logprobs[index]
             kept = request.status is Status.RUNNING or chunk.samples
@@ -300,7 +302,7 @@ class Scheduler:
                     self._take_drafts(request, chunk, len(result.token_ids[index]))
             elif request.pooling and end == request.num_tokens:
                 self._finish(request, "stop", now)
-                deltas.append(_delta(request, []))
+                deltas.append(request.delta([]))
                 deltas[-1].embedding = result.embeddings[request.request_id]
         return deltas
 
@@ -318,7 +320,7 @@ class Scheduler:
             request.times.first_token = now
         if request.finish_reason is not None:
             self._finish(request, request.finish_reason, now)
-        delta = _delta(request, tokens)
+        delta = request.delta(tokens)
         if (logprobs := result.logprobs[index]) is not None:
             delta.logprobs = logprobs[: len(tokens)]
         if first:  # the front end may end the answer itself and then needs to know
@@ -365,15 +367,3 @@ class Scheduler:
             if not 0 <= request.num_computed_tokens < request.num_tokens:
                 raise AssertionError(f"{request} has nothing left to compute")
         self.kv.check_integrity(self.requests.values())
-
-
-def _delta(request: Request, token_ids: list[int], error: str | None = None) -> TokenDelta:
-    return TokenDelta(
-        request_id=request.request_id,
-        token_ids=token_ids,
-        finish_reason=request.finish_reason,
-        stop_token_id=request.stop_token_id,
-        num_cached_tokens=request.num_cached_tokens,
-        times=request.times if request.finish_reason is not None else None,
-        error=error,
-    )

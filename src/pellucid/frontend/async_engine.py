@@ -122,12 +122,10 @@ class AsyncLLM:
             await client.close()
             raise
         self._attach(info)
-        for generation, sequences in self._requests.take_orphans():
-            try:
-                self._hand_over(sequences)
-            except EngineDead as error:
-                self._die(error)
-                generation.fail(error)
+        try:
+            self._hand_over(self._requests.take_orphans())
+        except EngineDead as error:
+            self._die(error)
 
     async def close(self, death: EngineDead | None = None) -> None:
         """Stop the engine; open iterators raise `death`, by default EngineDead. Idempotent."""
@@ -135,8 +133,7 @@ class AsyncLLM:
         death = death or EngineDead("the engine was closed")
         self._die(death)
         if self._info is not None:
-            for generation, _ in self._requests.take_orphans():
-                generation.fail(death)
+            self._requests.give_up(death)
         await self._detach()
 
     async def __aenter__(self) -> AsyncLLM:
@@ -260,6 +257,7 @@ class AsyncLLM:
             self._hand_over(request.sequences)
         except EngineDead as error:
             self._die(error)
+            self._requests.abort(generation)  # its caller is told: it does not wait for another
             raise
         return generation
 
@@ -354,7 +352,7 @@ class AsyncLLM:
             if not self.closed:
                 death.retry_after = self.retry_after
             if self._info is not None:
-                self._requests.engine_died(death, for_good=self.closed)
+                self._requests.engine_died(death)
             self.died.set()
 
     def _attach(self, info: EngineInfo) -> None:

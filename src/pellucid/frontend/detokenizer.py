@@ -60,17 +60,17 @@ class Detokenizer:
         return text
 
     def _prompt_tail(self, prompt_ids: Sequence[int]) -> bytes:
-        """The last bytes of the prompt: three hold any unfinished character."""
+        """The end of the prompt: three bytes hold any unfinished character."""
         tail = b""
         for token_id in reversed(prompt_ids):
             tail = self._data((token_id,)) + tail
             if len(tail) >= 3:
                 break
-        return tail[-3:]
+        return tail
 
 
 class StopChecker:
-    """Cuts a text at the first stop string, without showing what may be the start of one.
+    """Cuts a text at the first of its stop strings, without showing what may be the start of one.
 
     The first is the one that is complete first, the longest if several end together; so the cut
     does not depend on how the text was divided into pieces. All stop strings are followed at once,
@@ -90,8 +90,6 @@ class StopChecker:
 
         After a match the answer is over: whatever is pushed then is dropped.
         """
-        if not self._matchers:
-            return text, None
         if self._matched is not None:
             return "", self._matched
         text = self._held + text
@@ -107,15 +105,13 @@ class StopChecker:
 
     def flush(self) -> str:
         """What was held back, once no more text can come."""
-        held, self._held = self._held, ""
-        return held
+        return self._held
 
     def _advance(self, char: str) -> str | None:
-        matched = None
         for matcher in self._matchers:  # longest first
-            if matcher.feed(char) and matched is None:
-                matched = matcher.pattern
-        return matched
+            if matcher.feed(char):  # which ends the answer: the others need not follow
+                return matcher.pattern
+        return None
 
 
 class _Matcher:

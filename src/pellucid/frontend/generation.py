@@ -41,6 +41,8 @@ class Generation:
     # ---- the engine's side
 
     def put(self, delta: Delta) -> None:
+        if self._death is not None:  # which the reader is told instead
+            return
         waiting = self._pending.get(delta.index)
         if waiting is None:
             self._pending[delta.index] = delta

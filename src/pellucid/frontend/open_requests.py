@@ -16,7 +16,7 @@ from pellucid.frontend.inputs import PreparedRequest
 from pellucid.frontend.orphans import Orphans
 from pellucid.frontend.output_processor import OutputProcessor
 from pellucid.frontend.stats import RequestReport, StatsListener
-from pellucid.messages import AddRequest, StepOutput
+from pellucid.messages import AddRequest, FinishReason, StepOutput
 
 if TYPE_CHECKING:
     from pellucid.frontend.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ class OpenRequests:
         self._outputs = OutputProcessor(tokenizer)
         self._admission = Admission(limits)
         self._orphans = Orphans(self._expire)
-        # Whoever reads a generation keeps it alive; one that nobody reads aborts itself.
+        # Each is here as long as tokens of it are expected, or somebody reads it.
         self._generations: WeakValueDictionary[str, Generation] = WeakValueDictionary()
 
     def __len__(self) -> int:
@@ -93,32 +93,48 @@ class OpenRequests:
 
     def abort(self, generation: Generation) -> bool:
         """End a request; its reader gets what is left. False if there was nothing to end."""
+        ended = self._end(generation, "abort")
+        if ended:
+            self._abort_in_engine(ended)
+        return bool(ended)
+
+    def _end(self, generation: Generation, reason: FinishReason) -> list[str]:
+        """End what is unfinished of a request; returns the ids of these answers."""
         now = time.monotonic()
-        ids = [sequence.request_id for sequence in generation.request.sequences]
-        ended = {i: report for i in ids if (report := self._outputs.finish(i, "abort", now))}
-        if not ended:
-            return False
-        self._abort_in_engine(list(ended))
-        for report in ended.values():
-            self._account(report)
-        return True
+        ended: list[str] = []
+        for sequence in generation.request.sequences:
+            if report := self._outputs.finish(sequence.request_id, reason, now):
+                ended.append(sequence.request_id)
+                self._account(report)
+        return ended
 
     # ---- when an engine dies
 
-    def engine_died(self, death: EngineDead, *, for_good: bool) -> None:
+    def engine_died(self, death: EngineDead) -> None:
         """End every request by `death` but for those that another engine may take."""
         for generation in list(self._generations.values()):
-            if self._may_wait(generation) and not for_good:
+            if self._may_wait(generation):
                 self._orphans.add(generation)
             else:
-                generation.fail(death)
+                self._fail(generation, death)
 
-    def take_orphans(self) -> list[tuple[Generation, list[AddRequest]]]:
-        """Requests that wait for another engine, and what of them still has a reader."""
+    def take_orphans(self) -> list[AddRequest]:
+        """What waits for another engine and still has a reader."""
         return [
-            (orphan, [s for s in orphan.request.sequences if s.request_id in self._outputs])
+            sequence
             for orphan in self._orphans.take()
+            for sequence in orphan.request.sequences
+            if sequence.request_id in self._outputs
         ]
+
+    def give_up(self, death: EngineDead) -> None:
+        """There will be no other engine: end by `death` what waits for one."""
+        for orphan in self._orphans.take():
+            self._fail(orphan, death)
+
+    def _fail(self, generation: Generation, death: EngineDead) -> None:
+        generation.fail(death)
+        self._end(generation, "error")
 
     def _may_wait(self, generation: Generation) -> bool:
         generation.retries_left -= 1
@@ -127,10 +143,7 @@ class OpenRequests:
 
     def _expire(self, generation: Generation) -> None:
         """The deadline of a request passed while there was no engine to notice it."""
-        now = time.monotonic()
-        for sequence in generation.request.sequences:
-            if report := self._outputs.finish(sequence.request_id, "timeout", now):
-                self._account(report)
+        self._end(generation, "timeout")
 
     # ---- those who look on
 

@@ -77,8 +77,6 @@ class _Sequence:
         # As in vLLM, text of the first min_tokens tokens is not searched for stop strings.
         exempt = max(0, self.params.min_tokens - self.num_output_tokens)
         text = self.detokenizer.push(token_ids[:exempt]) if exempt else ""
-        if exempt >= len(token_ids):
-            return text, None
         searched, stop = self.stops.push(self.detokenizer.push(token_ids[exempt:]))
         return text + searched, stop
 

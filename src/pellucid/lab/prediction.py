@@ -42,9 +42,7 @@ def predict(subject: Subject, config: EngineConfig) -> Prediction:
     shape, device = subject.config, torch.device("cpu")
     kernels = select_ops(config.runner.kernels, device, shape.head_dim).name
     dtype = device_api.pick_dtype(config.model.dtype, device)
-    kv_dtype = device_api.pick_kv_dtype(
-        config.cache.kv_cache_dtype, config.model.dtype, device, kernels, shape.plain_keys
-    )
+    kv_dtype = device_api.pick_kv_dtype(config, device, kernels, shape.plain_keys)
     block = kv_block_bytes(shape, config.cache.block_size, kv_head_bytes(shape.head_dim, kv_dtype))
     native = kernels == "native"
     # The widest moment of a layer: the stream, its norm, and what the MLP has between its products;

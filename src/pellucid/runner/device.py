@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pellucid.config import EngineConfig
 from pellucid.errors import ConfigError
 from pellucid.kernels.dispatch import instruction_sets
 
@@ -49,14 +50,15 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def pick_kv_dtype(
-    name: str, model_dtype: str, device: torch.device, kernels: str, plain_keys: bool
+    config: EngineConfig, device: torch.device, kernels: str, plain_keys: bool
 ) -> torch.dtype:
-    """The dtype of the KV pool.
+    """The dtype of the KV pool, as `kv_cache_dtype` says.
 
     "auto" is the model's, but int8 for native kernels if that is "auto", too, and the model's keys
     are such that 8 bits do (`ModelConfig.plain_keys`): native kernels round what goes into products
     to 8 bits anyway, and are limited by what they read.
     """
+    name, model_dtype = config.cache.kv_cache_dtype, config.model.dtype
     if name == "auto" and model_dtype == "auto" and kernels == "native" and plain_keys:
         return torch.int8
     if name == "auto":

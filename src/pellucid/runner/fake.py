@@ -150,6 +150,8 @@ class FakeRunner:
         for request_id in plan.dropped:
             self._rows.pop(request_id, None)
         for new in plan.new_rows:
+            if new.request_id in self._rows:
+                raise ValueError(f"{new.request_id} has a row already")
             self._rows[new.request_id] = _row(new)
         errors: dict[str, str] = {}
         tokens = [self._compute(chunk, errors) for chunk in plan.chunks]
@@ -181,6 +183,8 @@ class FakeRunner:
         self._rows.clear()
 
     def _compute(self, chunk: Chunk, errors: dict[str, str]) -> list[int]:
+        if chunk.num_tokens < 1:
+            raise ValueError(f"{chunk} computes nothing")
         row = self._rows[chunk.request_id]
         row.block_table.extend(chunk.new_block_ids)
         digest = self._cache[self._slot(row, chunk.start - 1)] if chunk.start else 0

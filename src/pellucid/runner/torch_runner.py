@@ -130,10 +130,8 @@ class TorchRunner:
         shape, asked = self._model.config, config.model.max_model_len
         block_size = config.cache.block_size
         limit = model_len_limit(shape, asked)
-        dtype = device_api.pick_kv_dtype(
-            *(config.cache.kv_cache_dtype, config.model.dtype, self.device),
-            *(self._model.ops.name, shape.plain_keys),
-        )
+        kernels = self._model.ops.name
+        dtype = device_api.pick_kv_dtype(config, self.device, kernels, shape.plain_keys)
         head_bytes = kv_head_bytes(shape.head_dim, dtype)
         block_bytes = kv_block_bytes(shape, block_size, head_bytes)
         max_num_seqs = config.scheduler.max_num_seqs

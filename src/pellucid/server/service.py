@@ -161,8 +161,9 @@ class Service:
 
 
 def _fingerprint(llm: AsyncLLM) -> str:
-    """Answers of equal fingerprints come from the same build, model and number format."""
+    """Answers of equal fingerprints come from the same build, model and number formats."""
     info = llm.info
-    parts = (llm.model_name, info.architecture, info.dtype, info.device, info.kernels)
+    numbers = (info.dtype, info.kv_dtype, info.device, info.kernels)
+    parts = (llm.model_name, info.architecture, *numbers)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return f"pellucid-{__version__}-{digest[:8]}"
