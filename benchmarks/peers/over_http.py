@@ -10,8 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -123,11 +123,16 @@ class Running:
                 time.sleep(0.1)
         raise EngineError(f"not ready after {READY_SECONDS:.0f} s")
 
+    def family(self) -> list[psutil.Process]:
+        """The server's process and those that it started."""
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
     def close(self) -> None:
         """End the server and the processes that it started."""
         if self.process.poll() is not None:
             return
-        family = psutil.Process(self.process.pid).children(recursive=True)
+        family = self.family()[1:]
         self.process.terminate()
         try:
             self.process.wait(timeout=20)
@@ -137,6 +142,24 @@ class Running:
         for child in family:
             if child.is_running():
                 child.kill()
+
+
+@contextmanager
+def alone(running: Mapping[str, Running], name: str) -> Iterator[Running]:
+    """Hold all other servers, so that what they do while they wait costs nobody anything."""
+    held = [
+        process
+        for other, server in running.items()
+        if other != name and server.process.poll() is None
+        for process in server.family()
+    ]
+    for process in held:
+        process.suspend()
+    try:
+        yield running[name]
+    finally:
+        for process in held:
+            process.resume()
 
 
 def measure_http(
@@ -154,14 +177,19 @@ def measure_http(
     tokenizer = weights.path("checkpoint")
     with ExitStack() as stack:
         running = _start(report, servers, weights, source, stack)
-        alternate(running, [0], lambda name, _: bench(running[name], tokenizer, *WARMUP, seed=0))
+
+        def turn(name: str, clients: int, requests: int, seed: int) -> Turn:
+            with alone(running, name) as server:
+                return bench(server, tokenizer, clients, requests, seed)
+
+        alternate(running, [0], lambda name, _: turn(name, *WARMUP, seed=0))
         for workload in workloads:
             clients, requests = WORKLOADS[workload]
 
             def load(
                 name: str, number: int, clients: int = clients, requests: int = requests
             ) -> Turn:
-                return bench(running[name], tokenizer, clients, requests, number)
+                return turn(name, clients, requests, number)
 
             def show(name: str, turn: Turn, workload: str = workload) -> None:
                 print(
