@@ -15,13 +15,14 @@ import pytest
 from pellucid.config import EngineConfig
 from pellucid.engine.client import InProcessClient
 from pellucid.engine.core import EngineCore
+from pellucid.engine.drafting import Drafting
 from pellucid.messages import AddRequest, Command, StepOutput
 from pellucid.observe.xray import as_json
 from pellucid.runner.fake import FakeRunner
 from tests.e2e.browser import opened
 from tests.engine.replay import Replay
 from tests.frontend.tiny import LETTERS
-from tests.observe.runs import CROWDED, crowded, decoded, run
+from tests.observe.runs import CROWDED, crowded, decoded, guessed, run
 from tests.observe.trace_format import check_format
 from tests.server.live import Live, eventually, live
 
@@ -81,12 +82,17 @@ STATES = """async (rows) => {
 
 
 @pytest.mark.parametrize("snapshot_steps", [1024, 10])
+@pytest.mark.parametrize("drafting", [None, guessed(crowded())], ids=["plain", "drafts"])
 def test_the_pages_state_is_what_the_events_say(
-    chromium: Browser, slow: Live, snapshot_steps: int, monkeypatch: pytest.MonkeyPatch
+    chromium: Browser,
+    slow: Live,
+    snapshot_steps: int,
+    drafting: Drafting | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pellucid.engine.recorder.events.SNAPSHOT_STEPS", snapshot_steps)
     frames: list[bytes] = []
-    run(crowded(), frames.append, detail=True, **CROWDED)
+    run(crowded(), frames.append, detail=True, drafting=drafting, **CROWDED)
     steps, replay = decoded(frames), Replay()
     with watched(chromium, slow) as page:
         states = page.evaluate(STATES, [json.loads(as_json(step)) for step in steps])
@@ -106,8 +112,10 @@ def test_the_pages_state_is_what_the_events_say(
         assert dict(state["holders"]) == {block: held.count(block) for block in held}
         assert set(state["named"]) == replay.named
         assert state["pool"] == [step.pool.num_used, step.pool.num_free, step.pool.num_named]
-    assert states[-1]["totals"]["finished"] == 6
-    assert states[-1]["totals"]["preempted"] > 0
+    totals = states[-1]["totals"]
+    assert totals["finished"] == 6
+    assert totals["preempted"] > 0
+    assert (totals["drafted"] > totals["accepted"] > 0) == (drafting is not None)
 
 
 # ---- live
