@@ -68,6 +68,7 @@ class Gpu:
             stream=on,
             Stream=lambda: stream,
             current_stream=lambda: stream,
+            set_stream=lambda to: me.log.append("own stream" if to is stream else "another"),
             synchronize=lambda device: me.log.append("wait"),
             get_device_properties=lambda device: SimpleNamespace(L2_cache_size=1 << 10),
         )
@@ -92,6 +93,8 @@ def test_a_replayed_graph_is_timed_between_events_behind_a_flush(
     run = "replay" if can_record else "work"
     timed = ["flush", "event", run, "event"] * gpu.FEWEST_RUNS
     assert pretended.log[-len(timed) - 1 :] == [*timed, "wait"]
+    restored = [] if can_record else ["own stream"]  # a capture that fails leaves another one
+    assert [entry for entry in pretended.log if entry.endswith(("stream", "another"))] == restored
 
 
 def test_work_that_waits_is_timed_as_it_is(pretended: Gpu) -> None:
