@@ -7,7 +7,9 @@ whole, one number per block of context, because attention reads them all.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,16 @@ from pellucid.runner.base import Chunk, NewRow
 Ints = NDArray[np.int64]
 
 UNKNOWN = -1  # a token that was drawn on the device and has yet to reach the host
+
+
+Value = TypeVar("Value")
+
+
+def entries_of(table: Mapping[int, Value], rows: Ints) -> list[tuple[int, Value]]:
+    """(place, entry) of the rows that have an entry, which in most tables are few or none."""
+    if not table:
+        return []
+    return [(i, table[row]) for i, row in enumerate(rows.tolist()) if row in table]
 
 
 @dataclass(slots=True)
@@ -108,16 +120,13 @@ class Batch:
         ]
         rows = np.array(row_of_chunk, np.int64)
         num_known = self.num_tokens[rows]
-        for index, chunk in enumerate(chunks):
-            if chunk.drafts:
-                self._write_drafts(row_of_chunk[index], chunk.drafts)
-                num_known[index] += len(chunk.drafts)
         starts = np.array([chunk.start for chunk in chunks], np.int64)
         counts = [chunk.num_tokens for chunk in chunks]
         if counts.count(1) == len(counts):  # nothing but decodes, the common case
             ends, row_of_token, positions = starts + 1, rows, starts
             query_start = self._counted[: len(rows) + 1]
         else:
+            num_known += self._write_drafts(row_of_chunk, chunks)
             ends = starts + counts
             query_start, row_of_token, positions = _flatten(rows, starts, np.array(counts))
         self._check(chunks, rows, ends, num_known)
@@ -143,10 +152,13 @@ class Batch:
         self._num_blocks[row] = held + len(block_ids)
         return held
 
-    def _write_drafts(self, row: int, drafts: list[int]) -> None:
-        """Behind the known tokens, where `append` overwrites them."""
-        known = int(self.num_tokens[row])
-        self.token_ids[row, known : known + len(drafts)] = drafts
+    def _write_drafts(self, rows: list[int], chunks: list[Chunk]) -> list[int]:
+        """Behind the known tokens, where `append` overwrites them; returns how many of each."""
+        for row, chunk in zip(rows, chunks, strict=True):
+            if chunk.drafts:
+                known = int(self.num_tokens[row])
+                self.token_ids[row, known : known + len(chunk.drafts)] = chunk.drafts
+        return [len(chunk.drafts) for chunk in chunks]
 
     def _check(self, chunks: list[Chunk], rows: Ints, ends: Ints, num_known: Ints) -> None:
         limits = np.minimum(num_known, self._num_blocks[rows] * self.block_size)

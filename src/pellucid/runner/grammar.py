@@ -11,7 +11,7 @@ from torch import Tensor
 from pellucid.grammar.compiler import Bitmask, Matcher, bitmask_words
 from pellucid.grammar.errors import CANNOT_FOLLOW, GrammarError
 from pellucid.runner.base import NewRow
-from pellucid.runner.batch import Ints
+from pellucid.runner.batch import Ints, entries_of
 from pellucid.sample.backends import Sampler
 
 
@@ -69,9 +69,7 @@ class GrammarRows:
 
     def of(self, rows: Ints) -> list[tuple[int, Followed]]:
         """(place, answer) of the rows that have a grammar."""
-        if not self:
-            return []
-        return [(i, self._rows[row]) for i, row in enumerate(rows.tolist()) if row in self._rows]
+        return entries_of(self._rows, rows)
 
     def constrain(
         self, logits: Tensor | NDArray[np.float32], rows: Ints, sampler: Sampler[Any]

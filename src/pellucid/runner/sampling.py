@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pellucid.messages import TokenLogprobs
 from pellucid.runner.base import NewRow
-from pellucid.runner.batch import Batch, Ints
+from pellucid.runner.batch import Batch, Ints, entries_of
 from pellucid.runner.device import Fetched
 from pellucid.runner.grammar import Followed, GrammarRows
 from pellucid.sample.backends import Sampler
@@ -165,7 +165,7 @@ class RowSampling:
 
     def prompt_logprobs(self, rows: Ints) -> list[tuple[int, int]]:
         """(place, alternatives per token) where a request asked for prompt logprobs."""
-        return _found(self._num_prompt_logprobs, rows)
+        return entries_of(self._num_prompt_logprobs, rows)
 
     def draw(self, logits: Any, rows: Ints, batch: Batch) -> Draw:
         """Draw the next token of each row from its float32 logits [n, V], which are used up.
@@ -176,7 +176,7 @@ class RowSampling:
         """
         if self._last is not None:
             self._last.wait()
-        wanted = _found(self._num_logprobs, rows)
+        wanted = entries_of(self._num_logprobs, rows)
         counts = _counts(wanted, logits.shape[1])
         logprobs_of = [(i, count) for (i, _), count in zip(wanted, counts, strict=True)]
         raw: Any = logits
@@ -202,7 +202,7 @@ class RowSampling:
             else:
                 described = self._sampler.logprobs(raw, token_ids[[i for i, _ in wanted]], most)
         drawn = Draw(rows, places, token_ids, failed, logits, logprobs_of, described)
-        drawn.counts = [(i, penalties.counts) for i, penalties in _found(self._penalties, rows)]
+        drawn.counts = [(i, penalties.counts) for i, penalties in entries_of(self._penalties, rows)]
         drawn.followed = self._grammars.of(rows)
         self._last = drawn if drawn.counts or drawn.followed else None
         return drawn
@@ -228,10 +228,10 @@ class RowSampling:
 
     def _edit(self, logits: Any, rows: Ints, batch: Batch) -> None:
         """Bias, then penalties, then bans, so that a ban is final."""
-        places, constraints = _split(_found(self._constraints, rows))
+        places, constraints = _split(entries_of(self._constraints, rows))
         if places:
             self._sampler.bias(logits, places, constraints)
-        penalised, penalties = _split(_found(self._penalties, rows))
+        penalised, penalties = _split(entries_of(self._penalties, rows))
         if penalised:
             self._sampler.penalise(logits, penalised, rows[penalised].tolist(), penalties)
         if places:
@@ -251,13 +251,6 @@ class RowSampling:
             end_token_ids=[*eos, *params.stop_token_ids],
             min_tokens=params.min_tokens,
         )
-
-
-def _found(table: dict[int, Value], rows: Ints) -> list[tuple[int, Value]]:
-    """(place, entry) of the rows that have an entry, which in most tables are few or none."""
-    if not table:
-        return []
-    return [(i, table[row]) for i, row in enumerate(rows.tolist()) if row in table]
 
 
 def _split(found: list[tuple[int, Value]]) -> tuple[list[int], list[Value]]:

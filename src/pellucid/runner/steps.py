@@ -112,9 +112,9 @@ class Steps:
         rows, ends = step.rows, step.query_start[1:]
         if len(sampling) < len(plan.chunks):
             rows, ends = rows[sampling], ends[sampling]
-        wanted = [ends.astype(np.int64) - 1]
+        last = ends.astype(np.int64) - 1
         drafts = Drafts([plan.chunks[index].drafts for index in sampling])
-        wanted = drafts.wanted(wanted[0])
+        wanted = drafts.wanted(last)
         prompts = []
         for index, num_top in self._sampling.prompt_logprobs(step.rows):
             chunk, row = plan.chunks[index], step.rows[index]
