@@ -81,48 +81,79 @@ Embedding::Index parse_index(const std::string& index) {
     return index == "tokens" ? Embedding::Index::Tokens : Embedding::Index::Positions;
 }
 
-// Checks the arrays of a step and calls `use(inputs, out)`.
-void with_step(const Program& program, Input<int64_t, 1> token_ids, Input<int64_t, 1> positions,
-               Input<int64_t, 1> slot_mapping, Input<int32_t, 2> block_tables, Input<int32_t, 1> query_start,
-               Input<int32_t, 1> seq_lens, Input<int64_t, 1> sampled, Output<float, 2> out, auto use) {
-    require(program.finalized(), "the program is not finalized");
-    const int64_t rows = size(token_ids, 0), sequences = size(seq_lens, 0);
-    require(size(positions, 0) == rows, "positions and token_ids differ in length");
-    require(size(slot_mapping, 0) == rows, "slot_mapping and token_ids differ in length");
-    require(size(block_tables, 0) == sequences, "block_tables and seq_lens differ in length");
-    require(size(query_start, 0) == sequences + 1, "query_start is not one longer than seq_lens");
-    require(size(out, 0) == size(sampled, 0) && size(out, 1) == program.output_columns(),
+// The arrays of a step, as Python gives them.
+struct StepArrays {
+    Input<int64_t, 1> token_ids, positions, slot_mapping;
+    Input<int32_t, 2> block_tables;
+    Input<int32_t, 1> query_start, seq_lens;
+    Input<int64_t, 1> sampled;
+
+    StepInputs checked(const Program& program) const {
+        require(program.finalized(), "the program is not finalized");
+        const int64_t rows = size(token_ids, 0), sequences = size(seq_lens, 0);
+        require(size(positions, 0) == rows, "positions and token_ids differ in length");
+        require(size(slot_mapping, 0) == rows, "slot_mapping and token_ids differ in length");
+        require(size(block_tables, 0) == sequences, "block_tables and seq_lens differ in length");
+        require(size(query_start, 0) == sequences + 1, "query_start is not one longer than seq_lens");
+        return {.rows = rows,
+                .num_sequences = sequences,
+                .table_width = size(block_tables, 1),
+                .num_sampled = size(sampled, 0),
+                .token_ids = token_ids.data(),
+                .positions = positions.data(),
+                .slots = slot_mapping.data(),
+                .block_tables = block_tables.data(),
+                .query_start = query_start.data(),
+                .seq_lens = seq_lens.data(),
+                .sampled = sampled.data()};
+    }
+};
+
+float* checked_out(const Program& program, const StepInputs& inputs, const Output<float, 2>& out) {
+    require(size(out, 0) == inputs.num_sampled && size(out, 1) == program.output_columns(),
             "out is not [sampled, " + std::to_string(program.output_columns()) + "]");
     require(out.size() == 0 || (out.stride(1) == 1 && (size(out, 0) == 1 || out.stride(0) == size(out, 1))),
             "out is not contiguous");
-    const StepInputs inputs{.rows = rows,
-                            .num_sequences = sequences,
-                            .table_width = size(block_tables, 1),
-                            .num_sampled = size(sampled, 0),
-                            .token_ids = token_ids.data(),
-                            .positions = positions.data(),
-                            .slots = slot_mapping.data(),
-                            .block_tables = block_tables.data(),
-                            .query_start = query_start.data(),
-                            .seq_lens = seq_lens.data(),
-                            .sampled = sampled.data()};
-    float* const to = out.data();
-    const nb::gil_scoped_release release;
-    use(inputs, to);
+    return out.data();
+}
+
+template <class T>
+T* checked_results(const StepInputs& inputs, const Output<T, 1>& out, const char* name) {
+    require(size(out, 0) == inputs.num_sampled, std::string(name) + " and sampled differ in length");
+    require(out.size() < 2 || out.stride(0) == 1, std::string(name) + " is not contiguous");
+    return out.data();
 }
 
 void run(Program& program, ThreadTeam& team, Input<int64_t, 1> token_ids, Input<int64_t, 1> positions,
          Input<int64_t, 1> slot_mapping, Input<int32_t, 2> block_tables, Input<int32_t, 1> query_start,
          Input<int32_t, 1> seq_lens, Input<int64_t, 1> sampled, Output<float, 2> out) {
-    with_step(program, token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled, out,
-              [&](const StepInputs& inputs, float* to) { program.run(team, inputs, to); });
+    const StepArrays arrays{token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled};
+    const StepInputs inputs = arrays.checked(program);
+    float* const to = checked_out(program, inputs, out);
+    const nb::gil_scoped_release release;
+    program.run(team, inputs, to);
+}
+
+void find_likeliest(Program& program, ThreadTeam& team, Input<int64_t, 1> token_ids, Input<int64_t, 1> positions,
+                    Input<int64_t, 1> slot_mapping, Input<int32_t, 2> block_tables, Input<int32_t, 1> query_start,
+                    Input<int32_t, 1> seq_lens, Input<int64_t, 1> sampled, Output<int64_t, 1> chosen,
+                    Output<bool, 1> failed) {
+    const StepArrays arrays{token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled};
+    const StepInputs inputs = arrays.checked(program);
+    int64_t* const ids = checked_results(inputs, chosen, "chosen");
+    bool* const fails = checked_results(inputs, failed, "failed");
+    const nb::gil_scoped_release release;
+    program.find_likeliest(team, inputs, ids, fails);
 }
 
 void learn_outliers(Program& program, Input<int64_t, 1> token_ids, Input<int64_t, 1> positions,
                     Input<int64_t, 1> slot_mapping, Input<int32_t, 2> block_tables, Input<int32_t, 1> query_start,
                     Input<int32_t, 1> seq_lens, Input<int64_t, 1> sampled, Output<float, 2> out) {
-    with_step(program, token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled, out,
-              [&](const StepInputs& inputs, float* to) { program.learn_outliers(inputs, to); });
+    const StepArrays arrays{token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled};
+    const StepInputs inputs = arrays.checked(program);
+    float* const to = checked_out(program, inputs, out);
+    const nb::gil_scoped_release release;
+    program.learn_outliers(inputs, to);
 }
 
 void bind_operands(nb::module_& m) {
@@ -248,6 +279,11 @@ void bind_program(nb::module_& m) {
     program.def("finalize", &Program::finalize, "output"_a, "max_rows"_a)
         .def("run", &run, "team"_a, "token_ids"_a, "positions"_a, "slot_mapping"_a, "block_tables"_a, "query_start"_a,
              "seq_lens"_a, "sampled"_a, "out"_a.noconvert())
+        .def("find_likeliest", &find_likeliest, "team"_a, "token_ids"_a, "positions"_a, "slot_mapping"_a,
+             "block_tables"_a, "query_start"_a, "seq_lens"_a, "sampled"_a, "chosen"_a.noconvert(),
+             "failed"_a.noconvert(),
+             "Run the step, and write the index of each sampled row's largest output instead of the outputs.")
+        .def_prop_ro("can_find_likeliest", &Program::can_find_likeliest)
         .def("learn_outliers", &learn_outliers, "token_ids"_a, "positions"_a, "slot_mapping"_a, "block_tables"_a,
              "query_start"_a, "seq_lens"_a, "sampled"_a, "out"_a.noconvert(),
              "Run the step, and let the columns that were largest in it be outliers from now on.")

@@ -67,9 +67,16 @@ Program::Memory Program::allocate(int64_t bytes) {
     return memory;
 }
 
-void Program::run(ThreadTeam& team, const StepInputs& inputs, float* out) { execute(team, inputs, out, nullptr); }
+void Program::run(ThreadTeam& team, const StepInputs& inputs, float* out) { execute(team, inputs, {.out = out}); }
 
-void Program::execute(ThreadTeam& team, const StepInputs& inputs, float* out, Energies* energies) {
+void Program::find_likeliest(ThreadTeam& team, const StepInputs& inputs, int64_t* token_ids, bool* failed) {
+    require(can_find_likeliest_, "the program does not end with a product");
+    LikeliestOfThreads likeliest(inputs.num_sampled, team.size());
+    execute(team, inputs, {.likeliest = &likeliest});
+    likeliest.tell(inputs.num_sampled, token_ids, failed);
+}
+
+void Program::execute(ThreadTeam& team, const StepInputs& inputs, const Wanted& wanted) {
     require(finalized(), "the program is not finalized");
     check(inputs);
     if (inputs.rows == 0) return;
@@ -82,11 +89,12 @@ void Program::execute(ThreadTeam& team, const StepInputs& inputs, float* out, En
     step.num_threads = team.size();
     step.buffers = &buffers_;
     step.arena = arena_.get();
-    step.output = out;
+    step.output = wanted.out;
+    step.likeliest = wanted.likeliest;
     step.plans = &plans_;
     step.partials = reinterpret_cast<float*>(partials_.get());
     step.meanwhile = meanwhile_.data();
-    step.energies = energies;
+    step.energies = wanted.energies;
     opened_.resize(stages_.size() + 1);
     Execution execution(*this, step);
     team.run(execution);

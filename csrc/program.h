@@ -29,6 +29,11 @@
 // follows the last attention is computed for these rows only. Every number is checked; errors are ValueError, before
 // anything runs.
 //
+//     program.find_likeliest(team, ..., sampled, chosen, failed)                        as above but for the last two
+//
+// does not store what the rows have there, but writes the index of the largest to chosen [len(sampled)] (int64), or 0, and
+// to failed (bool) whether there is no finite largest. Only if program.can_find_likeliest: it ends with a product.
+//
 // To look inside: program.describe() has a line for each instruction; program.times() has the nanoseconds that each
 // took in the last run after program.timed = True. program.poison() is for tests.
 //
@@ -68,6 +73,9 @@ public:
 
     void finalize(const Columns& output, int64_t max_rows);
     void run(ThreadTeam& team, const StepInputs& inputs, float* out);
+    // Runs the step, and tells of each sampled row the id of its largest output and whether it has none that is finite.
+    void find_likeliest(ThreadTeam& team, const StepInputs& inputs, int64_t* token_ids, bool* failed);
+    bool can_find_likeliest() const { return can_find_likeliest_; }
     // Runs the step, and lets the columns that were largest in it be outliers from now on. Which ones does not depend on
     // the machine's threads.
     void learn_outliers(const StepInputs& inputs, float* out);
@@ -84,6 +92,11 @@ public:
 
 private:
     struct Execution;
+    struct Wanted {  // of a run
+        float* out = nullptr;
+        LikeliestOfThreads* likeliest = nullptr;
+        Energies* energies = nullptr;
+    };
     struct Free {
         void operator()(std::byte* p) const;
     };
@@ -104,12 +117,13 @@ private:
     void drop_unread(int output);
     void gather_sampled_rows(int output);
     void lay_out(int64_t max_rows);
+    void find_ends();
 
     // running (program.cpp)
     void check(const StepInputs& inputs) const;
     void check_sequences(const StepInputs& inputs) const;
     void make_room(uint32_t num_threads);
-    void execute(ThreadTeam& team, const StepInputs& inputs, float* out, Energies* energies);
+    void execute(ThreadTeam& team, const StepInputs& inputs, const Wanted& wanted);
     static Memory allocate(int64_t bytes);
 
     List list_;
@@ -140,6 +154,7 @@ private:
     std::vector<Meanwhile> meanwhile_;  // of each thread
     Memory partials_;
     int64_t partials_size_ = 0;  // floats
+    bool can_find_likeliest_ = false;
     bool timed_ = false;
     std::vector<int64_t> opened_;  // when each stage began, and when the last one ended
     std::mutex one_run_;           // the arena belongs to one run

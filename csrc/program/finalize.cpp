@@ -33,6 +33,7 @@ void Program::finalize(const Columns& output, int64_t max_rows) {
     drop_unread(output.buffer);
     gather_sampled_rows(output.buffer);
     lay_out(max_rows);
+    find_ends();
     for (const auto& instruction : list_) {
         scratch_floats_ = std::max(scratch_floats_, instruction->scratch_floats());
         for (uint32_t i = 0; i < instruction->num_stages(); ++i) stages_.push_back({instruction.get(), i});
@@ -104,6 +105,22 @@ void Program::gather_sampled_rows(int output) {
     buffers_[output_.buffer].kind = BufferKind::Output;
     list_.insert(list_.begin() + static_cast<std::ptrdiff_t>(boundary), std::make_move_iterator(gathers.begin()),
                  std::make_move_iterator(gathers.end()));
+}
+
+// The products that make the output, if nothing else does.
+void Program::find_ends() {
+    std::vector<Linear*> products;
+    bool others = false;
+    for (const auto& instruction : list_) {
+        bool ends = false;
+        instruction->visit_writes([&](Columns& columns) { ends |= columns.buffer == output_.buffer; });
+        if (!ends) continue;
+        auto* const product = dynamic_cast<Linear*>(instruction.get());
+        if (product) products.push_back(product);
+        others |= product == nullptr;
+    }
+    can_find_likeliest_ = !others;
+    for (Linear* product : products) product->ends = !others;
 }
 
 // First fit, in the order in which buffers are first written.

@@ -194,6 +194,7 @@ public:
     Activation activation;
     Columns out;  // of the activation
     const Attention* next_attention = nullptr;  // in the program
+    bool ends = false;  // what comes out is the program's output
 
 private:
     // Rows and columns of one task. With a gate, columns of the activation's result.
@@ -208,7 +209,8 @@ private:
     Grid grid(const Step& step) const;
     Block block(const Step& step, uint32_t task) const;
     FloatView multiply(const Step& step, const Block& rows, int64_t begin, int64_t end, const Worker& worker) const;
-    void activate(const Step& step, const Block& block, const Worker& worker) const;
+    void in_parts(const Step& step, const Block& block, const Worker& worker) const;
+    void finish(const Step& step, int64_t row, int64_t begin, int64_t count, const float* x, const Worker& worker) const;
 
     Columns quantised_;
 };

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kBlockRows = 96;          // their activations stay in the L2 cache while columns pass by
 constexpr int64_t kBlockColumns = 32;       // blocks are multiples of this, which share what they load of the rows
-constexpr int64_t kActivatedColumns = 256;  // at a time, between product and activation
+constexpr int64_t kPartColumns = 256;       // at a time, between a product and what is done with it
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -63,12 +63,12 @@ Upcoming Linear::upcoming(const Step& step) const {
             .apart = gated ? static_cast<uint64_t>(width() / kStripColumns * bytes) : 0};
 }
 
-int64_t Linear::scratch_floats() const { return activates ? 3 * kBlockRows * kActivatedColumns : 0; }
+int64_t Linear::scratch_floats() const { return activates || ends ? 3 * kBlockRows * kPartColumns : 0; }
 
 void Linear::run(const Step& step, uint32_t, uint32_t task, const Worker& worker) const {
     const Block here = block(step, task);
-    if (activates) {
-        activate(step, here, worker);
+    if (activates || (ends && step.likeliest)) {
+        in_parts(step, here, worker);
     } else {
         multiply(step, here, here.column_begin, here.column_end, worker);
     }
@@ -78,8 +78,8 @@ void Linear::run(const Step& step, uint32_t, uint32_t task, const Worker& worker
 // Returns the view of row 0 of the block, column `begin`.
 FloatView Linear::multiply(const Step& step, const Block& rows, int64_t begin, int64_t end,
                            const Worker& worker) const {
-    const bool to_scratch = step.is_unread(y.buffer);
-    const FloatView all = to_scratch ? FloatView{worker.scratch, kActivatedColumns} : step.floats(y);
+    const bool to_scratch = step.is_unread(y.buffer) || (ends && !activates && step.likeliest);
+    const FloatView all = to_scratch ? FloatView{worker.scratch, kPartColumns} : step.floats(y);
     float* const first = to_scratch ? worker.scratch : all.row(rows.row_begin) + begin;
     // The kernels count columns from 0: they are given the address that column 0 would have.
     float* const column_0 = first - begin;
@@ -95,21 +95,34 @@ FloatView Linear::multiply(const Step& step, const Block& rows, int64_t begin, i
     return {first, all.stride};
 }
 
-void Linear::activate(const Step& step, const Block& block, const Worker& worker) const {
-    constexpr int64_t kRoom = kBlockRows * kActivatedColumns;
-    for (int64_t begin = block.column_begin; begin < block.column_end; begin += kActivatedColumns) {
-        const int64_t end = std::min(begin + kActivatedColumns, block.column_end), count = end - begin;
+// The product of a block a few columns at a time, and what follows it while these are in the cache.
+void Linear::in_parts(const Step& step, const Block& block, const Worker& worker) const {
+    constexpr int64_t kRoom = kBlockRows * kPartColumns;
+    for (int64_t begin = block.column_begin; begin < block.column_end; begin += kPartColumns) {
+        const int64_t end = std::min(begin + kPartColumns, block.column_end), count = end - begin;
         const FloatView product = multiply(step, block, begin, end, worker);
         FloatView up = product;
-        if (activation.gated()) up = multiply(step, block, width() + begin, width() + end, {worker.thread, worker.scratch + kRoom});
+        if (activates && activation.gated())
+            up = multiply(step, block, width() + begin, width() + end, {worker.thread, worker.scratch + kRoom});
         for (int64_t r = 0; r < block.rows(); ++r) {
             const int64_t row = block.row_begin + r;
-            float* to = worker.scratch + 2 * kRoom;
-            if (!step.is_unread(out.buffer)) to = step.floats(out).row(row) + begin;
-            activation.apply(product.row(r), up.row(r), to, count);
-            if (quantised_) step.quantise(quantised_.buffer, row, to, begin, count);
+            const float* x = product.row(r);
+            if (activates) {
+                const bool to_scratch = step.is_unread(out.buffer) || (ends && step.likeliest);
+                float* const to = to_scratch ? worker.scratch + 2 * kRoom : step.floats(out).row(row) + begin;
+                activation.apply(x, up.row(r), to, count);
+                x = to;
+            }
+            finish(step, row, begin, count, x, worker);
         }
     }
+}
+
+// Columns of a row, as they leave this instruction.
+void Linear::finish(const Step& step, int64_t row, int64_t begin, int64_t count, const float* x,
+                    const Worker& worker) const {
+    if (quantised_) step.quantise(quantised_.buffer, row, x, begin, count);
+    if (ends && step.likeliest) step.likeliest->at(row, worker.thread).look(x, (activates ? out : y).begin + begin, count);
 }
 
 }  // namespace pellucid

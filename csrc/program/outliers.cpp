@@ -30,7 +30,7 @@ void Program::learn_outliers(const StepInputs& inputs, float* out) {
         energies.of_buffer.emplace_back(buffer.kind == BufferKind::Quantised ? buffer.columns : 0);
     }
     ThreadTeam alone(1);  // so that sums have one order
-    execute(alone, inputs, out, &energies);
+    execute(alone, inputs, {.out = out, .energies = &energies});
     for (size_t i = 0; i < buffers_.size(); ++i) buffers_[i].outliers = largest(energies.of_buffer[i]);
     // Copies of rows have the outliers of what they are copies of.
     for (const auto& instruction : list_)

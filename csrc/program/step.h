@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "op_table.h"
+#include "program/likeliest.h"
 #include "program/operands.h"
 
 namespace pellucid {
@@ -105,7 +106,8 @@ struct Step {
     uint32_t num_threads = 1;
     const std::vector<Buffer>* buffers = nullptr;
     std::byte* arena = nullptr;
-    float* output = nullptr;
+    float* output = nullptr;               // null where only the likeliest tokens are wanted
+    LikeliestOfThreads* likeliest = nullptr;  // of the output, instead of it
     const std::vector<AttentionPlan>* plans = nullptr;
     float* partials = nullptr;     // of the attention layer that runs
     Meanwhile* meanwhile = nullptr;  // of each thread

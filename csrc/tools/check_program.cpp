@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <memory>
 #include <numeric>
 
 #include "program.h"
@@ -12,7 +14,7 @@ namespace pellucid::check {
 
 namespace {
 
-constexpr int64_t kVocab = 50, kHidden = 96, kHeads = 6, kGroups = 2, kHeadDim = 16, kInner = 64, kLayers = 2;
+constexpr int64_t kVocab = 650, kHidden = 96, kHeads = 6, kGroups = 2, kHeadDim = 16, kInner = 64, kLayers = 2;
 constexpr int64_t kBlockSize = 5, kBlocks = 80, kPositions = 330, kQ = kHeads * kHeadDim, kKV = kGroups * kHeadDim;
 
 struct Pool {
@@ -112,16 +114,29 @@ public:
         std::iota(sampled.begin(), sampled.end(), 0);
         std::vector<float> out(tokens.size() * kVocab);
         const auto rows = static_cast<int64_t>(tokens.size());
-        program_.run(team_,
-                     {.rows = rows, .num_sequences = static_cast<int64_t>(chunks.size()), .table_width = kWidth,
+        const StepInputs inputs{.rows = rows, .num_sequences = static_cast<int64_t>(chunks.size()), .table_width = kWidth,
                       .num_sampled = rows, .token_ids = tokens.data(), .positions = positions.data(),
                       .slots = slots.data(), .block_tables = tables.data(), .query_start = starts.data(),
-                      .seq_lens = lengths.data(), .sampled = sampled.data()},
-                     out.data());
+                      .seq_lens = lengths.data(), .sampled = sampled.data()};
+        program_.run(team_, inputs, out.data());
+        check_likeliest(inputs, out);
         return out;
     }
 
 private:
+    // The same step once more, without its logits.
+    void check_likeliest(const StepInputs& inputs, const std::vector<float>& logits) {
+        std::vector<int64_t> ids(inputs.rows);
+        const auto failed = std::make_unique<bool[]>(inputs.rows);
+        program_.find_likeliest(team_, inputs, ids.data(), failed.get());
+        for (int64_t row = 0; row < inputs.rows; ++row) {
+            const float* const x = logits.data() + row * kVocab;
+            const int64_t expected = std::max_element(x, x + kVocab) - x;
+            expect(ids[row] == expected && !failed[row], "likeliest of row %ld is %ld, expected %ld", long(row),
+                   long(ids[row]), long(expected));
+        }
+    }
+
     std::vector<Pool> pools_;
     Program program_;
     ThreadTeam team_;
@@ -187,10 +202,41 @@ void check_listed_blocks() {
     }
 }
 
+// Rows looked at in pieces, in any order and by several threads, with ties and with what is not a number.
+void check_likeliest() {
+    constexpr int64_t kRows = 200, kWidth = 700;
+    constexpr uint32_t kThreads = 3;
+    std::vector<float> x(kRows * kWidth);
+    for (float& v : x) v = static_cast<float>(std::rand() % 40);
+    for (int64_t i = 0; i < kWidth; ++i) x[i] = -INFINITY;
+    x[5 * kWidth + 600] = NAN;
+    x[6 * kWidth + 3] = INFINITY;
+    x[7 * kWidth + 10] = -INFINITY;
+    LikeliestOfThreads looked(kRows, kThreads);
+    for (int64_t row = 0; row < kRows; ++row) {
+        std::vector<int64_t> cuts{0, kWidth};
+        for (int i = 0; i < 4; ++i) cuts.push_back(std::rand() % kWidth);
+        std::sort(cuts.begin(), cuts.end());
+        for (size_t i = cuts.size() - 1; i > 0; --i)
+            looked.at(row, std::rand() % kThreads).look(&x[row * kWidth + cuts[i - 1]], cuts[i - 1], cuts[i] - cuts[i - 1]);
+    }
+    int64_t ids[kRows];
+    bool failed[kRows];
+    looked.tell(kRows, ids, failed);
+    for (int64_t row = 0; row < kRows; ++row) {
+        const bool fails = row == 0 || row == 5 || row == 6;
+        const float* const first = &x[row * kWidth];
+        const int64_t expected = fails ? 0 : std::max_element(first, first + kWidth) - first;
+        expect(failed[row] == fails && ids[row] == expected, "likeliest of row %ld is %ld, expected %ld", long(row),
+               long(ids[row]), long(expected));
+    }
+}
+
 }  // namespace
 
 void check_program() {
     const Weights weights;
+    check_likeliest();
     check_listed_blocks();
     check_type("float32 model", KVType::Float32, weights);
     check_type("bfloat16 model", KVType::BFloat16, weights);

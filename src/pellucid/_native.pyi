@@ -202,6 +202,21 @@ class Program:
         sampled: Array,
         out: Array,
     ) -> None: ...
+    def find_likeliest(
+        self,
+        team: ThreadTeam,
+        token_ids: Array,
+        positions: Array,
+        slot_mapping: Array,
+        block_tables: Array,
+        query_start: Array,
+        seq_lens: Array,
+        sampled: Array,
+        chosen: Array,
+        failed: Array,
+    ) -> None: ...
+    @property
+    def can_find_likeliest(self) -> bool: ...
     def learn_outliers(
         self,
         token_ids: Array,

@@ -83,6 +83,23 @@ def test_logits_beyond_the_limit_are_computed_in_passes(monkeypatch: pytest.Monk
     assert np.array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.parametrize("softcap", [None, 0.5])
+@torch.inference_mode()
+def test_the_likeliest_tokens_are_those_of_the_logits(softcap: float | None) -> None:
+    config = replace(CONFIG, logits_softcap=softcap)
+    wanted = np.array([24, 39, 0, 1, 2, 39])
+    logits = make(NativeOps(), config=config).launch(step(), wanted).logits(0, len(wanted))
+    found = make(NativeOps(), config=config).likeliest(step(), wanted)
+    assert found is not None
+    assert found.token_ids.tolist() == logits.argmax(-1).tolist()
+    assert not found.failed.any()
+    assert found[[4, 1]].token_ids.tolist() == logits[[4, 1]].argmax(-1).tolist()
+
+
+def test_torch_needs_logits() -> None:
+    assert make(ReferenceOps()).likeliest(step(), np.array([0])) is None
+
+
 def test_a_step_larger_than_was_said_is_refused() -> None:
     with pytest.raises(ValueError, match="40"):
         make(NativeOps(), max_rows=39).launch(step(), np.array([0]))

@@ -7,6 +7,7 @@ executor's affair. What is recorded of CUDA is in `graphs`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,6 +51,17 @@ class Forward(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Likeliest:
+    """What `Sampler.sample` finds in greedy rows."""
+
+    token_ids: Ints  # [n]
+    failed: NDArray[np.bool_]  # [n] no logit of the row is both the largest and finite
+
+    def __getitem__(self, rows: slice | list[int]) -> Likeliest:
+        return Likeliest(self.token_ids[rows], self.failed[rows])
+
+
 class Executor(Protocol):
     """Runs a model over steps, and fills the KV pool that it was made with."""
 
@@ -57,6 +69,13 @@ class Executor(Protocol):
 
     def launch(self, step: StepRows, wanted: Ints) -> Forward:
         """Start on all rows of `step`, of which `wanted` will be asked for logits."""
+        ...
+
+    def likeliest(self, step: StepRows, wanted: Ints) -> Likeliest | None:
+        """Compute `step`, and of its rows `wanted` no logits but the likeliest tokens.
+
+        None, and nothing done, where logits are needed to find them.
+        """
         ...
 
     def hidden(self, step: StepRows, wanted: Ints) -> Tensor:
@@ -130,6 +149,9 @@ class TorchExecutor:
 
     def launch(self, step: StepRows, wanted: Ints) -> Forward:
         return TorchForward(self._model, self.hidden(step, wanted))
+
+    def likeliest(self, step: StepRows, wanted: Ints) -> Likeliest | None:
+        return None
 
     @torch.no_grad()
     def hidden(self, step: StepRows, wanted: Ints) -> Tensor:
@@ -216,6 +238,14 @@ class NativeExecutor:
     def launch(self, step: StepRows, wanted: Ints) -> NativeForward:
         return NativeForward(self, step, wanted)
 
+    def likeliest(self, step: StepRows, wanted: Ints) -> Likeliest | None:
+        if not self._program.can_find_likeliest:
+            return None
+        found = Likeliest(np.empty(len(wanted), np.int64), np.empty(len(wanted), np.bool_))
+        find = partial(self._program.find_likeliest, self._team)
+        _call(find, step, wanted, found.token_ids, found.failed)
+        return found
+
     @property
     def max_logits(self) -> int:
         """Rows whose logits are computed at once."""
@@ -223,8 +253,9 @@ class NativeExecutor:
 
     def run(self, step: StepRows, rows: Ints) -> NDArray[np.float32]:
         """Compute the step and the logits of `rows`: [len(rows), vocab], until the next run."""
-        run = partial(self._program.run, self._team)
-        return _call(run, step, rows, self._room(len(rows)))
+        out = self._room(len(rows))
+        _call(partial(self._program.run, self._team), step, rows, out)
+        return out
 
     def _room(self, num_rows: int) -> NDArray[np.float32]:
         if len(self._kept) < num_rows:
@@ -239,7 +270,8 @@ class NativeExecutor:
             self._hidden = self._record_hidden()
         run = partial(self._hidden.run, self._team)
         out = np.empty((len(wanted), self._hidden_size), np.float32)
-        return torch.from_numpy(_call(run, step, wanted, out))
+        _call(run, step, wanted, out)
+        return torch.from_numpy(out)
 
     def remember(self, rows: Ints, token_ids: Tensor) -> None:
         """Never called: the native sampler's tokens are on the host."""
@@ -264,9 +296,9 @@ class NativeExecutor:
 
 
 def _call(
-    function: Callable[..., None], step: StepRows, rows: Ints, out: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Run a step; what the program ends with of `rows` is written to `out`, which is returned."""
+    function: Callable[..., None], step: StepRows, rows: Ints, *results: NDArray[Any]
+) -> None:
+    """Run a step; what it finds of `rows` is written to `results`."""
     function(
         step.token_ids,
         step.positions,
@@ -275,9 +307,8 @@ def _call(
         step.query_start,
         step.seq_lens,
         rows,
-        out,
+        *results,
     )
-    return out
 
 
 class NativeForward:

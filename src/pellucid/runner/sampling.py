@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from pellucid.sample.penalties import Penalties, TokenCounts
 from pellucid.sample.sampler import SamplingColumns
 from pellucid.sample.transfer import to_device
 from pellucid.sampling_params import NOTHING_LEFT, SamplingParams
+
+if TYPE_CHECKING:
+    from pellucid.runner.executor import Likeliest
 
 Value = TypeVar("Value")
 
@@ -78,7 +82,7 @@ class Draw:
     ) -> None:
         self.token_ids, self.failed, self.logprobs = token_ids, failed, found
         if failed.any():
-            self.errors = {i: _why_failed(logits[i]) for i in failed.nonzero()[0].tolist()}
+            self.errors = {i: _why_failed(logits, i) for i in failed.nonzero()[0].tolist()}
 
     def wait(self) -> None:
         """Until all is here, and what goes on with the tokens has them."""
@@ -207,6 +211,24 @@ class RowSampling:
         self._last = drawn if drawn.counts or drawn.followed else None
         return drawn
 
+    def is_plain(self, rows: Ints) -> bool:
+        """Whether of each row's logits only the likeliest token is asked for."""
+        tables: tuple[Mapping[int, object], ...] = (
+            self._penalties,
+            self._constraints,
+            self._num_logprobs,
+        )
+        return (
+            not self._columns.temperature[rows].any()
+            and not any(entries_of(table, rows) for table in tables)
+            and not self._grammars.of(rows)
+        )
+
+    def take(self, found: Likeliest, rows: Ints, batch: Batch) -> Draw:
+        """What `draw` would have drawn from logits of plain rows."""
+        places = batch.num_tokens[rows]
+        return Draw(rows, places, found.token_ids, found.failed, None, [], None)
+
     def choose(self, drawn: Draw) -> Choice:
         """What was drawn.
 
@@ -289,7 +311,8 @@ def _seed(new: NewRow) -> int:
     return zlib.crc32(new.request_id.encode()) if seed is None else seed
 
 
-def _why_failed(logits: Any) -> str:
-    if (logits == -np.inf).all():
+def _why_failed(logits: Any | None, row: int) -> str:
+    """There are no logits where nothing can have taken tokens away."""
+    if logits is not None and (logits[row] == -np.inf).all():
         return NOTHING_LEFT
     return "the model's logits are not finite"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from pellucid.messages import EngineInfo, TokenLogprobs
 from pellucid.runner import device as device_api
 from pellucid.runner.base import Chunk, NewRow, PendingStep, Runner, StepPlan, StepResult
 from pellucid.runner.batch import UNKNOWN, Batch, Ints, StepRows
-from pellucid.runner.executor import Executor, Forward
+from pellucid.runner.executor import Executor, Forward, Likeliest
 from pellucid.runner.pooling import PoolingStep, Pools
 from pellucid.runner.sampling import Draw, RowSampling
 from pellucid.sampling_params import SamplingParams
@@ -103,8 +104,15 @@ class Steps:
     def _launch(self, plan: StepPlan, begin: float) -> PendingForward:
         step = self.batch.gather(plan.chunks)
         work = self._work(plan, step)
-        forward = self._executor.launch(step, work.wanted) if plan.chunks else None
-        return PendingForward(self, plan, work, forward, begin)
+        return PendingForward(self, plan, work, self._start(step, work), begin)
+
+    def _start(self, step: StepRows, work: StepWork) -> Forward | Likeliest | None:
+        if not len(step.rows):
+            return None
+        found: Likeliest | None = None
+        if not work.prompts and self._sampling.is_plain(work.rows):
+            found = self._executor.likeliest(step, work.wanted)
+        return found or self._executor.launch(step, work.wanted)
 
     def _work(self, plan: StepPlan, step: StepRows) -> StepWork:
         """What is to be done with the logits of a step."""
@@ -127,7 +135,7 @@ class Steps:
         return StepWork(sampling, rows, prompts, every, drafts)
 
     def draw(
-        self, work: StepWork, forward: Forward, result: StepResult, *, wait: bool
+        self, work: StepWork, forward: Forward | Likeliest, result: StepResult, *, wait: bool
     ) -> Draw | None:
         """Draw a token for each of the chunks that ask; score the prompts that ask.
 
@@ -136,19 +144,26 @@ class Steps:
         """
         rows, drawn = work.rows, None
         if len(rows):
-            logits = forward.logits(0, len(rows))
+            drawn_from = _slice(forward, 0, len(rows))
             if wait:
                 device_api.synchronize(self._device)
             computed = time.monotonic()
-            drawn = self._sampling.draw(logits, rows, self.batch)
+            drawn = self._draw(drawn_from, rows)
             if drawn.on_device is None:
                 self.batch.append(rows, drawn.token_ids)
             else:
                 self._executor.remember(rows, drawn.on_device)
                 self.batch.append(rows, np.full(len(rows), UNKNOWN))
             result.sample_seconds = time.monotonic() - computed
-        self._prompt_logprobs(work, forward, result)
+        for prompt in work.prompts:
+            assert not isinstance(forward, Likeliest)
+            self._prompt_logprobs(prompt, forward, result)
         return drawn
+
+    def _draw(self, drawn_from: Any | Likeliest, rows: Ints) -> Draw:
+        if isinstance(drawn_from, Likeliest):
+            return self._sampling.take(drawn_from, rows, self.batch)
+        return self._sampling.draw(drawn_from, rows, self.batch)
 
     def finish(self, plan: StepPlan, work: StepWork, drawn: Draw, result: StepResult) -> None:
         """Put what was drawn into the result, and into the rows if that was not possible before."""
@@ -163,7 +178,9 @@ class Steps:
         # Whoever has no token has a meaningless one, and leaves.
         self.batch.fill(work.rows, drawn.places, choice.token_ids)
 
-    def check_drafts(self, work: StepWork, forward: Forward, result: StepResult) -> None:
+    def check_drafts(
+        self, work: StepWork, forward: Forward | Likeliest, result: StepResult
+    ) -> None:
         """Where the token that was drawn is the draft, draw the one behind it; and so on.
 
         A round draws behind one more draft, for all rows that are right so far. What it draws may
@@ -179,9 +196,9 @@ class Steps:
             if not right:
                 return
             first = work.drafts.first_of(depth)
-            logits = forward.logits(first, first + len(places))
+            drawn_from = _slice(forward, first, first + len(places))
             rows = work.rows[[places[i] for i in right]]
-            drawn = self._sampling.draw(logits[right], rows, self.batch)
+            drawn = self._draw(drawn_from[right], rows)
             choice = self._sampling.choose(drawn)
             # A row without a token is drawn again as the next step's first, and then says why.
             told = [k for k in range(len(rows)) if k not in choice.errors]
@@ -193,14 +210,20 @@ class Steps:
                 if logprobs is not None and entry is not None:
                     logprobs.append(entry)
 
-    def _prompt_logprobs(self, work: StepWork, forward: Forward, result: StepResult) -> None:
-        for prompt in work.prompts:
-            entries: list[TokenLogprobs] = []
-            for at in range(0, len(prompt.targets), PROMPT_LOGPROB_ROWS):
-                part = prompt.targets[at : at + PROMPT_LOGPROB_ROWS]
-                logits = forward.logits(prompt.first + at, prompt.first + at + len(part))
-                entries += self._sampling.describe(logits, part, [prompt.num_top] * len(part))
-            result.prompt_logprobs[prompt.index] = entries
+    def _prompt_logprobs(
+        self, prompt: PromptLogprobs, forward: Forward, result: StepResult
+    ) -> None:
+        entries: list[TokenLogprobs] = []
+        for at in range(0, len(prompt.targets), PROMPT_LOGPROB_ROWS):
+            part = prompt.targets[at : at + PROMPT_LOGPROB_ROWS]
+            logits = forward.logits(prompt.first + at, prompt.first + at + len(part))
+            entries += self._sampling.describe(logits, part, [prompt.num_top] * len(part))
+        result.prompt_logprobs[prompt.index] = entries
+
+
+def _slice(forward: Forward | Likeliest, begin: int, end: int) -> Any | Likeliest:
+    """What the tokens of some of the wanted rows are drawn from."""
+    return forward[begin:end] if isinstance(forward, Likeliest) else forward.logits(begin, end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +278,12 @@ class PendingForward:
     """A step whose forward pass was launched. Implements `PendingStep`."""
 
     def __init__(
-        self, steps: Steps, plan: StepPlan, work: StepWork, forward: Forward | None, begin: float
+        self,
+        steps: Steps,
+        plan: StepPlan,
+        work: StepWork,
+        forward: Forward | Likeliest | None,
+        begin: float,
     ) -> None:
         count = len(plan.chunks)
         self._result = StepResult([[] for _ in range(count)], [None] * count, [None] * count)

@@ -20,6 +20,7 @@ from pellucid.models.config import ModelConfig
 from pellucid.runner import device as device_api
 from pellucid.runner.base import KVCapacity, PendingStep, StepPlan, StepResult
 from pellucid.runner.batch import Ints, StepRows
+from pellucid.runner.executor import Likeliest
 from pellucid.runner.llama_cpp.cells import NO_SEQUENCE, Cells
 from pellucid.runner.llama_cpp.context import (
     CELL_TYPES,
@@ -164,6 +165,9 @@ class LlamaCppExecutor:
         if not np.array_equal(rows, wanted):  # prompt logprobs: some are wanted for both purposes
             logits = logits[places]
         return LlamaCppForward(logits, self._native)
+
+    def likeliest(self, step: StepRows, wanted: Ints) -> Likeliest | None:
+        return None
 
     def hidden(self, step: StepRows, wanted: Ints) -> Tensor:
         states = self._context.hidden(step.token_ids, step.positions, self._seqs(step))
