@@ -88,6 +88,7 @@ def make_executor(
     max_model_len: int,
     threads: int,
     graphs: Recorder | None = None,
+    beside: Executor | None = None,
 ) -> Executor:
     """The executor that fits the model's ops.
 
@@ -95,6 +96,7 @@ def make_executor(
         max_rows: of the largest step.
         graphs: records steps that decode, if that is wanted. The last block of `kv` is then to be
             nobody's.
+        beside: another model's executor, never to run at the same time: threads are shared.
 
     Raises:
         ModelError: the model does something that the ops cannot.
@@ -108,8 +110,9 @@ def make_executor(
         from pellucid.runner.graphs import GraphExecutor
 
         return GraphExecutor(model, kv, staging, graphs, max_num_seqs, max_model_len)
+    team = beside.team if isinstance(beside, NativeExecutor) else thread_team(threads)
     try:
-        return NativeExecutor(model, model.ops, kv, max_rows, max_model_len, threads)
+        return NativeExecutor(model, model.ops, kv, max_rows, max_model_len, team)
     except ValueError as error:
         raise ModelError(
             f"native kernels cannot run this model ({error}); use --kernels reference"
@@ -169,10 +172,10 @@ class NativeExecutor:
         kv: list[KVLayer],
         max_rows: int,
         max_model_len: int,
-        threads: int,
+        team: _native.ThreadTeam,
     ) -> None:
-        self._team = thread_team(threads)
-        self.sampler: Sampler[Any] = NativeSampler(self._team)
+        self.team = team
+        self.sampler: Sampler[Any] = NativeSampler(team)
         # Little is left to torch. Its idle threads spin for a while after each op, on the cores
         # that the team needs next: with them a step of one sequence takes half as long again.
         torch.set_num_threads(1)
@@ -223,7 +226,7 @@ class NativeExecutor:
 
     def run(self, step: StepRows, rows: Ints) -> NDArray[np.float32]:
         """Compute the step and the logits of `rows`: [len(rows), vocab], until the next run."""
-        run = partial(self._program.run, self._team)
+        run = partial(self._program.run, self.team)
         return _call(run, step, rows, self._room(len(rows)))
 
     def _room(self, num_rows: int) -> NDArray[np.float32]:
@@ -237,7 +240,7 @@ class NativeExecutor:
     def hidden(self, step: StepRows, wanted: Ints) -> Tensor:
         if self._hidden is None:
             self._hidden = self._record_hidden()
-        run = partial(self._hidden.run, self._team)
+        run = partial(self._hidden.run, self.team)
         out = np.empty((len(wanted), self._hidden_size), np.float32)
         return torch.from_numpy(_call(run, step, wanted, out))
 

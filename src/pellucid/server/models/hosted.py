@@ -230,6 +230,14 @@ class Hosted:
             *(self.name, time.monotonic() - began),
             *(llm.info.weight_bytes // MIB, kv_bytes(llm.info) // MIB),
         )
+        if llm.info.draft_model:
+            logger.info(
+                "%s drafts for it: %d MiB of weights, its share of the KV cache included above; "
+                "its step takes %.2f of the model's",
+                llm.info.draft_model,
+                llm.info.draft_weight_bytes // MIB,
+                llm.info.draft_cost,
+            )
         return service
 
     def stop(self, why: str, death: EngineDead | None = None) -> asyncio.Task[None]:
