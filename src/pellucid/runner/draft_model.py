@@ -52,7 +52,7 @@ class _Text:
     num_known: int = 0  # tokens when it was last asked for
     num_computed: int = 0  # tokens whose K/V are there; guesses may be among them
     num_blocks: int = 0  # told to the batch
-    num_named: int = 0  # blocks known to hold its text
+    num_named: int = 0  # blocks said to hold its text
     guesses: list[int] = field(default_factory=list)
 
 
@@ -195,8 +195,8 @@ class DraftModel:
 
     def _name_blocks(self, each: Wanted) -> None:
         text = self._texts[each.request_id]
-        full = min(text.num_computed, text.num_known) // self._block_size
-        for index in range(text.num_named, min(full, len(each.block_names))):
+        full = min(text.num_computed // self._block_size, len(each.block_names))
+        for index in range(text.num_named, full):
             self._held[each.block_table[index]] = each.block_names[index]
             text.num_named = index + 1
 
@@ -208,7 +208,6 @@ class DraftModel:
         start, text.num_computed = text.num_computed, end
         for block in each.block_table[start // self._block_size :]:
             self._held.pop(block, None)
-        text.num_named = min(text.num_named, start // self._block_size)
         blocks = list(each.block_table[text.num_blocks :])
         text.num_blocks += len(blocks)
         return Chunk(each.request_id, start, end - start, True, blocks)

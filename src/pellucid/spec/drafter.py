@@ -18,7 +18,8 @@ class Wanted:
     num_prompt_tokens: int
     sampling: SamplingParams
     block_table: Sequence[int]  # KV blocks, for the guesses, too
-    block_names: Sequence[bytes]  # of the first full blocks; equal names, equal tokens up to there
+    # Of the first blocks that are full of known tokens: equal names, equal tokens up to there.
+    block_names: Sequence[bytes]
     count: int
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 FIRST_ACCEPTANCE = 0.8  # believed of a request of which nothing is known
 NEWS = 0.1  # weight of one guess against all that were seen before
-FORGETTING = 0.01  # of what was seen, with each step that does not guess
+FORGETTING = 0.005  # of what was seen, with each step that does not guess: a few steps in 100 try
 
 
 def best_length(acceptance: float, cost: float, most: int) -> int:
