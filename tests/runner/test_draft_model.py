@@ -107,6 +107,19 @@ def test_a_block_is_found_again_by_its_name() -> None:
     assert drafter.executor.positions - positions == 1 + 2  # one of the text, two guesses
 
 
+def test_blocks_that_two_share_are_computed_by_one_of_them() -> None:
+    drafter = make(max_rows=64)
+    text, names = [5, 6, 7, 8] * 5, [b"0", b"1", b"2", b"3", b"4"]
+    both = [
+        asked("a", [*text, 5], [0, 1, 2, 3, 4, 5], block_names=names),
+        asked("b", [*text, 6], [0, 1, 2, 3, 4, 6], block_names=names),
+    ]
+    assert [len(guesses) for guesses in drafter.propose(both)] == [3, 0]
+    assert drafter.executor.positions == 21 + 2
+    assert [len(guesses) for guesses in drafter.propose(both[1:])] == [3]
+    assert drafter.executor.positions == 21 + 2 + 1 + 2
+
+
 def test_a_prompt_that_many_share_is_computed_once() -> None:
     drafter = make(max_rows=500)
     engine = serving(drafter, 200)
