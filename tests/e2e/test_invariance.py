@@ -63,12 +63,11 @@ def runner(smollm2_path: Path, request: pytest.FixtureRequest) -> Iterator[Runne
 class SmallPool:
     """A runner that owns up to fewer blocks than it has, so that the scheduler has to preempt."""
 
-    drafter = None
-
     def __init__(self, runner: Runner, num_blocks: int) -> None:
         self._runner = runner
         self._num_blocks = num_blocks
         self.execute = runner.execute
+        self.drafter = runner.drafter
         self.close = runner.close
         self.info = runner.info
 

@@ -41,7 +41,7 @@ from pellucid.sampling_params import SamplingParams
 from pellucid.spec.drafter import Wanted
 from pellucid.spec.length import Acceptance, best_length
 
-MEASURED_STEPS = 3
+MEASURED_STEPS = 5
 
 
 @dataclass(slots=True)
