@@ -100,7 +100,7 @@ class EngineInfo(_Message, tag="ready"):
     process_bytes: int = 0  # its memory at the start, weights included but no KV; 0: not known
     draft_model: str = ""  # what guesses tokens; kv_block_bytes counts its keys and values, too
     draft_weight_bytes: int = 0
-    draft_cost: float = 0.0  # time of a step of one token, as a part of what the model takes
+    draft_cost: float = 0.0  # time of a guess and its check, as a part of what a token takes
 
 
 class TokenLogprobs(_Message):

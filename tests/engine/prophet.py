@@ -21,7 +21,9 @@ class Prophet:
         self.num_guesses = 0
         self.present: set[str] = set()
 
-    def length(self, request_id: str, token_ids: Sequence[int], most: int) -> int:
+    def length(
+        self, request_id: str, token_ids: Sequence[int], most: int, num_decoding: int
+    ) -> int:
         self.present.add(request_id)
         return most
 

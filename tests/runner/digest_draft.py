@@ -88,7 +88,7 @@ class CheckedDraftModel(DraftModel):
             max_num_seqs=max_num_seqs,
             block_size=capacity.block_size,
             max_rows=max_rows,
-            cost=0.1,
+            ratio=lambda num_decoding, length: 1.0 + 0.1 * length,
         )
         self.wrong_every = wrong_every
         self.num_guessed = self.num_idle = 0  # proposals with guesses, and without

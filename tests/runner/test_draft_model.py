@@ -163,7 +163,7 @@ def test_a_guess_ends_with_what_only_one_of_the_two_can_say() -> None:
 
 def test_guesses_end_where_its_context_does() -> None:
     drafter = make(max_model_len=20)
-    assert [drafter.length("a", [5] * n, 4) for n in (10, 17, 19, 20, 30)] == [4, 3, 1, 0, 0]
+    assert [drafter.length("a", [5] * n, 4, 1) for n in (10, 17, 19, 20, 30)] == [4, 3, 1, 0, 0]
     engine = serving(drafter, 200)
     engine.add(message("a", [5] * 9, max_tokens=40))
     assert tokens(drain(engine)["a"]) == expected_answer([5] * 9, 40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +15,17 @@ from pellucid.engine.core import EngineCore
 from pellucid.errors import ConfigError, ModelError
 from pellucid.kernels.dispatch import select_ops
 from pellucid.kernels.native import obstacle
+from pellucid.messages import TokenDelta
 from pellucid.models.base import Model
 from pellucid.models.registry import build_model, random_weights
+from pellucid.runner.factory import create_runner
 from pellucid.runner.fake import FakeRunner
 from pellucid.runner.llama_cpp.runner import check_settings
 from pellucid.runner.torch_runner import TorchRunner
 from tests.engine.helpers import message, tokens
 from tests.engine.test_ahead import CPU, MODEL
 from tests.runner.test_drafts import PROMPTS, run, told, with_grammar
+from tests.tiny_models import make_hf
 
 KERNELS = ["reference", "native"]
 
@@ -68,7 +72,8 @@ def engine(kernels: str, draft: Any = None, **settings: Any) -> EngineCore:
     small = None if draft is None else model(kernels, draft)
     runner = TorchRunner(config, model=model(kernels, random_weights(MODEL)), draft=small)
     if runner.drafter is not None:
-        runner.drafter._cost = 0.05  # of two models of one size a guess would never pay
+        # Of two models of one size a guess would never pay.
+        runner.drafter._ratio = lambda num_decoding, length: 1.0 + 0.05 * length
     return create_core(runner, config.cache, config.scheduler)
 
 
@@ -219,3 +224,45 @@ def test_runners_without_a_draft_model_say_so() -> None:
         check_settings(config)
     with pytest.raises(ConfigError, match="--speculative draft is for --runner torch"):
         create_core(FakeRunner(), config.cache, config.scheduler)
+
+
+def test_it_starts_in_little_room() -> None:
+    for settings in ({"num_kv_blocks": 1}, {"max_model_len": 3}):
+        core = engine("reference", random_weights(MODEL), **settings)
+        core.add(message("a", [7], max_tokens=2, ignore_eos=True))
+        assert len([token for deltas in run_on(core) for token in deltas.token_ids]) == 2
+
+
+def run_on(core: EngineCore) -> list[TokenDelta]:
+    deltas: list[TokenDelta] = []
+    while core.has_work:
+        deltas += core.step().deltas
+    return deltas
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_both_are_loaded_from_their_files(kernels: str, tmp_path: Path) -> None:
+    if kernels == "native" and obstacle(CPU) is not None:
+        pytest.skip("the C++ part is not built")
+    make_hf("llama", tmp_path / "large")
+    make_hf("qwen2", tmp_path / "small")
+    settings = {
+        "model": str(tmp_path / "large"),
+        "dtype": "float32",
+        "kernels": kernels,
+        "device": "cpu",
+        "num_kv_blocks": 32,
+        "threads": 1,
+    }
+    answers = []
+    for more in ({}, {"speculative": "draft", "draft_model": str(tmp_path / "small")}):
+        config = EngineConfig.of(**settings, **more)
+        core = create_core(create_runner(config), config.cache, config.scheduler)
+        core.add(message("a", [5, 6, 7], max_tokens=30, temperature=0.0, ignore_eos=True))
+        found = []
+        while core.has_work:
+            found += core.step().deltas
+        answers.append(tokens(found))
+        assert core.info.draft_model == ("small" if more else "")
+    assert answers[0] == answers[1]
+    assert core.info.draft_weight_bytes > 0

@@ -11,7 +11,7 @@ from pellucid.spec.ngram import NgramDrafter
 
 
 def guess(drafter: NgramDrafter, name: str, tokens: list[int], most: int) -> list[int]:
-    count = drafter.length(name, tokens, most)
+    count = drafter.length(name, tokens, most, 1)
     if count == 0:
         return []
     (drafts,) = drafter.propose([Wanted(name, tokens, 1, SamplingParams(), [], [], count)])

@@ -71,7 +71,8 @@ class Drafting:
             if left == 0:
                 break
             share = max(1, left // (len(decoding) - index))
-            found = self._reserve(running[chunk.request_id], chunk, kv, share)
+            request = running[chunk.request_id]
+            found = self._reserve(request, chunk, kv, share, len(decoding))
             if found is not None:
                 wanted[chunk.request_id] = found
                 left -= found.count
@@ -82,14 +83,20 @@ class Drafting:
         self.seconds = time.monotonic() - begin
 
     def _reserve(
-        self, request: Request, chunk: Chunk, kv: KVCacheManager, share: int
+        self,
+        request: Request,
+        chunk: Chunk,
+        kv: KVCacheManager,
+        share: int,
+        num_decoding: int,
     ) -> Wanted | None:
         """Blocks for up to `share` guesses, if there are any to come, and blocks."""
         room = request.max_total_tokens - request.num_tokens - 1  # the last is never computed
         most = min(share, room, self._most_per_request)
         if most <= 0 or request.num_output_tokens == 0:
             return None
-        count = self.drafter.length(request.request_id, request.token_ids, most)
+        name, known = request.request_id, request.token_ids
+        count = self.drafter.length(name, known, most, num_decoding)
         blocks = kv.allocate(request, request.num_tokens + count) if count else None
         if blocks is None:
             return None

@@ -22,9 +22,11 @@ where the two models agree in their probabilities they mostly agree in the token
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,9 +41,11 @@ from pellucid.runner.sampling import RowSampling
 from pellucid.runner.steps import WARM_UP_TOKENS
 from pellucid.sampling_params import SamplingParams
 from pellucid.spec.drafter import Wanted
-from pellucid.spec.length import Acceptance, best_length
+from pellucid.spec.length import Acceptance, StepTimes, best_length
 
-MEASURED_STEPS = 5
+# To learn what guesses cost, steps of so many tokens are timed at the start, so many times.
+MEASURED_ROWS = (1, 2, 4, 8, 16)
+MEASURED_TIMES = 3
 
 
 @dataclass(slots=True)
@@ -64,7 +68,7 @@ class DraftModel:
         vocab_sizes: of the small and of the large model; tokens that only one has end a guess.
         max_model_len: of the small model.
         max_rows: of one step of `executor`.
-        cost: of one more guess and its check, as a part of the time of a step without guesses.
+        ratio: see `StepTimes.ratio`.
     """
 
     def __init__(
@@ -76,14 +80,14 @@ class DraftModel:
         max_num_seqs: int,
         block_size: int,
         max_rows: int,
-        cost: float,
+        ratio: Callable[[int, int], float],
     ) -> None:
         self._executor = executor
         self._num_readable, self._num_sayable = vocab_sizes
         self._max_model_len = max_model_len
         self._block_size = block_size
         self._max_rows = max_rows
-        self._cost = cost
+        self._ratio = ratio
         self._batch = Batch(max_num_seqs, max_model_len, block_size)
         self._sampling = RowSampling(executor.sampler, max_num_seqs, [], self._num_readable)
         self._texts: dict[str, _Text] = {}
@@ -92,13 +96,15 @@ class DraftModel:
 
     # ---- Drafter
 
-    def length(self, request_id: str, token_ids: Sequence[int], most: int) -> int:
+    def length(
+        self, request_id: str, token_ids: Sequence[int], most: int, num_decoding: int
+    ) -> int:
         acceptance = self._acceptances.setdefault(request_id, Acceptance())
         most = min(most, self._max_model_len - len(token_ids))
-        length = best_length(acceptance.value, self._cost, most)
-        if length <= 0:
+        length = best_length(acceptance.value, partial(self._ratio, num_decoding), most)
+        if length == 0:
             acceptance.forget()
-        return max(0, length)
+        return length
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         ready = self._catch_up(wanted)
@@ -249,27 +255,35 @@ class DraftModel:
         self.forget(name)
 
 
-def measured_cost(draft: Executor, target: Executor, device: torch.device) -> float:
-    """The time that `draft` takes for a step of one token, as a part of what `target` takes.
+def measured(
+    model: Executor, draft: Executor, room: int, block_size: int, device: torch.device
+) -> StepTimes:
+    """What steps of the two models take. To be called before anybody holds a block.
 
-    To be called before anybody holds a block. The two take turns, as they do in use: neither finds
-    its weights in a cache.
+    The two take turns, as they do in use: neither finds its weights in a cache. A text may have
+    `room` tokens.
     """
-    nothing = np.zeros(1, np.int64)
-    step = StepRows(
-        rows=nothing,
-        query_start=np.array([0, 1], np.int32),
-        seq_lens=np.ones(1, np.int32),
-        token_ids=nothing,
-        positions=nothing,
-        slot_mapping=nothing,
-        block_tables=np.zeros((1, 1), np.int32),
+    seconds: dict[Executor, dict[int, float]] = {model: {}, draft: {}}
+    for rows in (rows for rows in MEASURED_ROWS if rows <= room):
+        step = _measured_step(rows, block_size)
+        for _ in range(MEASURED_TIMES):
+            for executor, known in seconds.items():
+                begin = time.perf_counter()
+                executor.launch(step, step.positions).logits(0, rows)
+                device_api.synchronize(device)
+                known[rows] = min(known.get(rows, math.inf), time.perf_counter() - begin)
+    return StepTimes(seconds[model], seconds[draft])
+
+
+def _measured_step(rows: int, block_size: int) -> StepRows:
+    """The first tokens of a text; they attend to next to nothing."""
+    places = np.arange(rows)
+    return StepRows(
+        rows=np.zeros(1, np.int64),
+        query_start=np.array([0, rows], np.int32),
+        seq_lens=np.array([rows], np.int32),
+        token_ids=np.zeros(rows, np.int64),
+        positions=places,
+        slot_mapping=places,
+        block_tables=np.arange(-(-rows // block_size), dtype=np.int32)[None],
     )
-    seconds: dict[Executor, list[float]] = {draft: [], target: []}
-    for _ in range(MEASURED_STEPS):
-        for executor, times in seconds.items():
-            begin = time.perf_counter()
-            executor.launch(step, nothing).logits(0, 1)
-            device_api.synchronize(device)
-            times.append(time.perf_counter() - begin)
-    return min(seconds[draft]) / min(seconds[target])

@@ -8,7 +8,7 @@ import time
 import msgspec
 import torch
 
-from pellucid.config import EngineConfig, RunnerSettings
+from pellucid.config import EngineConfig, ModelSettings, RunnerSettings
 from pellucid.errors import ConfigError
 from pellucid.kernels.dispatch import KernelsUnavailable, select_ops
 from pellucid.kernels.interface import allocate_kv, kv_head_bytes
@@ -23,7 +23,7 @@ from pellucid.models.registry import build_model
 from pellucid.models.shapes import weight_shapes
 from pellucid.runner import device as device_api
 from pellucid.runner.base import KVCapacity, PendingStep, StepPlan
-from pellucid.runner.draft_model import DraftModel, measured_cost
+from pellucid.runner.draft_model import DraftModel, measured
 from pellucid.runner.executor import make_executor
 from pellucid.runner.first_touch import FirstTouch
 from pellucid.runner.memory import (
@@ -34,9 +34,6 @@ from pellucid.runner.memory import (
     model_len_limit,
 )
 from pellucid.runner.steps import WARM_UP_TOKENS, Steps, warm_up
-
-# What one more token to check takes of a step's time, where steps wait for memory.
-ROW_COST = 0.05
 
 
 class TorchRunner:
@@ -80,8 +77,7 @@ class TorchRunner:
         draft_name = ""
         if (wanted := config.draft()) is not None and draft is None:
             limit = model_len_limit(model.config, config.model.max_model_len)
-            settings = msgspec.structs.replace(config, model=wanted)
-            draft, draft_name = self._load(settings, None, None, most=limit)
+            draft, draft_name = self._load_draft(config, wanted, limit)
         self._draft = draft
         self._take_memory(config)
         max_rows = max(config.scheduler.token_budget(str(self.device)), WARM_UP_TOKENS)
@@ -122,29 +118,40 @@ class TorchRunner:
     # ---- start
 
     def _load(
-        self,
-        config: EngineConfig,
-        files: ModelFiles | None,
-        shape: str | None,
-        most: int | None = None,
+        self, config: EngineConfig, files: ModelFiles | None, shape: str | None
     ) -> tuple[Model, str]:
-        """The model and its name; no longer contexts than `most` will be asked of it."""
         from pellucid.load.quantized import quantized
 
         if shape is None:
-            model_config, source, name = _open(config, files)
+            model_config, source, name = _open(config.model, files)
         else:
             model_config, source, name = _random(shape, self.device)
         rounds = self.device if self.device.type == "cuda" else None  # numpy does, on a CPU
         weights = quantized(source, config.model.quantization, rounds)
         try:
             limit = model_len_limit(model_config, config.model.max_model_len)
-            limit = limit if most is None else min(limit, most)
             ops = _select_ops(config.runner, self.device, model_config.head_dim)
             model = build_model(model_config, weights, ops, self._dtype, self.device, limit)
         finally:
             weights.close()
         return model, name
+
+    def _load_draft(
+        self, config: EngineConfig, settings: ModelSettings, max_model_len: int
+    ) -> tuple[Model, str]:
+        """A draft model and its name; no longer contexts than `max_model_len` will come up."""
+        from pellucid.load.quantized import at_most_4_bits, quantized
+
+        shape, source, name = _open(settings, None)
+        try:
+            ops = _select_ops(config.runner, self.device, shape.head_dim)
+            is_native = isinstance(ops, NativeOps)  # others compute with dense matrices
+            scheme = settings.quantization
+            weights = at_most_4_bits(source) if is_native else quantized(source, scheme)
+            limit = min(shape.max_position, max_model_len)
+            return build_model(shape, weights, ops, self._dtype, self.device, limit), name
+        finally:
+            source.close()
 
     def _take_memory(self, config: EngineConfig) -> None:
         """Size and allocate the KV pools, and settle how long a context may be."""
@@ -197,18 +204,21 @@ class TorchRunner:
             threads=1,
             beside=self._executor,
         )
-        cost = measured_cost(executor, self._executor, self.device)
+        num_blocks, block_size = self._capacity.num_blocks, self._capacity.block_size
+        room = min(num_blocks * block_size, max_model_len)
+        times = measured(self._executor, executor, room, block_size, self.device)
+        cost = times.ratio(1, 1) - 1.0
         self._info = msgspec.structs.replace(self._info, draft_cost=round(cost, 3))
         drafter = DraftModel(
             executor,
             vocab_sizes=(shape.vocab_size, self._model.config.vocab_size),
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
-            block_size=config.cache.block_size,
+            block_size=block_size,
             max_rows=max_rows,
-            cost=ROW_COST + cost,
+            ratio=times.ratio,
         )
-        drafter.warm_up(self._capacity.num_blocks)
+        drafter.warm_up(num_blocks)
         return drafter
 
     def _describe(self, config: EngineConfig, name: str, draft_name: str) -> EngineInfo:
@@ -258,12 +268,12 @@ def _num_parameters(shape: ModelConfig) -> int:
     return sum(math.prod(s) for s in weight_shapes(shape).values())
 
 
-def _open(config: EngineConfig, files: ModelFiles | None) -> tuple[ModelConfig, Weights, str]:
+def _open(settings: ModelSettings, files: ModelFiles | None) -> tuple[ModelConfig, Weights, str]:
     from pellucid.load.hub import resolve
     from pellucid.load.model_config import load_config
     from pellucid.load.weights import open_weights
 
-    files = resolve(config.model) if files is None else files
+    files = resolve(settings) if files is None else files
     model_config = load_config(files)
     return model_config, open_weights(files, model_config), files.name
 

@@ -26,10 +26,12 @@ class Wanted:
 class Drafter(Protocol):
     """Guesses. Called between steps, which wait for it."""
 
-    def length(self, request_id: str, token_ids: Sequence[int], most: int) -> int:
+    def length(
+        self, request_id: str, token_ids: Sequence[int], most: int, num_decoding: int
+    ) -> int:
         """How many tokens behind `token_ids` it would guess: up to `most`, perhaps none.
 
-        Of one request the tokens only ever grow.
+        Of one request the tokens only ever grow. `num_decoding` requests decode in this step.
         """
         ...
 

@@ -49,7 +49,9 @@ class NgramDrafter:
         self._lengths = range(longest, shortest - 1, -1)
         self._texts: dict[str, _Text] = {}
 
-    def length(self, request_id: str, token_ids: Sequence[int], most: int) -> int:
+    def length(
+        self, request_id: str, token_ids: Sequence[int], most: int, num_decoding: int
+    ) -> int:
         text = self._texts.setdefault(request_id, _Text())
         text.data += array("i", token_ids[len(text) :]).tobytes()
         if text.num_trusted is not None:

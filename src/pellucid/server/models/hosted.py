@@ -232,8 +232,8 @@ class Hosted:
         )
         if llm.info.draft_model:
             logger.info(
-                "%s drafts for it: %d MiB of weights, its share of the KV cache included above; "
-                "its step takes %.2f of the model's",
+                "%s guesses for it: %d MiB of weights, its keys and values counted above; "
+                "a guess and its check take %.2f of a step",
                 llm.info.draft_model,
                 llm.info.draft_weight_bytes // MIB,
                 llm.info.draft_cost,
