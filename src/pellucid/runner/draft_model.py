@@ -45,7 +45,7 @@ from pellucid.spec.length import Acceptance, StepTimes, best_length
 
 # To learn what guesses cost, steps of so many tokens are timed at the start, so many times.
 MEASURED_ROWS = (1, 2, 4, 8, 16)
-MEASURED_TIMES = 3
+MEASURED_TIMES = 5
 
 
 @dataclass(slots=True)
@@ -264,14 +264,16 @@ def measured(
     `room` tokens.
     """
     seconds: dict[Executor, dict[int, float]] = {model: {}, draft: {}}
-    for rows in (rows for rows in MEASURED_ROWS if rows <= room):
+    sizes = [rows for rows in MEASURED_ROWS if rows <= room]
+    for rows in (
+        sizes * MEASURED_TIMES
+    ):  # in turn: what disturbs one measurement is over by the next
         step = _measured_step(rows, block_size)
-        for _ in range(MEASURED_TIMES):
-            for executor, known in seconds.items():
-                begin = time.perf_counter()
-                executor.launch(step, step.positions).logits(0, rows)
-                device_api.synchronize(device)
-                known[rows] = min(known.get(rows, math.inf), time.perf_counter() - begin)
+        for executor, known in seconds.items():
+            begin = time.perf_counter()
+            executor.launch(step, step.positions).logits(0, rows)
+            device_api.synchronize(device)
+            known[rows] = min(known.get(rows, math.inf), time.perf_counter() - begin)
     return StepTimes(seconds[model], seconds[draft])
 
 
