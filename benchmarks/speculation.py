@@ -46,7 +46,7 @@ class Size(NamedTuple):
 
 
 LARGE = Size(16, 192)
-SMALL = Size(4, 96)  # for models that take minutes else
+SMALL = Size(4, 64)  # for models that take minutes else
 
 LENGTHS = range(300, 900)  # of what is put into a prompt, in characters
 
