@@ -24,6 +24,7 @@ NAMES = (
     "structured_output",
     "picture",
 )
+WITH_OPTIONS = ("speculation",)
 # They do not measure, and run only if named: the first two pass or fail, the others photograph.
 TRIALS = ("api_fuzz", "soak", "page_pictures", "replay_picture")
 
@@ -35,8 +36,9 @@ def main() -> None:
     for name in named:
         if name not in NAMES + TRIALS:
             sys.exit(f"unknown benchmark {name!r}; there are {', '.join(NAMES + TRIALS)}")
-    if options and not (len(named) == 1 and named[0] in TRIALS):
-        sys.exit(f"{options[0]}: only {', '.join(TRIALS)}, named alone, have options")
+    if options and not (len(named) == 1 and named[0] in TRIALS + WITH_OPTIONS):
+        having = ", ".join(TRIALS + WITH_OPTIONS)
+        sys.exit(f"{options[0]}: only {having}, named alone, have options")
     for name in named or NAMES:
         print(f"-- {name}")
         import_module(f"benchmarks.{name}").main(*options)

@@ -11,13 +11,13 @@ from pellucid.bench.summary import write_json
 RESULTS = Path(__file__).parent / "results"
 
 
-def save(name: str, results: Any, **settings: Any) -> None:
-    """Write benchmarks/results/NAME.json."""
+def save(name: str, results: Any, command: str | None = None, **settings: Any) -> None:
+    """Write benchmarks/results/NAME.json; `command` is NAME by default."""
     RESULTS.mkdir(exist_ok=True)
     write_json(
         RESULTS / f"{name}.json",
         {
-            "command": f"python -m benchmarks {name}",
+            "command": f"python -m benchmarks {command or name}",
             "settings": settings,
             "results": results,
             "machine": describe_machine(),

@@ -1,37 +1,53 @@
-"""What prompt lookup gains on answers that repeat their prompt, and what it costs on others.
+"""What speculation gains on answers that repeat their prompt, and what it costs on others.
 
 The default model, greedy, in process. Four kinds of requests, sixteen of each, whose texts are
 taken from this repository: code to be changed, paragraphs to be copied, paragraphs to be summed up,
 and questions to be answered freely. Each kind is answered one at a time and four at a time, with
 and without drafts in turn; answers have to be equal.
+
+`--model BIG --draft-model SMALL` compares no drafts, prompt lookup and the draft model, on fewer
+and shorter answers; `--kind` and `--streams` measure a part, which is merged into its result file.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
+import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.fidelity_prompts import PROMPTS
-from benchmarks.report import save
+from benchmarks.report import RESULTS, save
 from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
 from pellucid.engine.drafting import Drafting
 from pellucid.frontend.text import ModelText, load_text
 from pellucid.load.hub import resolve
-from pellucid.messages import AddRequest, pack_tokens
+from pellucid.messages import AddRequest, EngineInfo, pack_tokens
 from pellucid.runner.factory import create_runner
 from pellucid.sampling_params import SamplingParams
 
 ROOT = Path(__file__).parents[1]
-REQUESTS = 16  # of a kind
-ANSWER_TOKENS = 192
 STREAMS = (1, 4)
 RUNS = 3
+STANDSTILL = 8.0  # seconds that no step takes: whoever shares the machine stopped us
+MODEL_LEN = 2048
+Prompts = list[list[int]]
+
+
+class Size(NamedTuple):
+    requests: int  # of a kind
+    answer_tokens: int
+
+
+LARGE = Size(16, 192)
+SMALL = Size(4, 64)  # for models that take minutes else
+
 LENGTHS = range(300, 900)  # of what is put into a prompt, in characters
 
 
@@ -52,18 +68,18 @@ def paragraphs() -> Iterator[str]:
                 yield text
 
 
-def requests() -> dict[str, list[str]]:
+def requests(count: int) -> dict[str, list[str]]:
     """What is asked, by kind."""
-    code, prose = list(islice(functions(), REQUESTS)), list(islice(paragraphs(), REQUESTS))
+    code, prose = list(islice(functions(), count)), list(islice(paragraphs(), count))
     return {
         "edit code": [f"Add a comment to this function:\n\n```python\n{t}\n```" for t in code],
         "copy": [f"Repeat this text word for word:\n\n{t}" for t in prose],
         "summarise": [f"Summarise this text in three sentences:\n\n{t}" for t in prose],
-        "free": [f"Continue this text:\n\n{t}" for t in PROMPTS[:REQUESTS]],
+        "free": [f"Continue this text:\n\n{t}" for t in PROMPTS[:count]],
     }
 
 
-def prompts(text: ModelText, questions: list[str]) -> list[list[int]]:
+def prompts(text: ModelText, questions: list[str]) -> Prompts:
     return [
         text.tokenizer.encode(
             text.render_chat([{"role": "user", "content": question}]), add_special_tokens=False
@@ -75,15 +91,18 @@ def prompts(text: ModelText, questions: list[str]) -> list[list[int]]:
 class Run:
     """All prompts of a kind, `streams` at a time."""
 
-    def __init__(self, engine: EngineCore, waiting: list[list[int]], streams: int) -> None:
+    def __init__(
+        self, engine: EngineCore, waiting: Prompts, streams: int, answer_tokens: int
+    ) -> None:
         self.answers: list[list[int]] = [[] for _ in waiting]
         self.drafted = self.accepted = self.steps = 0
+        self.draft_seconds = self.longest_step = 0.0
         for name, prompt in enumerate(waiting):
             engine.add(
                 AddRequest(
                     request_id=str(name),
                     prompt=pack_tokens(prompt),
-                    sampling=SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0.0),
+                    sampling=SamplingParams(max_tokens=answer_tokens, temperature=0.0),
                     arrival_time=time.monotonic() + name,
                 )
             )
@@ -94,10 +113,13 @@ class Run:
         self.seconds = time.perf_counter() - begin
 
     def _take(self, engine: EngineCore) -> None:
+        begin = time.perf_counter()
         output = engine.step()
+        self.longest_step = max(self.longest_step, time.perf_counter() - begin)
         self.steps += 1
         self.drafted += sum(output.stats.drafted)
         self.accepted += sum(output.stats.accepted)
+        self.draft_seconds += output.stats.draft_seconds
         for delta in output.deltas:
             self.answers[int(delta.request_id)] += delta.token_ids
 
@@ -106,19 +128,32 @@ class Run:
         return sum(map(len, self.answers)) / self.seconds
 
 
-def compare(engine: EngineCore, drafting: Drafting, kind: list[list[int]], streams: int) -> Any:
-    """Runs without and with drafts in turn: ratios within each pair."""
-    ratios, plain, guessed = [], [], []
+def compare(
+    engine: EngineCore, draftings: dict[str, Drafting], size: Size, streams: int, kind: Prompts
+) -> dict[str, Any]:
+    """Runs without drafts and with each kind of them in turn: ratios within each round."""
+    runs: dict[str, list[Run]] = {name: [] for name in ("none", *draftings)}
     for _ in range(RUNS):
-        engine.scheduler.drafting = None
-        plain.append(Run(engine, kind, streams))
-        engine.scheduler.drafting = drafting
-        guessed.append(Run(engine, kind, streams))
-        if guessed[-1].answers != plain[-1].answers:
-            raise SystemExit("an answer has changed")
-        ratios.append(guessed[-1].tokens_per_s / plain[-1].tokens_per_s)
+        for name, done in runs.items():
+            engine.scheduler.drafting = draftings.get(name)
+            done.append(undisturbed(engine, kind, streams, size.answer_tokens))
+            if done[-1].answers != runs["none"][-1].answers:
+                raise SystemExit("an answer has changed")
+    plain = runs["none"]
+    return {name: gain(plain, runs[name]) for name in draftings}
+
+
+def undisturbed(engine: EngineCore, kind: Prompts, streams: int, answer_tokens: int) -> Run:
+    while True:
+        run = Run(engine, kind, streams, answer_tokens)
+        if run.longest_step < STANDSTILL:
+            return run
+
+
+def gain(plain: list[Run], guessed: list[Run]) -> dict[str, Any]:
     last = guessed[-1]
-    return {
+    ratios = [g.tokens_per_s / p.tokens_per_s for g, p in zip(guessed, plain, strict=True)]
+    found = {
         "plain_tokens_per_s": statistics.median(run.tokens_per_s for run in plain),
         "speculative_tokens_per_s": statistics.median(run.tokens_per_s for run in guessed),
         "ratio": statistics.median(ratios),
@@ -128,34 +163,78 @@ def compare(engine: EngineCore, drafting: Drafting, kind: list[list[int]], strea
         "answer_tokens": sum(map(len, last.answers)),
         "steps": [plain[-1].steps, last.steps],
     }
+    if last.draft_seconds > 0.01 * last.seconds:
+        found["seconds"] = [plain[-1].seconds, last.seconds]
+        found["draft_seconds"] = last.draft_seconds
+    return found
 
 
-def main() -> None:
-    config = EngineConfig.of(max_num_seqs=max(STREAMS), prefix_caching=False, speculative="ngram")
+def tell(what: str, found: dict[str, Any]) -> None:
+    print(
+        f"{what}: {found['plain_tokens_per_s']:5.1f} -> {found['speculative_tokens_per_s']:5.1f}"
+        f" tokens/s ({found['ratio']:.2f}x), {found['accepted_tokens']} of"
+        f" {found['drafted_tokens']} drafts right, {found['answer_tokens']} tokens",
+        flush=True,
+    )
+
+
+def main(*arguments: str) -> None:
+    options = _options(arguments)
+    drafts = {"speculative": "ngram"}
+    if options.draft_model is not None:
+        drafts = {"speculative": "draft", "draft_model": options.draft_model}
+    config = EngineConfig.of(
+        model=options.model,
+        max_num_seqs=max(STREAMS),
+        max_model_len=MODEL_LEN,
+        prefix_caching=False,
+        **drafts,
+    )
     engine = EngineCore(create_runner(config), config.cache, config.scheduler)
-    drafting = engine.scheduler.drafting
-    assert drafting is not None
+    ngram = Drafting.from_settings(EngineConfig.of(speculative="ngram").scheduler)
+    own = engine.scheduler.drafting
+    assert ngram is not None
+    assert own is not None
+    draftings, size = {"ngram": ngram}, LARGE
+    if options.draft_model is not None:
+        draftings, size = {"ngram": ngram, "draft": own}, SMALL
     text = load_text(resolve(config.model), config.model)
     results: dict[str, Any] = {}
-    for name, questions in requests().items():
-        kind = prompts(text, questions)
+    for name, questions in requests(size.requests).items():
         for streams in STREAMS:
-            found = results[f"{name}, {streams} at a time"] = compare(
-                engine, drafting, kind, streams
-            )
-            print(
-                f"{name:10} {streams}: {found['plain_tokens_per_s']:5.0f} ->"
-                f" {found['speculative_tokens_per_s']:5.0f} tokens/s ({found['ratio']:.2f}x),"
-                f" {found['accepted_tokens']} of {found['drafted_tokens']} drafts right,"
-                f" {found['answer_tokens']} tokens"
-            )
+            if options.kind in (None, name) and options.streams in (None, streams):
+                kind = prompts(text, questions)
+                found = compare(engine, draftings, size, streams, kind)
+                results[f"{name}, {streams} at a time"] = found
+                for drafter, gained in found.items():
+                    tell(f"{name:10} {streams} {drafter:5}", gained)
+    _save(results, config, size, engine.info)
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks speculation")
+    parser.add_argument("--model", default=EngineConfig().model.model)
+    parser.add_argument("--draft-model")
+    parser.add_argument("--kind", choices=requests(1))
+    parser.add_argument("--streams", type=int, choices=STREAMS)
+    return parser.parse_args(arguments)
+
+
+def _save(results: dict[str, Any], config: EngineConfig, size: Size, info: EngineInfo) -> None:
     settings = config.scheduler
-    save(
-        "speculation",
-        results,
-        requests=REQUESTS,
-        answer_tokens=ANSWER_TOKENS,
-        num_speculative_tokens=settings.num_speculative_tokens,
-        speculative_step_tokens=settings.speculative_step_tokens,
-        prompt_lookup=[settings.prompt_lookup_min, settings.prompt_lookup_max],
-    )
+    told = {
+        "requests": size.requests,
+        "answer_tokens": size.answer_tokens,
+        "num_speculative_tokens": settings.num_speculative_tokens,
+        "speculative_step_tokens": settings.speculative_step_tokens,
+        "prompt_lookup": [settings.prompt_lookup_min, settings.prompt_lookup_max],
+    }
+    if not info.draft_model:
+        save("speculation", {name: found["ngram"] for name, found in results.items()}, **told)
+        return
+    told |= {"model": info.model, "draft_model": info.draft_model, "draft_cost": info.draft_cost}
+    file = RESULTS / "speculation_draft.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    same = all(before.get("settings", {}).get(k) == told[k] for k in ("model", "draft_model"))
+    merged = {**(before["results"] if same else {}), **results}
+    save("speculation_draft", merged, "speculation --model ... --draft-model ...", **told)

@@ -127,6 +127,8 @@ def engine(
 class Narrow:
     """A runner that holds fewer KV blocks than it does. Implements `Runner`."""
 
+    drafter = None
+
     def __init__(self, runner: TorchRunner, num_blocks: int) -> None:
         self._num_blocks = num_blocks
         self._runner = runner

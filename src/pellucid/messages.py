@@ -98,6 +98,9 @@ class EngineInfo(_Message, tag="ready"):
     pid: int = 0  # of the process that computes
     hidden_size: int = 0  # of the vectors that pooling gives
     process_bytes: int = 0  # its memory at the start, weights included but no KV; 0: not known
+    draft_model: str = ""  # what guesses tokens; kv_block_bytes counts its keys and values, too
+    draft_weight_bytes: int = 0
+    draft_cost: float = 0.0  # time of a guess and its check, as a part of what a token takes
 
 
 class TokenLogprobs(_Message):
@@ -155,6 +158,7 @@ class StepStats(_Message):
     # Of each request for which tokens were guessed: how many, and how many of these were right.
     drafted: list[int] = []
     accepted: list[int] = []
+    draft_seconds: float = 0.0  # spent on guessing
 
 
 class StepOutput(_Message, tag="step"):

@@ -67,6 +67,7 @@ class SmallPool:
         self._runner = runner
         self._num_blocks = num_blocks
         self.execute = runner.execute
+        self.drafter = runner.drafter
         self.close = runner.close
         self.info = runner.info
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pellucid.spec.drafter import Wanted
+
 
 class Prophet:
     """Implements `Drafter`.
@@ -19,12 +21,21 @@ class Prophet:
         self.num_guesses = 0
         self.present: set[str] = set()
 
-    def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
+    def length(
+        self, request_id: str, token_ids: Sequence[int], most: int, num_decoding: int
+    ) -> int:
         self.present.add(request_id)
+        return most
+
+    def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        return [self._guess(each) for each in wanted]
+
+    def _guess(self, each: Wanted) -> list[int]:
         right = self.rights[self.num_guesses % len(self.rights)]
         self.num_guesses += 1
-        drafts = self.texts[request_id][len(token_ids) :][: min(most, right)]
-        return drafts + [self.wrong] * (most - len(drafts))
+        known = len(each.token_ids)
+        drafts = self.texts[each.request_id][known:][: min(each.count, right)]
+        return drafts + [self.wrong] * (each.count - len(drafts))
 
     def learn(self, request_id: str, num_proposed: int, num_accepted: int) -> None:
         self.learned.append((num_proposed, num_accepted))

@@ -14,6 +14,7 @@ from pellucid.runner.fake import expected_answer, expected_embedding
 from tests.engine.helpers import core, drain, is_between_steps, message
 from tests.engine.prophet import Prophet
 from tests.engine.replay import Replay
+from tests.runner.digest_draft import CheckedDraftModel
 
 SNAPSHOT_STEPS = events.SNAPSHOT_STEPS
 # Few distinct tokens and few distinct blocks, so that prefixes collide often.
@@ -30,6 +31,7 @@ class EngineLife(RuleBasedStateMachine):
     engine: EngineCore
     ahead = False
     drafts = False
+    draft_model = False
 
     @initialize(
         num_blocks=st.integers(12, 40),
@@ -65,6 +67,10 @@ class EngineLife(RuleBasedStateMachine):
         self.prophet = Prophet([2, 0, 3, 1])
         if self.drafts:
             self.engine.scheduler.drafting = Drafting(self.prophet, 3, step_tokens=24)
+        if self.draft_model:
+            capacity = self.engine.runner.kv_capacity()
+            self.drafter = CheckedDraftModel(capacity, max_num_seqs=max_num_seqs)
+            self.engine.scheduler.drafting = Drafting(self.drafter, 3, step_tokens=24)
         self.budget = budget
         self.count = 0
         self.open: dict[str, tuple[list[int], int]] = {}
@@ -190,6 +196,7 @@ class EngineLife(RuleBasedStateMachine):
         assert not self.open, "every request comes to its end"
         assert self.engine.scheduler.kv.num_used == 0
         assert not self.prophet.present
+        assert not self.draft_model or not self.drafter.present
         self.prophet.texts["last"] = [5, *expected_answer([5], 8)]
         self.engine.add(message("last", [5]))
         drain(self.engine)
@@ -204,9 +211,17 @@ class EngineLifeDrafting(EngineLife):
     drafts = True
 
 
+class EngineLifeDraftModel(EngineLife):
+    """What the draft model says is checked, too: its blocks are the engine's."""
+
+    draft_model = True
+
+
 EngineLife.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 TestEngineLife = EngineLife.TestCase
 EngineLifeAhead.TestCase.settings = EngineLife.TestCase.settings
 TestEngineLifeAhead = EngineLifeAhead.TestCase
 EngineLifeDrafting.TestCase.settings = EngineLife.TestCase.settings
 TestEngineLifeDrafting = EngineLifeDrafting.TestCase
+EngineLifeDraftModel.TestCase.settings = EngineLife.TestCase.settings
+TestEngineLifeDraftModel = EngineLifeDraftModel.TestCase

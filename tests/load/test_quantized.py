@@ -8,7 +8,7 @@ import torch
 
 from pellucid.load.files import ModelFiles
 from pellucid.load.model_config import load_config
-from pellucid.load.quantized import quantized
+from pellucid.load.quantized import at_most_4_bits, quantized
 from pellucid.load.weights import Weights, open_weights
 from pellucid.quant.rounding import join
 from tests.device import DEVICE
@@ -74,3 +74,25 @@ def test_what_a_file_has_quantised_is_not_quantised_again(plain: Weights, tmp_pa
     assert torch.equal(quantized(weights, "int4").get(name), weights.get(name))
     (chunk,) = quantized(weights, "int4").integers(name)
     assert torch.equal(torch.from_numpy(chunk.dense()), weights.get(name))
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q5_1", "F16"])
+def test_a_draft_model_has_no_more_than_4_bits(tmp_path: Path, kind: str) -> None:
+    make_hf("llama", tmp_path / "hf")
+    path = tmp_path / "model.gguf"
+    write_gguf(tmp_path / "hf", path, gguf.GGMLQuantizationType[kind])
+    files = ModelFiles("gguf", path, "llama")
+    weights = open_weights(files, load_config(files))
+    rounded = at_most_4_bits(weights)
+    for name in rounded.names():
+        before, after = weights.get(name), rounded.get(name)
+        chunks = list(rounded.integers(name) or ())
+        if name.endswith("norm.weight"):
+            assert chunks == []
+        elif "embed" in name or "head" in name:
+            assert torch.equal(before, after) == (kind != "F16")
+        else:
+            assert {chunk.bits for chunk in chunks} == {4}
+            assert torch.equal(after, torch.from_numpy(join(chunks)))
+            assert torch.equal(before, after) == (kind == "Q4_1")
+            assert (before - after).norm() < 0.1 * before.norm()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pellucid.observe.trace import ENGINE, REQUESTS, Trace
-from tests.observe.runs import CROWDED, add, crowded, decoded, run
+from tests.observe.runs import CROWDED, add, crowded, decoded, guessed, run
 from tests.observe.trace_format import check_format
 
 
@@ -91,3 +91,20 @@ def test_who_listens_late_draws_what_is_there(tmp_path: Path) -> None:
         trace(frame)
     trace.close()
     assert all(e["ph"] == "M" for e in json.loads(path.read_bytes()))
+
+
+def test_guessing_has_its_own_slice_between_planning_and_the_forward_pass(tmp_path: Path) -> None:
+    path, frames = tmp_path / "run.json", list[bytes]()
+    trace = Trace.to_path(str(path), "fake")
+    run(crowded(), frames.append, trace, drafting=guessed(crowded()), **CROWDED)
+    trace.close()
+    steps = [step for step in decoded(frames) if step.shares]
+    slices = [e for e in json.loads(path.read_bytes()) if e["pid"] == ENGINE and e["ph"] == "X"]
+    drafts = [e["dur"] for e in slices if e["name"] == "draft"]
+    assert drafts == [round(1e6 * s.draft_seconds, 3) for s in steps if s.draft_seconds]
+    assert len(drafts) >= sum(any(share.num_drafts for share in step.shares) for step in steps) > 5
+    for step in slices:
+        if step["name"].startswith("step ") and step["args"].get("drafts"):
+            inside = [e for e in slices if step["ts"] <= e["ts"] < step["ts"] + step["dur"]]
+            names = [e["name"] for e in sorted(inside, key=lambda e: (e["ts"], -e["dur"]))]
+            assert names[1:4] == ["schedule", "draft", "forward"]

@@ -5,7 +5,18 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pellucid.sampling_params import SamplingParams
+from pellucid.spec.drafter import Wanted
 from pellucid.spec.ngram import NgramDrafter
+
+
+def guess(drafter: NgramDrafter, name: str, tokens: list[int], most: int) -> list[int]:
+    count = drafter.length(name, tokens, most, 1)
+    if count == 0:
+        return []
+    (drafts,) = drafter.propose([Wanted(name, tokens, 1, SamplingParams(), [], [], count)])
+    assert len(drafts) == count
+    return drafts
 
 
 def searched(tokens: list[int], shortest: int, longest: int, most: int) -> list[int]:
@@ -29,31 +40,31 @@ def test_it_finds_what_a_search_finds(
     tokens: list[int], shortest: int, more: int, most: int
 ) -> None:
     drafter = NgramDrafter(shortest, shortest + more)
-    assert drafter.propose("a", tokens, most) == searched(tokens, shortest, shortest + more, most)
+    assert guess(drafter, "a", tokens, most) == searched(tokens, shortest, shortest + more, most)
 
 
 @given(TOKENS, st.integers(1, 39))
 def test_it_follows_a_text_that_grows(tokens: list[int], cut: int) -> None:
     drafter = NgramDrafter(1, 3)
-    drafter.propose("a", tokens[:cut], 4)
-    drafter.propose("b", list(reversed(tokens)), 4)
-    assert drafter.propose("a", tokens, 4) == NgramDrafter(1, 3).propose("a", tokens, 4)
+    guess(drafter, "a", tokens[:cut], 4)
+    guess(drafter, "b", list(reversed(tokens)), 4)
+    assert guess(drafter, "a", tokens, 4) == guess(NgramDrafter(1, 3), "a", tokens, 4)
 
 
 def test_trust_is_lost_and_earned() -> None:
     drafter = NgramDrafter(1, 1)
     text = [5, 6, 7, 8, 9, 10, 11, 12, 5]
-    assert drafter.propose("a", text, 6) == [6, 7, 8, 9, 10, 11]
+    assert guess(drafter, "a", text, 6) == [6, 7, 8, 9, 10, 11]
     drafter.learn("a", 6, 0)
-    assert drafter.propose("a", text, 6) == [6]
+    assert guess(drafter, "a", text, 6) == [6]
     drafter.learn("a", 1, 1)
-    assert drafter.propose("a", text, 6) == [6, 7]
+    assert guess(drafter, "a", text, 6) == [6, 7]
     drafter.learn("a", 2, 2)
-    assert drafter.propose("a", text, 6) == [6, 7, 8, 9]
+    assert guess(drafter, "a", text, 6) == [6, 7, 8, 9]
     drafter.learn("a", 4, 1)
-    assert drafter.propose("a", text, 6) == [6, 7]
+    assert guess(drafter, "a", text, 6) == [6, 7]
     drafter.forget("a")
-    assert len(drafter.propose("a", text, 6)) == 6
+    assert len(guess(drafter, "a", text, 6)) == 6
 
 
 def test_who_is_unknown_may_leave() -> None:

@@ -39,7 +39,7 @@ def throughput(
     """
     from pellucid.bench.throughput import measure
     from pellucid.cli.console import notes, progress_bar
-    from pellucid.cli.download import fetch
+    from pellucid.cli.download import fetch_all
     from pellucid.engine.ahead import create_core
     from pellucid.runner.factory import create_random_runner, create_runner
 
@@ -48,7 +48,7 @@ def throughput(
             f"--batch-size: must be at most --max-num-seqs, {engine.scheduler.max_num_seqs}"
         )
     if engine.runner.runner != "fake" and not random.random_weights:
-        fetch(engine.model)
+        fetch_all(engine)
     with notes().status("loading the model"):
         if random.random_weights:
             runner = create_random_runner(engine, random.shape or "smollm2-135m")

@@ -18,6 +18,8 @@ from pellucid.config import MIB, EngineConfig, ModelSettings, ServerConfig
 from pellucid.errors import PellucidError
 
 if TYPE_CHECKING:
+    import torch
+
     from pellucid.load.files import ModelFiles
     from pellucid.models.config import ModelConfig
 
@@ -30,6 +32,7 @@ class Diagnosis(msgspec.Struct, kw_only=True):
     compute: dict[str, Any] | None  # device, dtype, kernels, threads
     kernels: list[dict[str, Any]]
     model: dict[str, Any] | None
+    draft_model: dict[str, Any] | None
     memory: dict[str, Any] | None
     address: dict[str, Any]
     problems: list[str]
@@ -53,6 +56,8 @@ def diagnose(engine: EngineConfig, server: ServerConfig) -> Diagnosis:
         return otherwise
 
     files = attempt(lambda: _local_files(engine.model))
+    wanted = attempt(engine.draft)
+    draft = attempt(lambda: _local_files(wanted)) if wanted else None
     compute = attempt(lambda: _compute(engine, files))
     return Diagnosis(
         machine=describe_machine(),
@@ -60,7 +65,8 @@ def diagnose(engine: EngineConfig, server: ServerConfig) -> Diagnosis:
         compute=compute,
         kernels=attempt(lambda: _kernels(engine), []),
         model=attempt(lambda: _model(files)) if files else None,
-        memory=attempt(lambda: _memory(engine, files, compute["kernels"]))
+        draft_model=attempt(lambda: _model(draft)) if draft else None,
+        memory=attempt(lambda: _memory(engine, files, draft, compute["kernels"]))
         if files and compute
         else None,
         address=_address(server, problems),
@@ -130,23 +136,19 @@ def _model(files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def _memory(engine: EngineConfig, files: ModelFiles, kernels: str) -> dict[str, Any]:
-    from pellucid.kernels.interface import kv_head_bytes
+def _memory(
+    engine: EngineConfig, files: ModelFiles, draft: ModelFiles | None, kernels: str
+) -> dict[str, Any]:
     from pellucid.load.model_config import load_config
     from pellucid.runner import device as device_api
-    from pellucid.runner.memory import kv_block_bytes, kv_pool_blocks, model_len_limit
+    from pellucid.runner.memory import kv_pool_blocks, model_len_limit
 
     config, cache = load_config(files), engine.cache
     if engine.runner.runner == "llama-cpp":
         return _llama_cpp_memory(engine, files, config)
     device = device_api.pick_device(engine.runner.device)
-    dtype = device_api.pick_dtype(engine.model.dtype, device)
-    kv_dtype = device_api.pick_kv_dtype(engine, device, kernels, config.plain_keys)
-    weights = _num_parameters(config) * dtype.itemsize
-    if kernels == "native" and files.kind == "gguf":  # whose blocks stay as small as they are
-        weights = _size_on_disk(files)
-    head_bytes = kv_head_bytes(config.head_dim, kv_dtype)
-    block_bytes = kv_block_bytes(config, cache.block_size, head_bytes)
+    sizes = [_sizes(engine, each, device, kernels) for each in (files, draft) if each is not None]
+    weights, block_bytes = (sum(column) for column in zip(*sizes, strict=True))
     max_model_len = model_len_limit(config, engine.model.max_model_len)
     available = device_api.available_memory(device)
     blocks = kv_pool_blocks(
@@ -159,6 +161,25 @@ def _memory(engine: EngineConfig, files: ModelFiles, kernels: str) -> dict[str, 
         "kv_pool_tokens": blocks * cache.block_size,
         "kv_bytes_per_token": block_bytes // cache.block_size,
     }
+
+
+def _sizes(
+    engine: EngineConfig, files: ModelFiles, device: torch.device, kernels: str
+) -> tuple[int, int]:
+    """Bytes of a model's weights, and of its keys and values in a block."""
+    from pellucid.kernels.interface import kv_head_bytes
+    from pellucid.load.model_config import load_config
+    from pellucid.runner import device as device_api
+    from pellucid.runner.memory import kv_block_bytes
+
+    config = load_config(files)
+    dtype = device_api.pick_dtype(engine.model.dtype, device)
+    kv_dtype = device_api.pick_kv_dtype(engine, device, kernels, config.plain_keys)
+    weights = _num_parameters(config) * dtype.itemsize
+    if kernels == "native" and files.kind == "gguf":  # whose blocks stay as small as they are
+        weights = _size_on_disk(files)
+    head_bytes = kv_head_bytes(config.head_dim, kv_dtype)
+    return weights, kv_block_bytes(config, engine.cache.block_size, head_bytes)
 
 
 def _llama_cpp_memory(

@@ -86,13 +86,14 @@ def _lines(found: Diagnosis) -> Iterator[tuple[str, str]]:
 
 
 def _model_lines(found: Diagnosis) -> Iterator[tuple[str, str]]:
-    if found.model is not None:
-        yield "model", "{name}: {path}".format(**found.model)
-        yield (
-            "",
-            "{architecture}, {parameters:,} parameters, {layers} layers, context {context:,},"
-            " {size_mib:,} MiB on disk".format(**found.model),
-        )
+    for what, model in (("model", found.model), ("draft model", found.draft_model)):
+        if model is not None:
+            yield what, "{name}: {path}".format(**model)
+            yield (
+                "",
+                "{architecture}, {parameters:,} parameters, {layers} layers, context {context:,},"
+                " {size_mib:,} MiB on disk".format(**model),
+            )
     if found.memory is not None:
         yield (
             "memory",

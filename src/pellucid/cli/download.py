@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pellucid.config import ModelSettings
+from pellucid.config import EngineConfig, ModelSettings
 
 if TYPE_CHECKING:
     from pellucid.load.files import ModelFiles
@@ -21,6 +21,15 @@ def fetch(settings: ModelSettings) -> ModelFiles:
 
     with DownloadBar() as bar:
         return resolve(settings, bar)
+
+
+def fetch_all(engine: EngineConfig) -> ModelFiles:
+    """As `fetch`, with the draft model if there is one. Raises ConfigError, too."""
+    draft = engine.draft()
+    files = fetch(engine.model)
+    if draft is not None:
+        fetch(draft)
+    return files
 
 
 def refresh(settings: ModelSettings) -> ModelFiles:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from pellucid.cli.console import notes
-from pellucid.cli.download import fetch
+from pellucid.cli.download import fetch_all
 from pellucid.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def open_model(config: EngineConfig) -> AsyncIterator[AsyncLLM]:
     """An engine on this event loop. Raises ModelError or ConfigError if it cannot be had."""
-    fetch(config.model)
+    fetch_all(config)
     with notes().status(f"loading {config.model.model}"):
         from pellucid.engine.client import InProcessClient
         from pellucid.frontend.async_engine import AsyncLLM

@@ -16,12 +16,12 @@ def serve(engines: list[EngineConfig], server: ServerConfig, gateway: GatewayCon
     import logging
 
     from pellucid.cli.console import notes
-    from pellucid.cli.download import fetch
+    from pellucid.cli.download import fetch_all
     from pellucid.observe.logs import configure
     from pellucid.server.run import serve as run_server
 
     configure(server.log_level, server.observe.log_format)
-    files = [fetch(engine.model) for engine in engines]
+    files = [fetch_all(engine) for engine in engines]
     models = [e.model.served_model_name or f.name for e, f in zip(engines, files, strict=True)]
     model = models[0]
     logging.getLogger(__name__).info("loading %s", model)  # seen where there is no terminal

@@ -8,6 +8,7 @@ import msgspec
 
 from pellucid.config.compose import compose
 from pellucid.config.fields import Count, Threads, about
+from pellucid.errors import ConfigError
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,9 +105,16 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         float, about("Seconds a request may take in all before it ends with an error.", gt=0.0)
     ] = 600.0
     speculative: Annotated[
-        Literal["none", "ngram"],
-        about("Guess tokens and check several in one step; ngram: what followed the same words."),
+        Literal["none", "ngram", "draft"],
+        about(
+            "Guess tokens and check several in one step; ngram: what followed the same words;"
+            " draft: what --draft-model says."
+        ),
     ] = "none"
+    draft_model: Annotated[
+        str | None,
+        about("Small model with the same vocabulary that guesses tokens; named as --model is."),
+    ] = None
     num_speculative_tokens: Annotated[
         int, about("Most tokens that are guessed of one request in one step.", ge=1, le=32)
     ] = 6
@@ -181,3 +189,19 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Raises ConfigError naming the setting that is unknown or out of range.
         """
         return compose(cls, settings)
+
+    def draft(self) -> ModelSettings | None:
+        """Of the draft model, which is held in memory as the model is; None without one.
+
+        Raises ConfigError where only one of the two settings that belong together is there.
+        """
+        name, wanted = self.scheduler.draft_model, self.scheduler.speculative == "draft"
+        if wanted and name is None:
+            raise ConfigError("--speculative draft needs a --draft-model", param="draft_model")
+        if name is None:
+            return None
+        if not wanted:
+            raise ConfigError("--draft-model is for --speculative draft", param="draft_model")
+        return msgspec.structs.replace(
+            self.model, model=name, served_model_name=None, max_model_len=None, chat_template=None
+        )

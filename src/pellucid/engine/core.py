@@ -54,7 +54,7 @@ class EngineCore:
             kv,
             load_policy(scheduler.policy),
             scheduler.token_budget(self.info.device),
-            drafting or Drafting.from_settings(scheduler),
+            drafting or Drafting.from_settings(scheduler, runner.drafter),
         )
         self._grammars = GrammarQueue(self.info)
         self._eos = frozenset(self.info.eos_token_ids)
@@ -167,6 +167,7 @@ class EngineCore:
                     end=stats.time,
                     forward_seconds=stats.forward_seconds,
                     sample_seconds=stats.sample_seconds,
+                    draft_seconds=stats.draft_seconds,
                 ),
             )
         self._ended = stats.time
@@ -204,9 +205,10 @@ class EngineCore:
         plan: StepPlan,
         result: StepResult | None,
         before: Counters,
-        schedule_seconds: float,
+        planning_seconds: float,
     ) -> StepStats:
-        counters = self.scheduler.counters
+        counters, drafting = self.scheduler.counters, self.scheduler.drafting
+        draft_seconds = drafting.seconds if drafting is not None else 0.0
         checked = [(i, len(chunk.drafts)) for i, chunk in enumerate(plan.chunks) if chunk.drafts]
         return StepStats(
             step=plan.step,
@@ -219,10 +221,11 @@ class EngineCore:
             num_preemptions=counters.preemptions - before.preemptions,
             prefix_queries=counters.prefix_queries - before.prefix_queries,
             prefix_hits=counters.prefix_hits - before.prefix_hits,
-            schedule_seconds=schedule_seconds,
+            schedule_seconds=planning_seconds - draft_seconds,
             forward_seconds=result.forward_seconds if result else 0.0,
             sample_seconds=result.sample_seconds if result else 0.0,
             num_deferred=sum(why == "prefix" for why in self.scheduler.stalls.values()),
             drafted=[num_drafts for _, num_drafts in checked],
             accepted=[max(0, len(result.token_ids[i]) - 1) for i, _ in checked] if result else [],
+            draft_seconds=draft_seconds,
         )

@@ -11,37 +11,24 @@ drafts. So an answer does not change by a bit, greedy or not; only how many step
 A wrong draft costs a row of a step, and the K/V it wrote is written again. A step of few rows waits
 for memory, and a row more costs it little; one of many computes, and a row costs what a token does.
 Hence steps are only filled up with drafts, to `speculative_step_tokens`, when everybody has their
-share; and drafts never take somebody else's memory.
+share; and drafts never take somebody else's memory. Blocks come first and guesses then, since a
+draft model (`runner/draft_model.py`) keeps its K/V in the very blocks; all requests are guessed for
+at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from itertools import takewhile
-from typing import Protocol
 
 from pellucid.config import SchedulerSettings
 from pellucid.engine.kv_cache import KVCacheManager
 from pellucid.engine.request import Request
 from pellucid.errors import ConfigError
 from pellucid.runner.base import Chunk
+from pellucid.spec.drafter import Drafter, Wanted
 from pellucid.spec.ngram import NgramDrafter
-
-
-class Drafter(Protocol):
-    """Guesses. Called between steps, so microseconds count."""
-
-    def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
-        """Up to `most` tokens that may follow `token_ids`, which only ever grow; perhaps none."""
-        ...
-
-    def learn(self, request_id: str, num_proposed: int, num_accepted: int) -> None:
-        """How many of its last guesses were right."""
-        ...
-
-    def forget(self, request_id: str) -> None:
-        """The request has left; it may be unknown."""
-        ...
 
 
 class Drafting:
@@ -49,21 +36,20 @@ class Drafting:
 
     def __init__(self, drafter: Drafter, most_per_request: int, step_tokens: int) -> None:
         self.drafter = drafter
+        self.seconds = 0.0  # that the step planned last spent on guessing
         self._most_per_request = most_per_request
         self._step_tokens = step_tokens
 
     @classmethod
-    def from_settings(cls, settings: SchedulerSettings) -> Drafting | None:
-        """None without speculation. Raises ConfigError."""
+    def from_settings(
+        cls, settings: SchedulerSettings, draft_model: Drafter | None = None
+    ) -> Drafting | None:
+        """None without speculation; `draft_model` is the runner's. Raises ConfigError."""
         if settings.speculative == "none":
             return None
-        if settings.prompt_lookup_min > settings.prompt_lookup_max:
-            raise ConfigError(
-                f"--prompt-lookup-min {settings.prompt_lookup_min} is more than"
-                f" --prompt-lookup-max {settings.prompt_lookup_max}",
-                param="prompt_lookup_min",
-            )
-        drafter = NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max)
+        drafter = draft_model if settings.speculative == "draft" else _ngrams(settings)
+        if drafter is None:
+            raise ConfigError("--speculative draft is for --runner torch", param="speculative")
         return cls(drafter, settings.num_speculative_tokens, settings.speculative_step_tokens)
 
     def extend(
@@ -74,28 +60,69 @@ class Drafting:
         budget: int,
     ) -> None:
         """Put drafts into the chunks that decode; all together get `budget` tokens at most."""
+        self.seconds = 0.0
         left = min(budget, self._step_tokens - sum(c.num_tokens for c in chunks.values()))
-        if left <= 0:
-            return
         decoding = [c for c in chunks.values() if c.samples and c.num_tokens == 1]
+        if left <= 0 or not decoding:
+            return
+        begin = time.monotonic()
+        wanted: dict[str, Wanted] = {}
         for index, chunk in enumerate(decoding):
             if left == 0:
-                return
-            request = running[chunk.request_id]
-            room = request.max_total_tokens - request.num_tokens - 1  # the last is never computed
+                break
             share = max(1, left // (len(decoding) - index))
-            drafts = self._draft(request, min(share, room, self._most_per_request))
-            blocks = kv.allocate(request, request.num_tokens + len(drafts)) if drafts else None
-            if blocks is None:
-                continue
-            chunk.drafts = drafts
-            chunk.num_tokens += len(drafts)
-            chunk.new_block_ids = chunk.new_block_ids + blocks
-            left -= len(drafts)
+            request = running[chunk.request_id]
+            found = self._reserve(request, chunk, kv, share, len(decoding))
+            if found is not None:
+                wanted[chunk.request_id] = found
+                left -= found.count
+        if wanted:
+            proposed = self.drafter.propose(list(wanted.values()))
+            for name, drafts in zip(wanted, proposed, strict=True):
+                _put(chunks[name], drafts, running[name])
+        self.seconds = time.monotonic() - begin
 
-    def _draft(self, request: Request, most: int) -> list[int]:
+    def _reserve(
+        self,
+        request: Request,
+        chunk: Chunk,
+        kv: KVCacheManager,
+        share: int,
+        num_decoding: int,
+    ) -> Wanted | None:
+        """Blocks for up to `share` guesses, if there are any to come, and blocks."""
+        room = request.max_total_tokens - request.num_tokens - 1  # the last is never computed
+        most = min(share, room, self._most_per_request)
         if most <= 0 or request.num_output_tokens == 0:
-            return []
-        drafts = self.drafter.propose(request.request_id, request.token_ids, most)
-        # Nothing follows a token that ends the answer, and it needs no draft to come.
-        return list(takewhile(lambda token: token not in request.stop_ids, drafts))
+            return None
+        name, known = request.request_id, request.token_ids
+        count = self.drafter.length(name, known, most, num_decoding)
+        blocks = kv.allocate(request, request.num_tokens + count) if count else None
+        if blocks is None:
+            return None
+        chunk.new_block_ids = chunk.new_block_ids + blocks
+        return Wanted(
+            request.request_id,
+            request.token_ids,
+            request.num_prompt_tokens,
+            request.sampling,
+            request.block_table,
+            request.block_hashes,
+            count,
+        )
+
+
+def _put(chunk: Chunk, drafts: list[int], request: Request) -> None:
+    # Nothing follows a token that ends the answer, and it needs no draft to come.
+    chunk.drafts = list(takewhile(lambda token: token not in request.stop_ids, drafts))
+    chunk.num_tokens += len(chunk.drafts)
+
+
+def _ngrams(settings: SchedulerSettings) -> Drafter:
+    if settings.prompt_lookup_min > settings.prompt_lookup_max:
+        raise ConfigError(
+            f"--prompt-lookup-min {settings.prompt_lookup_min} is more than"
+            f" --prompt-lookup-max {settings.prompt_lookup_max}",
+            param="prompt_lookup_min",
+        )
+    return NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max)

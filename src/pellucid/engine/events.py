@@ -133,7 +133,7 @@ class Snapshot(_Event):
 
 
 class StepEvents(_Event):
-    """One step. Its parts follow each other: idle, schedule, forward, sample, update.
+    """One step. Its parts follow each other: idle, schedule, draft, forward, sample, update.
 
     A step without shares executed nothing; it only tells of requests that came or left.
     """
@@ -157,11 +157,12 @@ class StepEvents(_Event):
     forgotten: list[int] = []  # blocks whose prefix cannot be found any more; with detail
     named: list[int] = []  # blocks whose prefix can be found from now on; with detail
     snapshot: Snapshot | None = None  # the state before all of the above
+    draft_seconds: float = 0.0  # spent on guessing tokens
 
     @property
     def end(self) -> float:
-        parts = self.schedule_seconds + self.forward_seconds + self.sample_seconds
-        return self.time + parts + self.update_seconds
+        parts = self.schedule_seconds + self.draft_seconds + self.forward_seconds
+        return self.time + parts + self.sample_seconds + self.update_seconds
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -24,6 +24,7 @@ class StepTimes:
     end: float
     forward_seconds: float
     sample_seconds: float
+    draft_seconds: float  # of planning
 
 
 @dataclass(slots=True)
@@ -140,7 +141,8 @@ class Recorder:
             step=plan.step,
             time=times.begin,
             idle_seconds=times.begin - times.previous,
-            schedule_seconds=planned,
+            schedule_seconds=planned - times.draft_seconds,
+            draft_seconds=times.draft_seconds,
             forward_seconds=times.forward_seconds,
             sample_seconds=times.sample_seconds,
             update_seconds=times.end - times.planned - times.forward_seconds - times.sample_seconds,

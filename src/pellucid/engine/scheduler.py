@@ -231,6 +231,8 @@ class Scheduler:
             self.policy.charge(request, -chunk.num_tokens)
         if self.watcher is not None:
             self.watcher.preempted(request)
+        if self.drafting is not None:
+            self.drafting.drafter.forget(request.request_id)
         self.kv.free(request)
         request.num_computed_tokens = 0
         request.status = Status.WAITING

@@ -31,6 +31,7 @@ from pellucid.frontend.open_requests import OpenRequests
 from pellucid.frontend.outputs import Delta
 from pellucid.frontend.stats import StatsListener
 from pellucid.frontend.text import ModelText, load_text
+from pellucid.frontend.vocabulary import check_draft_vocabulary
 from pellucid.load.hub import resolve
 from pellucid.messages import Abort, AddRequest, Command, EngineInfo, StepOutput
 from pellucid.sampling_params import SamplingParams
@@ -85,14 +86,17 @@ class AsyncLLM:
 
         Raises ModelError, ConfigError or EngineDead; nothing is left running then.
         """
-        files = None
+        files, draft = None, self.config.draft()
         if self._text is None:
             # Before the engine looks for them, so that a download happens once.
             files = await asyncio.to_thread(resolve, self.config.model)
+        draft_files = None if draft is None else await asyncio.to_thread(resolve, draft)
         starting = asyncio.create_task(self._client.start())
         try:
             if files is not None:
                 self._text = await asyncio.to_thread(load_text, files, self.config.model)
+            if draft_files is not None:
+                await asyncio.to_thread(check_draft_vocabulary, draft_files, self.tokenizer)
             info = await starting
         except BaseException:
             starting.cancel()

@@ -19,16 +19,23 @@ class Source:
     size: int  # bytes of its files
     format: str = ""  # gguf or safetensors
     weights: str = ""  # what most of a GGUF file is held in, as Q4_K
+    draft_size: int = 0  # bytes of the files of its draft model
 
 
-def find_source(settings: ModelSettings) -> Source:
-    """Look a model up, downloading it if need be: blocking. Raises ModelError."""
+def find_source(settings: ModelSettings, draft: ModelSettings | None = None) -> Source:
+    """Look a model and its draft model up, downloading them if need be: blocking.
+
+    Raises ModelError.
+    """
     files = resolve(settings)
     name = settings.served_model_name or files.name
     form, weights = "safetensors", ""
     if files.kind == "gguf":
         form, weights = "gguf", _most_used_type(files)
-    return Source(name, root_of(settings.model), size_on_disk(files.path), form, weights)
+    size, draft_size = size_on_disk(files.path), 0
+    if draft is not None:
+        draft_size = size_on_disk(resolve(draft).path)
+    return Source(name, root_of(settings.model), size, form, weights, draft_size)
 
 
 def _most_used_type(files: ModelFiles) -> str:

@@ -48,6 +48,8 @@ class Rectangles:
         positions: computed so far, padding included.
     """
 
+    drafter = None
+
     def __init__(self, inner: Runner, seats: int, longest: int, widest: int) -> None:
         self._inner = inner
         self.info, self.close = inner.info, inner.close

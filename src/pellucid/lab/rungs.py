@@ -182,6 +182,8 @@ class EngineServer:
 class Counted:
     """A runner with an account of what it computes. Implements `Runner` and `PendingStep`."""
 
+    drafter = None
+
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._pending: PendingStep | None = None

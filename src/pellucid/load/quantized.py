@@ -27,20 +27,35 @@ def quantized(weights: Weights, scheme: Scheme, device: torch.device | None = No
     return weights if scheme == "none" else QuantizedWeights(weights, scheme, device)
 
 
+def at_most_4_bits(weights: Weights) -> Weights:
+    """`weights` as a draft model needs them, whose guesses are checked: small above all.
+
+    Matrices that their file keeps in more than 4 bits are rounded to 4, quantised or not.
+    """
+    return QuantizedWeights(weights, "int4", once_more=True)
+
+
 class QuantizedWeights(Weights):
     """`inner` with its float matrices rounded to `scheme`; quantised ones stay as they are.
 
-    With int4 the embedding and the head take 8 bits. Whatever kernels run see the same numbers:
-    `get` gives the rounded values.
+    They are rounded `once_more` if they have more bits than that, but for the embedding and the
+    head. With int4 the embedding and the head take 8 bits. Whatever kernels run see the same
+    numbers: `get` gives the rounded values.
     """
 
     def __init__(
-        self, inner: Weights, scheme: Literal["int8", "int4"], device: torch.device | None = None
+        self,
+        inner: Weights,
+        scheme: Literal["int8", "int4"],
+        device: torch.device | None = None,
+        *,
+        once_more: bool = False,
     ) -> None:
         super().__init__({name: inner.shape(name) for name in inner.names()})
         self._inner = inner
         self._bits = 8 if scheme == "int8" else 4
         self._device = device
+        self._once_more = once_more
 
     def get(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         if not self._is_rounded(name):
@@ -55,7 +70,10 @@ class QuantizedWeights(Weights):
 
     def _is_rounded(self, name: str) -> bool:
         is_matrix = can_round(self.shape(name)) and not name.endswith(_POSITIONS)
-        return is_matrix and self._inner.integers(name) is None
+        if not is_matrix or (parts := self._inner.integers(name)) is None:
+            return is_matrix
+        may_lose = self._once_more and not name.endswith(AT_LEAST_8_BITS)
+        return may_lose and next(parts).bits > self._bits
 
     def _round(self, name: str) -> Iterator[IntegerMatrix]:
         rows, columns = self.shape(name)

@@ -4,7 +4,7 @@ JSON array format of the Trace Event Format (Google, "Trace Event Format"): comp
 counters (C), instants (i) and names (M); times in microseconds since the start. The closing bracket
 may be missing, so a killed server leaves a trace that opens.
 
-    engine     one slice per step, and in it schedule, forward, sample, update
+    engine     one slice per step, and in it schedule, draft, forward, sample, update
                counters: requests, KV blocks
     requests   a slice per request, and in it queue, prefill, decode, stalled
                on the first lane that was free, so that there are as many lanes as ran at once
@@ -133,11 +133,13 @@ class Trace:
         begin = step.time
         for name, seconds in (
             ("schedule", step.schedule_seconds),
+            ("draft", step.draft_seconds),
             ("forward", step.forward_seconds),
             ("sample", step.sample_seconds),
             ("update", step.update_seconds),
         ):
-            self._slice(ENGINE, 1, name, begin, begin + seconds)
+            if name != "draft" or seconds:
+                self._slice(ENGINE, 1, name, begin, begin + seconds)
             begin += seconds
         num_waiting = len(self._open) - len(step.shares)
         self._counter("requests", step.time, {"served": len(step.shares), "waiting": num_waiting})

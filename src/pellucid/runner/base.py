@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pellucid.messages import EngineInfo, Pooling, TokenLogprobs
 from pellucid.sampling_params import SamplingParams
+from pellucid.spec.drafter import Drafter
 
 if TYPE_CHECKING:
     from pellucid.grammar.compiler import Grammar
@@ -102,7 +103,12 @@ class PendingStep(Protocol):
 
 
 class Runner(Protocol):
-    """Executes step plans; the only owner of the model and of device memory."""
+    """Executes step plans; the only owner of the models and of device memory."""
+
+    @property
+    def drafter(self) -> Drafter | None:
+        """The draft model, whose K/V lie in blocks of the same numbers; None if none was loaded."""
+        ...
 
     def info(self) -> EngineInfo: ...
 

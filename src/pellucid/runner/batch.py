@@ -96,6 +96,11 @@ class Batch:
         self.token_ids[rows, self.num_tokens[rows]] = token_ids
         self.num_tokens[rows] += 1
 
+    def rewrite(self, row: int, start: int, token_ids: Ints) -> None:
+        """Let a row's tokens from `start` on be these."""
+        self.token_ids[row, start : start + len(token_ids)] = token_ids
+        self.num_tokens[row] = start + len(token_ids)
+
     def fill(self, rows: Ints, places: Ints, token_ids: Ints) -> None:
         """Put in tokens that were appended as UNKNOWN; not where a row has changed hands since."""
         waits = self.token_ids[rows, places] == UNKNOWN

@@ -107,6 +107,7 @@ def make_executor(
     max_model_len: int,
     threads: int,
     graphs: Recorder | None = None,
+    beside: Executor | None = None,
 ) -> Executor:
     """The executor that fits the model's ops.
 
@@ -114,6 +115,7 @@ def make_executor(
         max_rows: of the largest step.
         graphs: records steps that decode, if that is wanted. The last block of `kv` is then to be
             nobody's.
+        beside: another model's executor, never to run at the same time: threads are shared.
 
     Raises:
         ModelError: the model does something that the ops cannot.
@@ -127,8 +129,9 @@ def make_executor(
         from pellucid.runner.graphs import GraphExecutor
 
         return GraphExecutor(model, kv, staging, graphs, max_num_seqs, max_model_len)
+    team = beside.team if isinstance(beside, NativeExecutor) else thread_team(threads)
     try:
-        return NativeExecutor(model, model.ops, kv, max_rows, max_model_len, threads)
+        return NativeExecutor(model, model.ops, kv, max_rows, max_model_len, team)
     except ValueError as error:
         raise ModelError(
             f"native kernels cannot run this model ({error}); use --kernels reference"
@@ -191,10 +194,10 @@ class NativeExecutor:
         kv: list[KVLayer],
         max_rows: int,
         max_model_len: int,
-        threads: int,
+        team: _native.ThreadTeam,
     ) -> None:
-        self._team = thread_team(threads)
-        self.sampler: Sampler[Any] = NativeSampler(self._team)
+        self.team = team
+        self.sampler: Sampler[Any] = NativeSampler(team)
         # Little is left to torch. Its idle threads spin for a while after each op, on the cores
         # that the team needs next: with them a step of one sequence takes half as long again.
         torch.set_num_threads(1)
@@ -242,7 +245,7 @@ class NativeExecutor:
         if not self._program.can_find_likeliest:
             return None
         found = Likeliest(np.empty(len(wanted), np.int64), np.empty(len(wanted), np.bool_))
-        find = partial(self._program.find_likeliest, self._team)
+        find = partial(self._program.find_likeliest, self.team)
         _call(find, step, wanted, found.token_ids, found.failed)
         return found
 
@@ -254,7 +257,7 @@ class NativeExecutor:
     def run(self, step: StepRows, rows: Ints) -> NDArray[np.float32]:
         """Compute the step and the logits of `rows`: [len(rows), vocab], until the next run."""
         out = self._room(len(rows))
-        _call(partial(self._program.run, self._team), step, rows, out)
+        _call(partial(self._program.run, self.team), step, rows, out)
         return out
 
     def _room(self, num_rows: int) -> NDArray[np.float32]:
@@ -268,7 +271,7 @@ class NativeExecutor:
     def hidden(self, step: StepRows, wanted: Ints) -> Tensor:
         if self._hidden is None:
             self._hidden = self._record_hidden()
-        run = partial(self._hidden.run, self._team)
+        run = partial(self._hidden.run, self.team)
         out = np.empty((len(wanted), self._hidden_size), np.float32)
         _call(run, step, wanted, out)
         return torch.from_numpy(out)

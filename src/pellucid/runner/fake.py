@@ -99,6 +99,8 @@ class _Done:
 class FakeRunner:
     """Implements `Runner`. `step_seconds` makes each step take that long, asleep."""
 
+    drafter = None
+
     def __init__(
         self,
         *,

@@ -8,7 +8,7 @@ import time
 import msgspec
 import torch
 
-from pellucid.config import EngineConfig, RunnerSettings
+from pellucid.config import EngineConfig, ModelSettings, RunnerSettings
 from pellucid.errors import ConfigError
 from pellucid.kernels.dispatch import KernelsUnavailable, select_ops
 from pellucid.kernels.interface import allocate_kv, kv_head_bytes
@@ -23,6 +23,7 @@ from pellucid.models.registry import build_model
 from pellucid.models.shapes import weight_shapes
 from pellucid.runner import device as device_api
 from pellucid.runner.base import KVCapacity, PendingStep, StepPlan
+from pellucid.runner.draft_model import DraftModel, measured
 from pellucid.runner.executor import make_executor
 from pellucid.runner.first_touch import FirstTouch
 from pellucid.runner.memory import (
@@ -43,6 +44,7 @@ class TorchRunner:
         files: where the model lies, if that is known already; resolved from the settings otherwise.
         model: a model in memory, to be used instead of loading one (tests).
         shape: name of a known model whose shape is to be filled with random weights (benchmarks).
+        draft: a draft model in memory, likewise instead of loading one.
 
     Raises:
         ModelError: the model cannot be found, read or run.
@@ -55,6 +57,7 @@ class TorchRunner:
         files: ModelFiles | None = None,
         model: Model | None = None,
         shape: str | None = None,
+        draft: Model | None = None,
     ) -> None:
         self.device = device_api.pick_device(config.runner.device)
         self._dtype = device_api.pick_dtype(config.model.dtype, self.device)
@@ -71,6 +74,11 @@ class TorchRunner:
                 "--speculative does not work with --kernels triton yet", param="speculative"
             )
         self._model = model
+        draft_name = ""
+        if (wanted := config.draft()) is not None and draft is None:
+            limit = model_len_limit(model.config, config.model.max_model_len)
+            draft, draft_name = self._load_draft(config, wanted, limit)
+        self._draft = draft
         self._take_memory(config)
         max_rows = max(config.scheduler.token_budget(str(self.device)), WARM_UP_TOKENS)
         self._executor = make_executor(
@@ -83,7 +91,8 @@ class TorchRunner:
             threads=threads,
             graphs=self._graphs,
         )
-        self._info = self._describe(config, name)
+        self._info = self._describe(config, name, draft_name)
+        self.drafter = None if draft is None else self._make_drafter(config, draft, max_rows)
         self._steps = Steps(self._executor, self._info, config.scheduler.max_num_seqs, self.device)
         warm_up(self, compiles=self.device.type == "cuda" and model.ops.name == "triton")
         if self._first_touch is not None:
@@ -102,7 +111,9 @@ class TorchRunner:
             self._first_touch.stop()
         self._executor.close()
         self._kv.clear()
-        del self._steps, self._executor, self._model
+        self._draft_kv.clear()
+        del self._steps, self._executor, self._model, self._draft
+        self.drafter = None
 
     # ---- start
 
@@ -112,7 +123,7 @@ class TorchRunner:
         from pellucid.load.quantized import quantized
 
         if shape is None:
-            model_config, source, name = _open(config, files)
+            model_config, source, name = _open(config.model, files)
         else:
             model_config, source, name = _random(shape, self.device)
         rounds = self.device if self.device.type == "cuda" else None  # numpy does, on a CPU
@@ -125,37 +136,94 @@ class TorchRunner:
             weights.close()
         return model, name
 
+    def _load_draft(
+        self, config: EngineConfig, settings: ModelSettings, max_model_len: int
+    ) -> tuple[Model, str]:
+        """A draft model and its name; no longer contexts than `max_model_len` will come up."""
+        from pellucid.load.quantized import at_most_4_bits, quantized
+
+        shape, source, name = _open(settings, None)
+        try:
+            ops = _select_ops(config.runner, self.device, shape.head_dim)
+            is_native = isinstance(ops, NativeOps)  # others compute with dense matrices
+            scheme = settings.quantization
+            weights = at_most_4_bits(source) if is_native else quantized(source, scheme)
+            limit = min(shape.max_position, max_model_len)
+            return build_model(shape, weights, ops, self._dtype, self.device, limit), name
+        finally:
+            source.close()
+
     def _take_memory(self, config: EngineConfig) -> None:
-        """Size and allocate the KV pool, and settle how long a context may be."""
-        shape, asked = self._model.config, config.model.max_model_len
-        block_size = config.cache.block_size
-        limit = model_len_limit(shape, asked)
-        kernels = self._model.ops.name
-        dtype = device_api.pick_kv_dtype(config, self.device, kernels, shape.plain_keys)
-        head_bytes = kv_head_bytes(shape.head_dim, dtype)
-        block_bytes = kv_block_bytes(shape, block_size, head_bytes)
-        max_num_seqs = config.scheduler.max_num_seqs
+        """Size and allocate the KV pools, and settle how long a context may be."""
+        models = [self._model] if self._draft is None else [self._model, self._draft]
+        asked = config.model.max_model_len
+        limit = model_len_limit(self._model.config, asked)
+        block_size, max_num_seqs = config.cache.block_size, config.scheduler.max_num_seqs
+        dtypes = [self._kv_dtype(config, model) for model in models]
+        block_bytes = sum(
+            kv_block_bytes(m.config, block_size, kv_head_bytes(m.config.head_dim, dtype))
+            for m, dtype in zip(models, dtypes, strict=True)
+        )
         available = device_api.available_memory(self.device)
         if self.device.type == "cuda":
-            available -= gpu_step_bytes(shape, max_num_seqs, self._graphs is not None)
+            graphs = self._graphs is not None
+            available -= sum(gpu_step_bytes(m.config, max_num_seqs, graphs) for m in models)
         num_blocks = kv_pool_blocks(config.cache, block_bytes, available, max_num_seqs, limit)
         self._max_model_len = fit_model_len(limit, asked, num_blocks, block_size)
         self._capacity = KVCapacity(num_blocks, block_size, block_bytes)
-        self._kv = allocate_kv(
-            shape.num_layers,
-            num_blocks + (self._graphs is not None),  # scratch for the rows that fill up a graph
-            block_size,
-            shape.num_kv_heads,
-            shape.head_dim,
-            dtype,
-            self.device,
-        )
-        self._first_touch = FirstTouch(self._kv) if self.device.type == "cpu" else None
+        self._kv, *others = [
+            allocate_kv(
+                model.config.num_layers,
+                num_blocks + (self._graphs is not None),  # scratch for rows that fill up a graph
+                block_size,
+                model.config.num_kv_heads,
+                model.config.head_dim,
+                dtype,
+                self.device,
+            )
+            for model, dtype in zip(models, dtypes, strict=True)
+        ]
+        self._draft_kv = others[0] if others else []
+        on_cpu = self.device.type == "cpu"
+        self._first_touch = FirstTouch(self._kv + self._draft_kv) if on_cpu else None
 
-    def _describe(self, config: EngineConfig, name: str) -> EngineInfo:
+    def _kv_dtype(self, config: EngineConfig, model: Model) -> torch.dtype:
+        plain_keys = model.config.plain_keys
+        return device_api.pick_kv_dtype(config, self.device, model.ops.name, plain_keys)
+
+    def _make_drafter(self, config: EngineConfig, draft: Model, max_rows: int) -> DraftModel:
+        max_num_seqs, shape = config.scheduler.max_num_seqs, draft.config
+        max_model_len = min(shape.max_position, self._max_model_len)
+        executor = make_executor(
+            draft,
+            self._draft_kv,
+            self.device,
+            max_rows=max_rows,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            threads=1,
+            beside=self._executor,
+        )
+        num_blocks, block_size = self._capacity.num_blocks, self._capacity.block_size
+        room = min(num_blocks * block_size, max_model_len)
+        times = measured(self._executor, executor, room, block_size, self.device)
+        cost = times.ratio(1, 1) - 1.0
+        self._info = msgspec.structs.replace(self._info, draft_cost=round(cost, 3))
+        drafter = DraftModel(
+            executor,
+            vocab_sizes=(shape.vocab_size, self._model.config.vocab_size),
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            block_size=block_size,
+            max_rows=max_rows,
+            ratio=times.ratio,
+        )
+        drafter.warm_up(num_blocks)
+        return drafter
+
+    def _describe(self, config: EngineConfig, name: str, draft_name: str) -> EngineInfo:
         shape = self._model.config
         ops = self._model.ops
-        num_parameters = sum(math.prod(s) for s in weight_shapes(shape).values())
         return EngineInfo(
             model=config.model.served_model_name or name,
             architecture=shape.architecture,
@@ -169,10 +237,15 @@ class TorchRunner:
             block_size=self._capacity.block_size,
             kv_block_bytes=self._capacity.block_bytes,
             kv_dtype=str(self._kv[0].k.dtype).removeprefix("torch."),
-            weight_bytes=ops.weight_bytes or num_parameters * self._dtype.itemsize,
-            num_parameters=num_parameters,
+            weight_bytes=self._weight_bytes(self._model),
+            num_parameters=_num_parameters(shape),
             hidden_size=shape.hidden_size,
+            draft_model=draft_name,
+            draft_weight_bytes=0 if self._draft is None else self._weight_bytes(self._draft),
         )
+
+    def _weight_bytes(self, model: Model) -> int:
+        return model.ops.weight_bytes or _num_parameters(model.config) * self._dtype.itemsize
 
     # ---- a step
 
@@ -191,12 +264,16 @@ class TorchRunner:
         return self._steps.launch(plan, begin)
 
 
-def _open(config: EngineConfig, files: ModelFiles | None) -> tuple[ModelConfig, Weights, str]:
+def _num_parameters(shape: ModelConfig) -> int:
+    return sum(math.prod(s) for s in weight_shapes(shape).values())
+
+
+def _open(settings: ModelSettings, files: ModelFiles | None) -> tuple[ModelConfig, Weights, str]:
     from pellucid.load.hub import resolve
     from pellucid.load.model_config import load_config
     from pellucid.load.weights import open_weights
 
-    files = resolve(config.model) if files is None else files
+    files = resolve(settings) if files is None else files
     model_config = load_config(files)
     return model_config, open_weights(files, model_config), files.name
 

@@ -68,6 +68,7 @@ class Metrics:
         self._prompt_found.inc(stats.prefix_hits)
         self._generation_tokens.inc(stats.num_generated_tokens)
         self._schedule_seconds.inc(stats.schedule_seconds)
+        self._draft_seconds.inc(stats.draft_seconds)
         self._forward_seconds.inc(stats.forward_seconds)
         self._sample_seconds.inc(stats.sample_seconds)
         if stats.drafted:
@@ -223,6 +224,7 @@ class Metrics:
         )
         name = self._labels["model_name"]
         self._schedule_seconds = parts.labels(name, "schedule")
+        self._draft_seconds = parts.labels(name, "draft")
         self._forward_seconds = parts.labels(name, "forward")
         self._sample_seconds = parts.labels(name, "sample")
 

@@ -191,7 +191,8 @@ async def _start(
 ) -> Models:
     """All models, the first of them loaded. Raises ModelError, ConfigError or EngineDead."""
     offers = [
-        (await asyncio.to_thread(find_source, engine.model), engine) for engine in engine_configs
+        (await asyncio.to_thread(find_source, engine.model, engine.draft()), engine)
+        for engine in engine_configs
     ]
     models = Models(offers, config, gateway)
     try:

@@ -9,16 +9,19 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
+from pellucid.spec.drafter import Wanted
+
 TOKEN_BYTES = 4
 
 
 class _Text:
     """A request's tokens as bytes, which are searched faster than a list."""
 
-    __slots__ = ("data", "num_trusted")
+    __slots__ = ("begin", "data", "num_trusted")
 
     def __init__(self) -> None:
         self.data = bytearray()
+        self.begin = 0  # of what is guessed to follow once more
         self.num_trusted: int | None = None  # tokens that the next guess may have; None: any number
 
     def __len__(self) -> int:
@@ -35,7 +38,7 @@ class _Text:
 
 
 class NgramDrafter:
-    """Implements `engine.drafting.Drafter`.
+    """Implements `Drafter`.
 
     Of the last `longest` tokens it looks for the latest place where they stood before, then of one
     less, down to `shortest`. After a guess that was wrong the request's next ones are shorter, and
@@ -46,7 +49,9 @@ class NgramDrafter:
         self._lengths = range(longest, shortest - 1, -1)
         self._texts: dict[str, _Text] = {}
 
-    def propose(self, request_id: str, token_ids: Sequence[int], most: int) -> list[int]:
+    def length(
+        self, request_id: str, token_ids: Sequence[int], most: int, num_decoding: int
+    ) -> int:
         text = self._texts.setdefault(request_id, _Text())
         text.data += array("i", token_ids[len(text) :]).tobytes()
         if text.num_trusted is not None:
@@ -55,8 +60,15 @@ class NgramDrafter:
             if length < len(text):
                 begin = text.last(bytes(text.data[-length * TOKEN_BYTES :]))
                 if begin is not None:
-                    return _continued(token_ids, begin, most)
-        return []
+                    text.begin = begin
+                    return most
+        return 0
+
+    def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        return [
+            _continued(each.token_ids, self._texts[each.request_id].begin, each.count)
+            for each in wanted
+        ]
 
     def learn(self, request_id: str, num_proposed: int, num_accepted: int) -> None:
         text = self._texts.get(request_id)

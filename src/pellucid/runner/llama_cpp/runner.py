@@ -49,6 +49,8 @@ class LlamaCppRunner:
         ConfigError: a setting is not for this runner, or does not fit this machine or the model.
     """
 
+    drafter = None
+
     def __init__(self, config: EngineConfig) -> None:
         check_settings(config)
         llama = import_llama_cpp()

@@ -230,6 +230,14 @@ class Hosted:
             *(self.name, time.monotonic() - began),
             *(llm.info.weight_bytes // MIB, kv_bytes(llm.info) // MIB),
         )
+        if llm.info.draft_model:
+            logger.info(
+                "%s guesses for it: %d MiB of weights, its keys and values counted above; "
+                "a guess and its check take %.2f of a step",
+                llm.info.draft_model,
+                llm.info.draft_weight_bytes // MIB,
+                llm.info.draft_cost,
+            )
         return service
 
     def stop(self, why: str, death: EngineDead | None = None) -> asyncio.Task[None]:

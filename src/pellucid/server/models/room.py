@@ -36,7 +36,7 @@ def share_memory(
             fraction = cache.memory_fraction / num_models
             cache = msgspec.structs.replace(cache, memory_fraction=fraction)
         else:
-            spare = max(0, budget - source.size - OVERHEAD_BYTES)
+            spare = max(0, budget - source.size - source.draft_size - OVERHEAD_BYTES)
             mib = max(1, int(spare * cache.memory_fraction) // MIB)
             cache = msgspec.structs.replace(cache, kv_cache_memory_mib=mib)
     if budget is not None and (need := estimated_bytes(cache, source)) > budget:
@@ -52,12 +52,13 @@ def estimated_bytes(cache: CacheSettings, source: Source) -> int:
     A pool that is set in blocks counts once their size is known.
     """
     pool = 0 if cache.num_kv_blocks is not None else (cache.kv_cache_memory_mib or 0) * MIB
-    return source.size + pool + OVERHEAD_BYTES
+    return source.size + source.draft_size + pool + OVERHEAD_BYTES
 
 
 def taken_bytes(info: EngineInfo) -> int:
     """What a loaded model takes once its KV pool is full."""
-    return (info.process_bytes or info.weight_bytes + OVERHEAD_BYTES) + kv_bytes(info)
+    weights = info.weight_bytes + info.draft_weight_bytes
+    return (info.process_bytes or weights + OVERHEAD_BYTES) + kv_bytes(info)
 
 
 def kv_bytes(info: EngineInfo) -> int:

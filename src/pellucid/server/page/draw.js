@@ -2,7 +2,7 @@
 
 import { element } from "./dom.js";
 
-const PARTS = ["idle", "schedule", "forward", "sample", "update"];
+const PARTS = ["idle", "schedule", "draft", "forward", "sample", "update"];
 const LANE_SECONDS = 12;
 const MAX_LANES = 192;
 const RANKS = { running: 0, preempted: 1, queued: 2, finished: 3 };

@@ -4,6 +4,7 @@ const KEEP_STEPS = 1024;
 const SAMPLES = 256; // of TTFT and ITL
 export const KEEP_SECONDS = 15; // of lanes
 export const SNAPSHOT = 18; // where a step's array has its snapshot
+const DRAFT = 19; // ... and the seconds spent on guessing
 
 export const noTotals = () => ({ finished: 0, generated: 0, found: 0, prefilled: 0, preempted: 0, drafted: 0, accepted: 0 });
 
@@ -42,7 +43,8 @@ export class State {
     const [number, time, idle, schedule, forward, sample, update, pool] = row;
     const [shares = [], queued = [], admitted = [], first = []] = row.slice(8, 12);
     const [finished = [], preempted = [], , , forgotten = [], named = []] = row.slice(12, 18);
-    const end = time + schedule + forward + sample + update;
+    const draft = row[DRAFT] ?? 0;
+    const end = time + schedule + draft + forward + sample + update;
     if (row[SNAPSHOT]) this.#settle(row[SNAPSHOT], time);
     for (const event of queued) this.#enter(event);
     for (const [request] of preempted) this.#preempt(request, time);
@@ -51,7 +53,7 @@ export class State {
       Object.assign(lane, { phase: "running", computed: found, found });
       if (!isReturn) lane.cached = found;
     }
-    const times = { number, time, end, idle, schedule, forward, sample, update };
+    const times = { number, time, end, idle, schedule, draft, forward, sample, update };
     if (shares.length) this.#serve(times, shares);
     for (const request of first) {
       const lane = this.#lane(request);

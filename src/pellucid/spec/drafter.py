@@ -1,0 +1,48 @@
+"""What guesses tokens, and what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pellucid.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A request whose next `count` tokens are to be guessed. The sequences are the engine's own."""
+
+    request_id: str
+    token_ids: Sequence[int]  # prompt and answer so far
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    block_table: Sequence[int]  # KV blocks, for the guesses, too
+    # Of the first blocks that are full of known tokens: equal names, equal tokens up to there.
+    block_names: Sequence[bytes]
+    count: int
+
+
+class Drafter(Protocol):
+    """Guesses. Called between steps, which wait for it."""
+
+    def length(
+        self, request_id: str, token_ids: Sequence[int], most: int, num_decoding: int
+    ) -> int:
+        """How many tokens behind `token_ids` it would guess: up to `most`, perhaps none.
+
+        Of one request the tokens only ever grow. `num_decoding` requests decode in this step.
+        """
+        ...
+
+    def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        """For each of them up to `count` tokens, which `length` has just said or less."""
+        ...
+
+    def learn(self, request_id: str, num_proposed: int, num_accepted: int) -> None:
+        """How many of its last guesses were right."""
+        ...
+
+    def forget(self, request_id: str) -> None:
+        """The request has left, or gave up its blocks; it may be unknown."""
+        ...

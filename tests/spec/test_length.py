@@ -1,0 +1,86 @@
+"""The length of a guess, against steps that are played out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pellucid.spec.length import FIRST_ACCEPTANCE, Acceptance, StepTimes, best_length
+
+CHANCES = st.floats(0.0, 1.0)
+
+
+def tokens_per_time(acceptance: float, ratio: float, length: int) -> float:
+    """Over all ways that a guess of this length can turn out."""
+    chances = [acceptance**k * (1.0 - acceptance) for k in range(length)] + [acceptance**length]
+    return sum(chance * (right + 1) for right, chance in enumerate(chances)) / ratio
+
+
+@given(CHANCES, st.lists(st.floats(0.01, 2.0), max_size=12))
+def test_no_other_length_is_better(acceptance: float, costs: list[float]) -> None:
+    ratios = list(accumulate(costs, initial=1.0))
+    chosen = best_length(acceptance, lambda k: ratios[k], len(costs))
+    rates = [tokens_per_time(acceptance, ratio, k) for k, ratio in enumerate(ratios)]
+    assert rates[chosen] >= max(rates) * (1 - 1e-9)
+
+
+def proportional(cost: float) -> Callable[[int], float]:
+    return lambda length: 1.0 + cost * length
+
+
+def test_what_is_always_right_is_guessed_as_long_as_may_be() -> None:
+    assert best_length(1.0, proportional(0.3), 6) == 6
+    assert best_length(0.2, proportional(0.3), 6) == 0  # a guess costs more than it brings
+    assert best_length(1.0, proportional(1.2), 6) == 0
+
+
+@given(CHANCES)
+def test_acceptance_comes_near_the_share_of_right_guesses(share: float) -> None:
+    acceptance, mean, right = Acceptance(), 0.0, 0.0
+    for _ in range(400):
+        right += share
+        is_right = right >= 1.0
+        right -= is_right
+        acceptance.learn(1, int(is_right))
+        mean += 0.05 * (acceptance.value - mean)
+    assert abs(mean - share) < 0.1
+
+
+def test_only_the_first_wrong_guess_counts_against_it() -> None:
+    one, many = Acceptance(), Acceptance()
+    one.learn(1, 0)
+    many.learn(6, 0)
+    assert one.value == many.value < FIRST_ACCEPTANCE
+
+
+def test_who_was_wrong_is_tried_again_some_day() -> None:
+    acceptance = Acceptance()
+    for _ in range(40):
+        acceptance.learn(1, 0)
+    steps = 0
+    while best_length(acceptance.value, proportional(0.3), 6) == 0:
+        acceptance.forget()
+        steps += 1
+    assert 20 < steps < 200
+
+
+def test_what_a_step_takes_is_told_between_and_beyond_what_was_measured() -> None:
+    times = StepTimes({1: 10.0, 4: 13.0, 8: 12.0, 16: 29.0}, {1: 2.0, 4: 5.0})
+    assert times.ratio(1, 0) == 1.0
+    assert times.ratio(1, 1) == pytest.approx((11 + 2) / 10)
+    assert times.ratio(1, 6) == pytest.approx((13 + 6 * 2) / 10)  # eight take no less than four
+    assert times.ratio(2, 3) == pytest.approx((13 + 3 * 3) / 11)
+    assert times.ratio(4, 3) == pytest.approx((29 + 3 * 5) / 13)
+    assert times.ratio(6, 3) == pytest.approx((29 + 8 * 2 + 3 * 7) / 13)
+    assert StepTimes({1: 4.0}, {1: 1.0}).ratio(3, 2) == pytest.approx(1.5)
+
+
+def test_in_company_guesses_are_fewer() -> None:
+    times = StepTimes({1: 10.0, 4: 11.0, 8: 13.0, 16: 25.0}, {1: 2.0, 4: 3.0})
+    lengths = [best_length(0.8, lambda k, n=n: times.ratio(n, k), 6) for n in (1, 2, 4, 8)]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > lengths[-1] == 0
