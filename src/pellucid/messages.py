@@ -98,6 +98,7 @@ class EngineInfo(_Message, tag="ready"):
     pid: int = 0  # of the process that computes
     hidden_size: int = 0  # of the vectors that pooling gives
     process_bytes: int = 0  # its memory at the start, weights included but no KV; 0: not known
+    tensor_parallel_size: int = 1  # processes that share the weights; sizes are those of all
 
 
 class TokenLogprobs(_Message):

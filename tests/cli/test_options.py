@@ -32,6 +32,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "kv_cache_dtype": ("bfloat16", "bfloat16"),
     "kernels": ("reference", "reference"),
     "threads": ("3", 3),
+    "tensor_parallel_size": ("2", 2),
     "pooling": ("mean", "mean"),
     "speculative": ("ngram", "ngram"),
     "num_speculative_tokens": ("3", 3),

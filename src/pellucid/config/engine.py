@@ -161,6 +161,15 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     threads: Annotated[Threads | None, about("Compute threads; all physical cores by default.")] = (
         None
     )
+    tensor_parallel_size: Annotated[
+        int,
+        about(
+            "Processes, each with a GPU of its own, that share the model's weights.",
+            ge=1,
+            le=64,
+            extra={"short": "-tp"},
+        ),
+    ] = 1
     fake_step_ms: Annotated[
         float, about("Milliseconds that a step of the fake runner sleeps.", ge=0.0)
     ] = 0.0

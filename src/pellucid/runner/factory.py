@@ -9,6 +9,11 @@ from pellucid.runner.base import Runner
 
 def create_runner(config: EngineConfig) -> Runner:
     """Load the model and take the memory. Raises ModelError or ConfigError."""
+    if config.runner.runner != "torch" and config.runner.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--tensor-parallel-size is for --runner torch; {config.runner.runner} has one process",
+            param="tensor_parallel_size",
+        )
     if config.runner.runner == "fake":
         from pellucid.runner.fake import FakeRunner
 
@@ -17,9 +22,7 @@ def create_runner(config: EngineConfig) -> Runner:
         from pellucid.runner.llama_cpp.runner import LlamaCppRunner
 
         return LlamaCppRunner(config)
-    from pellucid.runner.torch_runner import TorchRunner
-
-    return TorchRunner(config)
+    return _torch_runner(config)
 
 
 def create_random_runner(config: EngineConfig, shape: str) -> Runner:
@@ -30,6 +33,14 @@ def create_random_runner(config: EngineConfig, shape: str) -> Runner:
     """
     if config.runner.runner != "torch":
         raise ConfigError("--random-weights is for --runner torch", param="random_weights")
+    return _torch_runner(config, shape)
+
+
+def _torch_runner(config: EngineConfig, shape: str | None = None) -> Runner:
+    if config.runner.tensor_parallel_size > 1:
+        from pellucid.runner.parallel.leader import start_ranks
+
+        return start_ranks(config, shape)
     from pellucid.runner.torch_runner import TorchRunner
 
     return TorchRunner(config, shape=shape)

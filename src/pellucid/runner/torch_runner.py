@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 import msgspec
 import torch
@@ -13,6 +14,7 @@ from pellucid.errors import ConfigError
 from pellucid.kernels.dispatch import KernelsUnavailable, select_ops
 from pellucid.kernels.interface import allocate_kv, kv_head_bytes
 from pellucid.kernels.native import NativeOps
+from pellucid.kernels.ranks import ALONE, Ranks
 from pellucid.kernels.reference import ReferenceOps, compile_row_ops
 from pellucid.load.files import ModelFiles
 from pellucid.load.weights import Weights
@@ -23,7 +25,7 @@ from pellucid.models.registry import build_model
 from pellucid.models.shapes import weight_shapes
 from pellucid.runner import device as device_api
 from pellucid.runner.base import KVCapacity, PendingStep, StepPlan
-from pellucid.runner.executor import make_executor
+from pellucid.runner.executor import Executor, make_executor
 from pellucid.runner.first_touch import FirstTouch
 from pellucid.runner.memory import (
     fit_model_len,
@@ -43,6 +45,9 @@ class TorchRunner:
         files: where the model lies, if that is known already; resolved from the settings otherwise.
         model: a model in memory, to be used instead of loading one (tests).
         shape: name of a known model whose shape is to be filled with random weights (benchmarks).
+        ranks: which of several ranks this is, see `runner/parallel`. Only rank 0 is given plans;
+            of the others, what leads them asks the `executor`.
+        lead: makes of rank 0's executor the one that has the others do the same.
 
     Raises:
         ModelError: the model cannot be found, read or run.
@@ -55,10 +60,16 @@ class TorchRunner:
         files: ModelFiles | None = None,
         model: Model | None = None,
         shape: str | None = None,
+        ranks: Ranks = ALONE,
+        lead: Callable[[Executor], Executor] = lambda executor: executor,
     ) -> None:
-        self.device = device_api.pick_device(config.runner.device)
+        if ranks.size != config.runner.tensor_parallel_size:
+            raise ConfigError("several ranks are started by create_runner")
+        self._ranks = ranks
+        self.device = device_api.pick_rank_device(config.runner.device, ranks.rank, ranks.size)
         self._dtype = device_api.pick_dtype(config.model.dtype, self.device)
         threads = config.runner.threads or device_api.compute_threads()
+        threads = max(1, threads // ranks.size)
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
             device_api.keep_freed_memory()
@@ -66,14 +77,17 @@ class TorchRunner:
         name = "model"
         if model is None:
             model, name = self._load(config, files, shape)
+        else:
+            self._num_parameters = count_parameters(model.config)
         if config.scheduler.speculative != "none" and model.ops.name == "triton":
             raise ConfigError(
                 "--speculative does not work with --kernels triton yet", param="speculative"
             )
         self._model = model
+        ranks.enter(self.device)
         self._take_memory(config)
         max_rows = max(config.scheduler.token_budget(str(self.device)), WARM_UP_TOKENS)
-        self._executor = make_executor(
+        executor = make_executor(
             model,
             self._kv,
             self.device,
@@ -83,12 +97,18 @@ class TorchRunner:
             threads=threads,
             graphs=self._graphs,
         )
+        self._executor = lead(executor)
         self._info = self._describe(config, name)
         self._steps = Steps(self._executor, self._info, config.scheduler.max_num_seqs, self.device)
-        warm_up(self, compiles=self.device.type == "cuda" and model.ops.name == "triton")
+        if ranks.rank == 0:
+            warm_up(self, compiles=self.device.type == "cuda" and model.ops.name == "triton")
         if self._first_touch is not None:
             process_bytes = device_api.resident_memory() - self._first_touch.num_touched
             self._info = msgspec.structs.replace(self._info, process_bytes=process_bytes)
+
+    @property
+    def executor(self) -> Executor:
+        return self._executor
 
     def info(self) -> EngineInfo:
         return self._info
@@ -110,6 +130,7 @@ class TorchRunner:
         self, config: EngineConfig, files: ModelFiles | None, shape: str | None
     ) -> tuple[Model, str]:
         from pellucid.load.quantized import quantized
+        from pellucid.load.sharded import shard
 
         if shape is None:
             model_config, source, name = _open(config, files)
@@ -119,10 +140,12 @@ class TorchRunner:
         weights = quantized(source, config.model.quantization, rounds)
         try:
             limit = model_len_limit(model_config, config.model.max_model_len)
-            ops = _select_ops(config.runner, self.device, model_config.head_dim)
-            model = build_model(model_config, weights, ops, self._dtype, self.device, limit)
+            ops = _select_ops(config.runner, self.device, model_config.head_dim, self._ranks)
+            weights, own = shard(weights, model_config, self._ranks.rank, self._ranks.size)
+            model = build_model(own, weights, ops, self._dtype, self.device, limit)
         finally:
             weights.close()
+        self._num_parameters = count_parameters(model_config)
         return model, name
 
     def _take_memory(self, config: EngineConfig) -> None:
@@ -138,7 +161,10 @@ class TorchRunner:
         available = device_api.available_memory(self.device)
         if self.device.type == "cuda":
             available -= gpu_step_bytes(shape, max_num_seqs, self._graphs is not None)
+        else:
+            available //= self._ranks.size  # all take it from this machine's
         num_blocks = kv_pool_blocks(config.cache, block_bytes, available, max_num_seqs, limit)
+        num_blocks = self._ranks.least(num_blocks)
         self._max_model_len = fit_model_len(limit, asked, num_blocks, block_size)
         self._capacity = KVCapacity(num_blocks, block_size, block_bytes)
         self._kv = allocate_kv(
@@ -155,7 +181,7 @@ class TorchRunner:
     def _describe(self, config: EngineConfig, name: str) -> EngineInfo:
         shape = self._model.config
         ops = self._model.ops
-        num_parameters = sum(math.prod(s) for s in weight_shapes(shape).values())
+        num_ranks = self._ranks.size
         return EngineInfo(
             model=config.model.served_model_name or name,
             architecture=shape.architecture,
@@ -167,11 +193,13 @@ class TorchRunner:
             eos_token_ids=list(shape.eos_token_ids),
             num_kv_blocks=self._capacity.num_blocks,
             block_size=self._capacity.block_size,
-            kv_block_bytes=self._capacity.block_bytes,
+            kv_block_bytes=self._capacity.block_bytes * num_ranks,
             kv_dtype=str(self._kv[0].k.dtype).removeprefix("torch."),
-            weight_bytes=ops.weight_bytes or num_parameters * self._dtype.itemsize,
-            num_parameters=num_parameters,
+            weight_bytes=ops.weight_bytes * num_ranks
+            or self._num_parameters * self._dtype.itemsize,
+            num_parameters=self._num_parameters,
             hidden_size=shape.hidden_size,
+            tensor_parallel_size=num_ranks,
         )
 
     # ---- a step
@@ -208,11 +236,24 @@ def _random(shape: str, device: torch.device) -> tuple[ModelConfig, Weights, str
     return model_config, RepeatedNoise(model_config, device), f"{shape}, random weights"
 
 
-def _select_ops(settings: RunnerSettings, device: torch.device, head_dim: int) -> ReferenceOps:
+def count_parameters(config: ModelConfig) -> int:
+    return sum(math.prod(shape) for shape in weight_shapes(config).values())
+
+
+def _select_ops(
+    settings: RunnerSettings, device: torch.device, head_dim: int, ranks: Ranks
+) -> ReferenceOps:
     try:
         ops = select_ops(settings.kernels, device, head_dim)
     except KernelsUnavailable as error:
         raise ConfigError(str(error), param="kernels") from None
+    if ranks.size > 1 and isinstance(ops, NativeOps):
+        raise ConfigError(
+            "--tensor-parallel-size does not work with the native kernels, of which one process"
+            " uses a whole CPU; to try it on a CPU, add --kernels reference",
+            param="tensor_parallel_size",
+        )
+    ops.ranks = ranks
     if settings.torch_compile:
         if isinstance(ops, NativeOps):
             raise ConfigError(
