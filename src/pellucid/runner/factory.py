@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from pellucid.config import EngineConfig
+from pellucid.config import EngineConfig, RunnerSettings
 from pellucid.errors import ConfigError
 from pellucid.runner.base import Runner
 
 
-def create_runner(config: EngineConfig) -> Runner:
-    """Load the model and take the memory. Raises ModelError or ConfigError."""
-    if config.runner.runner != "torch" and config.runner.tensor_parallel_size > 1:
+def check_ranks(settings: RunnerSettings) -> None:
+    """Raises ConfigError if the runner has one rank only, and more were asked for."""
+    if settings.runner != "torch" and settings.tensor_parallel_size > 1:
         raise ConfigError(
-            f"--tensor-parallel-size is for --runner torch; {config.runner.runner} has one process",
+            f"--tensor-parallel-size is for --runner torch, not {settings.runner}",
             param="tensor_parallel_size",
         )
+
+
+def create_runner(config: EngineConfig) -> Runner:
+    """Load the model and take the memory. Raises ModelError or ConfigError."""
+    check_ranks(config.runner)
     if config.runner.runner == "fake":
         from pellucid.runner.fake import FakeRunner
 

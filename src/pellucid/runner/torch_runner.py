@@ -244,15 +244,9 @@ def _select_ops(
     settings: RunnerSettings, device: torch.device, head_dim: int, ranks: Ranks
 ) -> ReferenceOps:
     try:
-        ops = select_ops(settings.kernels, device, head_dim)
+        ops = select_ops(settings.kernels, device, head_dim, ranks.size)
     except KernelsUnavailable as error:
         raise ConfigError(str(error), param="kernels") from None
-    if ranks.size > 1 and isinstance(ops, NativeOps):
-        raise ConfigError(
-            "--tensor-parallel-size does not work with the native kernels, of which one process"
-            " uses a whole CPU; to try it on a CPU, add --kernels reference",
-            param="tensor_parallel_size",
-        )
     ops.ranks = ranks
     if settings.torch_compile:
         if isinstance(ops, NativeOps):

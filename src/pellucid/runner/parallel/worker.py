@@ -7,6 +7,7 @@ DESCRIPTOR   an inherited socket: commands come in, events go out (see `messages
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -38,6 +39,7 @@ from pellucid.runner.torch_runner import TorchRunner
 
 def main() -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    logging.disable(logging.WARNING)  # rank 0 has the same to say
     connected = socket.socket(fileno=int(sys.argv[1]))
     connected.set_inheritable(False)
     channel: Channel[Command] = Channel(connected, Command)
