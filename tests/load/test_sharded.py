@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pellucid.errors import ConfigError, ModelError
 from pellucid.kernels.ranks import rows_of_rank
 from pellucid.load.quantized import quantized
-from pellucid.load.random import RepeatedNoise
 from pellucid.load.sharded import ShardedWeights, columns_of, rows_of, shard, shard_config
+from pellucid.load.weights import Weights
 from pellucid.models.config import ModelConfig
 from pellucid.models.shapes import weight_shapes
 from pellucid.quant.gguf_integers import unpack
@@ -31,6 +31,20 @@ def config_of(**settings: Any) -> ModelConfig:
     shape = {"vocab_size": 40, "hidden_size": 64, "num_layers": 2, "num_heads": 8}
     shape |= {"num_kv_heads": 4, "head_dim": 8, "intermediate_size": 64, "max_position": 32}
     return ModelConfig(**{"architecture": "llama", **shape, **settings})
+
+
+class Numbered(Weights):
+    """No two elements of a matrix are equal."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(weight_shapes(config))
+
+    def get(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        shape = self.shape(name)
+        return torch.arange(1.0, 1.0 + np.prod(shape), dtype=dtype).view(shape)
+
+    def close(self) -> None:
+        pass
 
 
 @st.composite
@@ -57,7 +71,7 @@ def models(draw: st.DrawFn) -> tuple[ModelConfig, int]:
 @given(models())
 def test_shares_put_together_are_the_whole(model: tuple[ModelConfig, int]) -> None:
     config, size = model
-    whole = RepeatedNoise(config)
+    whole = Numbered(config)
     shares = [ShardedWeights(whole, config, rank, size) for rank in range(size)]
     own = shard_config(config, size)
     for name in whole.names():
@@ -88,7 +102,7 @@ def test_each_rank_has_the_key_head_of_each_of_its_query_heads(
     name, width = "model.layers.1.self_attn.k_proj.weight", config.head_dim
     if config.architecture == "gpt2":
         name = "transformer.h.1.attn.k_proj.weight"
-    whole = RepeatedNoise(config)
+    whole = Numbered(config)
     keys = whole.get(name).split(width)
     own = shard_config(config, size)
     for rank in range(size):
@@ -102,7 +116,7 @@ def test_each_rank_has_the_key_head_of_each_of_its_query_heads(
 def test_rounded_weights_are_those_of_the_whole(size: int) -> None:
     config = config_of(num_heads=12, num_kv_heads=6, head_dim=16, intermediate_size=192)
     for scheme in ("int8", "int4"):
-        whole = quantized(RepeatedNoise(config), scheme)
+        whole = quantized(Numbered(config), scheme)
         shares = [ShardedWeights(whole, config, rank, size) for rank in range(size)]
         for name in ("self_attn.k_proj", "self_attn.o_proj", "mlp.down_proj", "mlp.up_proj"):
             name = f"model.layers.0.{name}.weight"
@@ -139,7 +153,7 @@ def test_rows_come_from_several_chunks() -> None:
 
 def test_who_would_tear_a_group_apart_is_told_which() -> None:
     config = config_of(intermediate_size=96)
-    weights, _ = shard(quantized(RepeatedNoise(config), "int8"), config, 1, 2)
+    weights, _ = shard(quantized(Numbered(config), "int8"), config, 1, 2)
     with pytest.raises(ModelError, match=r"layers.0.mlp.down_proj.*rank 1 of 2.* 48 to 96.*32"):
         weights.integers("model.layers.0.mlp.down_proj.weight")
 
@@ -161,7 +175,7 @@ def test_key_heads_and_columns_have_to_divide_as_well() -> None:
 
 def test_one_rank_has_everything() -> None:
     config = config_of()
-    weights = RepeatedNoise(config)
+    weights = Numbered(config)
     assert shard(weights, config, 0, 1) == (weights, config)
 
 
