@@ -138,6 +138,11 @@ def test_nothing_given_is_the_defaults() -> None:
     assert run() == (EngineConfig(), ServerConfig(), GatewayConfig())
 
 
+def test_tensor_parallel_size_has_the_short_flag_of_vllm() -> None:
+    engine, _, _ = run("-tp", "2")
+    assert engine.runner.tensor_parallel_size == 2
+
+
 def test_flag_beats_environment_beats_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("max_num_seqs: 1\nport: 1\nhost: file\n")

@@ -17,6 +17,7 @@ from pellucid.messages import AddRequest, TokenDelta, pack_tokens
 from pellucid.runner.base import KVCapacity, Runner, StepPlan
 from pellucid.runner.factory import create_runner
 from pellucid.sampling_params import SamplingParams
+from tests.device import DEVICE, INVARIANT_KERNELS, float_weights_too
 from tests.runner.driver import Driver, Job
 from tests.runner.test_torch_runner import make_jobs
 from tests.tiny_models import make_hf
@@ -33,21 +34,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(folder: Path, size: int, **settings: Any) -> EngineConfig:
-    defaults = {"device": "cpu", "kernels": "reference", "dtype": "float32", "threads": 1}
+    defaults = {"device": DEVICE.type, "kernels": INVARIANT_KERNELS[0], "dtype": "float32"}
+    defaults |= {"threads": 1}
     defaults |= {"num_kv_blocks": BLOCKS, "max_num_seqs": 16, "tensor_parallel_size": size}
     return EngineConfig.of(model=str(folder), **(defaults | settings))
 
 
 @pytest.fixture(scope="module", params=SIZES)
 def runner(folder: Path, request: pytest.FixtureRequest) -> Iterator[Runner]:
-    made = create_runner(config_of(folder, request.param))
+    if DEVICE.type == "cuda" and torch.cuda.device_count() < request.param:
+        pytest.skip("there are fewer GPUs")
+    with float_weights_too():
+        made = create_runner(config_of(folder, request.param))
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
 def single(folder: Path) -> Runner:
-    return create_runner(config_of(folder, 1))
+    with float_weights_too():
+        return create_runner(config_of(folder, 1))
 
 
 def run(runner: Runner, jobs: dict[str, Job], seed: int = 0, **how: int) -> dict[str, Job]:

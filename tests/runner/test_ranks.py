@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from pellucid.config import EngineConfig
+from pellucid.engine.ahead import create_core
 from pellucid.errors import ConfigError, EngineDead, ModelError
+from pellucid.messages import AddRequest, pack_tokens
 from pellucid.runner.base import Runner
 from pellucid.runner.factory import create_random_runner, create_runner
 from pellucid.runner.parallel import workers
@@ -114,6 +116,40 @@ def test_a_rank_that_is_killed_ends_the_next_step_by_name() -> None:
         answer(runner)
     runner.close()
     assert psutil.wait_procs(workers, timeout=10)[1] == []
+
+
+def test_a_process_leads_one_group_at_a_time() -> None:
+    runner = create_random_runner(config_of(2), "tiny")
+    with pytest.raises(ConfigError, match="one group of ranks at a time"):
+        create_random_runner(config_of(2), "tiny")
+    assert len(children()) == 1
+    assert len(answer(runner)) == 6
+    runner.close()
+
+
+def sampled(runner: Runner) -> dict[str, list[int]]:
+    """What an engine says that launches a step before it knows the tokens of the one before."""
+    config = EngineConfig.of(async_scheduling=True)
+    core = create_core(runner, config.cache, config.scheduler)
+    found: dict[str, list[int]] = {"greedy": [], "sampled": []}
+    for place, name in enumerate(found):
+        params = SamplingParams(temperature=place, seed=7, max_tokens=4, ignore_eos=True)
+        prompt = pack_tokens([place, 5, 9])
+        core.add(AddRequest(request_id=name, prompt=prompt, sampling=params, arrival_time=0))
+    while core.has_work:
+        for delta in core.step().deltas:
+            found[delta.request_id] += delta.token_ids
+    return found
+
+
+def test_tokens_that_stay_on_the_device_reach_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's sampler leaves them there, as long as the host does not ask for them."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # of the worker; this process has it already
+    runner = create_random_runner(config_of(2, kernels="triton"), "tiny")
+    found = sampled(runner)
+    runner.close()
+    assert found == sampled(create_random_runner(config_of(1), "tiny"))
 
 
 def in_rank_1(monkeypatch: pytest.MonkeyPatch, change: Callable[[Start], None]) -> None:

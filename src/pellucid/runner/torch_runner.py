@@ -104,6 +104,7 @@ class TorchRunner:
             warm_up(self, compiles=self.device.type == "cuda" and model.ops.name == "triton")
         if self._first_touch is not None:
             process_bytes = device_api.resident_memory() - self._first_touch.num_touched
+            process_bytes *= ranks.size
             self._info = msgspec.structs.replace(self._info, process_bytes=process_bytes)
 
     @property

@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from pellucid.errors import ConfigError
 from pellucid.kernels.ranks import Ranks, rows_of_rank
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -45,8 +46,9 @@ class ProcessRanks(Ranks):
         self._device: torch.device | None = None
 
     def enter(self, device: torch.device) -> None:
+        if dist.is_initialized():
+            raise ConfigError("a process can be in one group of ranks at a time")
         self._before_entering()
-        self._device = device
         is_cuda = device.type == "cuda"
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = LOOPBACK
         dist.init_process_group(
@@ -57,12 +59,14 @@ class ProcessRanks(Ranks):
             timeout=PATIENCE,
             device_id=device if is_cuda else None,
         )
+        self._device = device
         self.least(0)  # connects all; the folder is needed no more
 
     def leave(self) -> None:
         """Close the connections, if there are any."""
-        if self._device is not None and dist.is_initialized():
+        if self._device is not None:
             dist.destroy_process_group()
+        self._device = None
 
     def least(self, count: int) -> int:
         return int(self._every(torch.tensor([count], device=self._device)).min())

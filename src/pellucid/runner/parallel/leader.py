@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 
 from pellucid.config import EngineConfig
 from pellucid.load.hub import resolve
+from pellucid.runner.executor import Executor
 from pellucid.runner.parallel.collectives import ProcessRanks
 from pellucid.runner.parallel.executor import ParallelExecutor
 from pellucid.runner.parallel.workers import Workers
@@ -17,22 +17,19 @@ from pellucid.runner.torch_runner import TorchRunner
 def start_ranks(config: EngineConfig, shape: str | None = None) -> TorchRunner:
     """The runner of rank 0, once all ranks are ready; see `TorchRunner` for `shape` and errors."""
     files = None if shape is not None else resolve(config.model)  # fetched once, for all
-    folder = Path(tempfile.mkdtemp(prefix="pellucid-"))  # nobody else may look into it
-    workers = Workers(config, shape, folder)
-    size = config.runner.tensor_parallel_size
-    ranks = ProcessRanks(0, size, folder, workers.wait_until_loaded)
-    try:
-        with workers.watched():
-            return TorchRunner(
-                config,
-                files,
-                shape=shape,
-                ranks=ranks,
-                lead=lambda executor: ParallelExecutor(executor, workers, ranks),
-            )
-    except BaseException:
-        workers.stop(patience=0.0)
-        ranks.leave()
-        raise
-    finally:
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="pellucid-") as name:  # that nobody else may look into
+        folder = Path(name)
+        workers = Workers(config, shape, folder)
+        size = config.runner.tensor_parallel_size
+        ranks = ProcessRanks(0, size, folder, workers.wait_until_loaded)
+
+        def lead(executor: Executor) -> Executor:
+            return ParallelExecutor(executor, workers, ranks)
+
+        try:
+            with workers.watched():
+                return TorchRunner(config, files, shape=shape, ranks=ranks, lead=lead)
+        except BaseException:
+            workers.stop(patience=0.0)
+            ranks.leave()
+            raise
