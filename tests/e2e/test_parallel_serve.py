@@ -36,7 +36,20 @@ Server = tuple[str, subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where servers put what they need for a while."""
+    path = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(path))
+        yield path
+
+
+def left_in(temporary: Path) -> list[Path]:
+    return list(temporary.glob("pellucid-*"))
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, temporary: Path) -> Iterator[Server]:
     with serving(folder, *FLAGS) as (curl, process):
         yield base_url(curl), process
 
@@ -74,7 +87,7 @@ def test_answers_are_those_of_one_rank(server: Server, folder: Path) -> None:
 
 @pytest.mark.parametrize("which", [0, 1], ids=["rank 0", "rank 1"])
 def test_a_killed_rank_ends_streams_and_is_replaced_with_all_others(
-    server: Server, which: int
+    server: Server, temporary: Path, which: int
 ) -> None:
     url, process = server
     expected = complete(url, "Once")
@@ -95,6 +108,7 @@ def test_a_killed_rank_ends_streams_and_is_replaced_with_all_others(
     assert eventually(lambda: httpx.get(f"{url}/health").status_code == 200)
     assert complete(url, "Once") == expected
     assert set(ranks(process)).isdisjoint(before)
+    assert len(left_in(temporary)) == 1
 
 
 def test_a_rank_that_dies_while_nobody_asks_is_noticed(
@@ -109,10 +123,14 @@ def test_a_rank_that_dies_while_nobody_asks_is_noticed(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_the_end_of_the_server_is_that_of_all_ranks(folder: Path, number: signal.Signals) -> None:
+def test_the_end_of_the_server_is_that_of_all_ranks(
+    folder: Path, temporary: Path, number: signal.Signals
+) -> None:
+    before = left_in(temporary)
     with serving(folder, *FLAGS) as (curl, process):
         assert complete(base_url(curl), "Once")
         all_ranks = ranks(process)
         process.send_signal(number)
         assert process.wait(timeout=20) == (-number if number == signal.SIGKILL else 0)
         assert psutil.wait_procs(all_ranks, timeout=10)[1] == []
+    assert left_in(temporary) == before

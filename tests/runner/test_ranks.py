@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -98,14 +99,20 @@ def answer(runner: Runner) -> list[int]:
     return Driver(runner).run({"a": job})["a"].tokens
 
 
-def test_a_closed_runner_leaves_no_process_and_makes_room_for_another() -> None:
+def test_a_closed_runner_leaves_nothing_and_makes_room_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     expected = answer(create_random_runner(config_of(1), "tiny"))
     for _ in range(2):
         runner = create_random_runner(config_of(2), "tiny")
         (worker,) = children()
+        (folder,) = tmp_path.iterdir()
+        assert folder.stat().st_mode & 0o777 == 0o700
         assert answer(runner) == expected
         runner.close()
         assert not worker.is_running()
+        assert not folder.exists()
 
 
 def test_a_rank_that_is_killed_ends_the_next_step_by_name() -> None:

@@ -109,6 +109,7 @@ class TorchRunner:
 
     @property
     def executor(self) -> Executor:
+        """What runs the model, of this rank or as rank 0 leads it."""
         return self._executor
 
     def info(self) -> EngineInfo:

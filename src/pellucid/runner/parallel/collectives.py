@@ -60,7 +60,7 @@ class ProcessRanks(Ranks):
             device_id=device if is_cuda else None,
         )
         self._device = device
-        self.least(0)  # connects all; the folder is needed no more
+        self.least(0)  # connects all
 
     def leave(self) -> None:
         """Close the connections, if there are any."""

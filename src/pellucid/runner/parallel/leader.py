@@ -17,19 +17,18 @@ from pellucid.runner.torch_runner import TorchRunner
 def start_ranks(config: EngineConfig, shape: str | None = None) -> TorchRunner:
     """The runner of rank 0, once all ranks are ready; see `TorchRunner` for `shape` and errors."""
     files = None if shape is not None else resolve(config.model)  # fetched once, for all
-    with tempfile.TemporaryDirectory(prefix="pellucid-") as name:  # that nobody else may look into
-        folder = Path(name)
-        workers = Workers(config, shape, folder)
-        size = config.runner.tensor_parallel_size
-        ranks = ProcessRanks(0, size, folder, workers.wait_until_loaded)
+    folder = Path(tempfile.mkdtemp(prefix="pellucid-"))  # that nobody else may look into
+    workers = Workers(config, shape, folder)
+    size = config.runner.tensor_parallel_size
+    ranks = ProcessRanks(0, size, folder, workers.wait_until_loaded)
 
-        def lead(executor: Executor) -> Executor:
-            return ParallelExecutor(executor, workers, ranks)
+    def lead(executor: Executor) -> Executor:
+        return ParallelExecutor(executor, workers, ranks)
 
-        try:
-            with workers.watched():
-                return TorchRunner(config, files, shape=shape, ranks=ranks, lead=lead)
-        except BaseException:
-            workers.stop(patience=0.0)
-            ranks.leave()
-            raise
+    try:
+        with workers.watched():
+            return TorchRunner(config, files, shape=shape, ranks=ranks, lead=lead)
+    except BaseException:
+        workers.stop(patience=0.0)
+        ranks.leave()
+        raise

@@ -29,7 +29,6 @@ class Start(_Message, tag="start"):
 
     config: EngineConfig
     rank: int
-    folder: str  # where the ranks meet
     shape: str | None  # of random weights; see `TorchRunner`
 
 

@@ -1,7 +1,7 @@
-"""A worker process: `python -m pellucid.runner.parallel.worker DESCRIPTOR`, see `workers.py`.
+"""A worker process: `python -m pellucid.runner.parallel.worker DESCRIPTOR FOLDER`.
 
-stdin        nothing until its end, which means that rank 0 is gone
-DESCRIPTOR   an inherited socket: commands come in, events go out (see `messages.py`)
+DESCRIPTOR is an inherited socket on which commands come in and events go out (`messages.py`), FOLDER
+is where the ranks meet. Stdin says nothing until it ends, which means that rank 0 is gone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -59,13 +60,13 @@ def main() -> None:
             traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # compute threads may still hold locks that a tidy exit would wait for
+    _end(status)
 
 
 def follow(channel: Channel[Command], start: Start) -> None:
     """Load a shard, then do what rank 0 does, until it hangs up."""
     size = start.config.runner.tensor_parallel_size
-    ranks = ProcessRanks(start.rank, size, Path(start.folder), lambda: channel.send(Loaded()))
+    ranks = ProcessRanks(start.rank, size, Path(sys.argv[2]), lambda: channel.send(Loaded()))
     runner = TorchRunner(start.config, shape=start.shape, ranks=ranks)
     executor = runner.executor
     forward: Forward | None = None
@@ -105,7 +106,12 @@ def _last_words(error: BaseException) -> Failed:
 
 def _exit_with_parent() -> None:
     sys.stdin.buffer.read()
-    os._exit(0)
+    _end(0)
+
+
+def _end(status: int) -> None:
+    shutil.rmtree(sys.argv[2], ignore_errors=True)  # rank 0 may have been killed
+    os._exit(status)  # compute threads may still hold locks that a tidy exit would wait for
 
 
 if __name__ == "__main__":

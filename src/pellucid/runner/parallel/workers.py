@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -39,11 +40,12 @@ TO_STOP = 5.0  # seconds that workers have for it
 class Worker:
     """The process of one rank, as rank 0 sees it."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: Start, folder: Path) -> None:
         ours, theirs = socket.socketpair()
+        program = [sys.executable, "-m", "pellucid.runner.parallel.worker"]
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pellucid.runner.parallel.worker", str(theirs.fileno())],
+                [*program, str(theirs.fileno()), str(folder)],
                 stdin=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for whoever started rank 0
@@ -72,15 +74,16 @@ class Workers:
 
     Args:
         shape: of random weights instead of the configuration's model.
-        folder: where the ranks meet.
+        folder: where the ranks meet. It is removed when a worker ends, as then all do.
     """
 
     def __init__(self, config: EngineConfig, shape: str | None, folder: Path) -> None:
+        self._folder = folder
         self._changed = threading.Condition()
         self._is_stopping = False
-        self._is_known = False  # a death, to whom rank 0 runs for
+        self._is_told = False  # rank 0 knows of a death, and ends by itself
         ranks = range(1, config.runner.tensor_parallel_size)
-        self._workers = [Worker(Start(config, rank, str(folder), shape)) for rank in ranks]
+        self._workers = [Worker(Start(config, rank, shape), folder) for rank in ranks]
         for worker in self._workers:
             threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
 
@@ -118,7 +121,7 @@ class Workers:
         """
         with self._changed:
             lost = [worker for worker in self._workers if worker.is_lost]
-            self._is_known = bool(lost)
+            self._is_told = bool(lost)
         if lost:
             raise _error(lost)
 
@@ -141,6 +144,7 @@ class Workers:
                 worker.process.wait()
             if worker.process.stdin is not None:
                 worker.process.stdin.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _wait_until(self, stage: type[Loaded] | type[Ready]) -> None:
         with self._changed:
@@ -157,9 +161,11 @@ class Workers:
         with contextlib.suppress(EOFError, OSError, msgspec.DecodeError):
             while True:
                 self._note(worker, event=worker.channel.receive())
-        self._note(worker, exit_status=worker.process.wait())
+        exit_status = worker.process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)  # it may have been killed
+        self._note(worker, exit_status=exit_status)
         time.sleep(GRACE)
-        if not (self._is_stopping or self._is_known):
+        if not (self._is_stopping or self._is_told):
             print(f"pellucid: {worker.epitaph()}; the engine ends", file=sys.stderr, flush=True)
             os._exit(1)  # rank 0 may wait for it in a collective, which nothing else would end
 
