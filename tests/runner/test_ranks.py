@@ -140,7 +140,7 @@ def sampled(runner: Runner) -> dict[str, list[int]]:
     core = create_core(runner, config.cache, config.scheduler)
     found: dict[str, list[int]] = {"greedy": [], "sampled": []}
     for place, name in enumerate(found):
-        params = SamplingParams(temperature=place, seed=7, max_tokens=4, ignore_eos=True)
+        params = SamplingParams(temperature=place, seed=7, max_tokens=10, ignore_eos=True)
         prompt = pack_tokens([place, 5, 9])
         core.add(AddRequest(request_id=name, prompt=prompt, sampling=params, arrival_time=0))
     while core.has_work:
@@ -157,6 +157,8 @@ def test_tokens_that_stay_on_the_device_reach_all_ranks(monkeypatch: pytest.Monk
     found = sampled(runner)
     runner.close()
     assert found == sampled(create_random_runner(config_of(1), "tiny"))
+    tokens = [token for answer in found.values() for token in answer]
+    assert min(tokens) < 256 <= max(tokens), "of both ranks' halves of the vocabulary"
 
 
 def in_rank_1(monkeypatch: pytest.MonkeyPatch, change: Callable[[Start], None]) -> None:

@@ -1,7 +1,7 @@
 """A worker process: `python -m pellucid.runner.parallel.worker DESCRIPTOR FOLDER`.
 
-DESCRIPTOR is an inherited socket on which commands come in and events go out (`messages.py`), FOLDER
-is where the ranks meet. Stdin says nothing until it ends, which means that rank 0 is gone.
+DESCRIPTOR is an inherited socket on which commands come in and events go out (`messages.py`),
+FOLDER is where the ranks meet. Stdin says nothing until it ends, and then rank 0 is gone.
 """
 
 from __future__ import annotations
