@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -59,12 +61,24 @@ print(json.dumps(found))
 """
 
 
+def reachable_interfaces() -> list[str]:
+    """Those at which other machines may find this one."""
+    return [
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        for address in addresses
+        if address.family == socket.AF_INET and not address.address.startswith("127.")
+    ]
+
+
 def test_collectives(tmp_path: Path) -> None:
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": ",".join(reachable_interfaces()[:1])}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", ONE_RANK, str(rank), str(SIZE), str(tmp_path)],
             stdout=subprocess.PIPE,
             text=True,
+            env=environment,
         )
         for rank in range(SIZE)
     ]
