@@ -62,9 +62,13 @@ class ProcessRanks(Ranks):
         self._device = device
         self.least(0)  # connects all
 
-    def leave(self) -> None:
-        """Close the connections, if there are any."""
-        if self._device is not None:
+    def leave(self, *, as_last: bool = False) -> None:
+        """Close the connections, if there are any.
+
+        The others have to do so at the same time. If they are gone (`as_last`), NCCL could wait for
+        them for ever: its connections are left to the end of the process.
+        """
+        if self._device is not None and not (as_last and self._device.type == "cuda"):
             dist.destroy_process_group()
         self._device = None
 

@@ -41,8 +41,9 @@ class ParallelExecutor:
 
     def close(self) -> None:
         self._executor.close()
+        self._workers.hang_up()
+        self._ranks.leave(as_last=self._workers.has_lost)
         self._workers.stop()
-        self._ranks.leave()
 
 
 class ParallelForward:

@@ -30,5 +30,5 @@ def start_ranks(config: EngineConfig, shape: str | None = None) -> TorchRunner:
             return TorchRunner(config, files, shape=shape, ranks=ranks, lead=lead)
     except BaseException:
         workers.stop(patience=0.0)
-        ranks.leave()
+        ranks.leave(as_last=True)
         raise

@@ -87,6 +87,11 @@ class Workers:
         for worker in self._workers:
             threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
 
+    @property
+    def has_lost(self) -> bool:
+        """Whether a worker failed or died."""
+        return any(worker.is_lost for worker in self._workers)
+
     def wait_until_loaded(self) -> None:
         """Raises what `raise_failure` does."""
         self._wait_until(Loaded)
@@ -107,7 +112,9 @@ class Workers:
             yield
         except (OSError, RuntimeError):  # of a socket, of a collective
             with self._changed:
-                self._changed.wait_for(lambda: any(w.is_lost for w in self._workers), GRACE)
+                if self._changed.wait_for(lambda: self.has_lost, GRACE):
+                    # Who died of it may be heard of before who died first.
+                    self._changed.wait_for(lambda: all(w.is_lost for w in self._workers), GRACE / 2)
             self.raise_failure()
             raise
 
@@ -149,10 +156,7 @@ class Workers:
     def _wait_until(self, stage: type[Loaded] | type[Ready]) -> None:
         with self._changed:
             self._changed.wait_for(
-                lambda: (
-                    any(w.is_lost for w in self._workers)
-                    or all(isinstance(w.last, stage) for w in self._workers)
-                )
+                lambda: self.has_lost or all(isinstance(w.last, stage) for w in self._workers)
             )
         self.raise_failure()
 
