@@ -104,6 +104,7 @@ def test_a_killed_rank_ends_streams_and_is_replaced_with_all_others(
     before[which].kill()
     with pytest.raises(openai.APIError):
         list(stream)
+    assert httpx.get(f"{url}/health").status_code == 503
     assert psutil.wait_procs(before, timeout=10)[1] == []
     assert eventually(lambda: httpx.get(f"{url}/health").status_code == 200)
     assert complete(url, "Once") == expected
