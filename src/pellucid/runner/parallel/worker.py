@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -68,10 +69,16 @@ def follow(channel: Channel[Command], start: Start) -> None:
     size = start.config.runner.tensor_parallel_size
     ranks = ProcessRanks(start.rank, size, Path(sys.argv[2]), lambda: channel.send(Loaded()))
     runner = TorchRunner(start.config, shape=start.shape, ranks=ranks)
+    channel.send(Ready())
+    obey(iter(lambda: _next(channel), None), runner, ranks)
+    ranks.leave()
+
+
+def obey(commands: Iterator[Command | None], runner: TorchRunner, ranks: ProcessRanks) -> None:
+    """Do what rank 0's executor was asked to."""
     executor = runner.executor
     forward: Forward | None = None
-    channel.send(Ready())
-    while (command := _next(channel)) is not None:
+    for command in commands:
         match command:
             case Step():
                 forward = executor.launch(*command.unpacked())
@@ -85,7 +92,6 @@ def follow(channel: Channel[Command], start: Start) -> None:
                 executor.remember(rows, ranks.told(tokens))
             case _:
                 raise ValueError(f"{command} makes no sense now")
-    ranks.leave()
 
 
 def _next(channel: Channel[Command]) -> Command | None:
