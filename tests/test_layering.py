@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config",
         "errors",
         "kernels.interface",
+        "kernels.ranks",
         "models.config",
         "models.shapes",
         "quant",

@@ -101,6 +101,7 @@ class EngineInfo(_Message, tag="ready"):
     draft_model: str = ""  # what guesses tokens; kv_block_bytes counts its keys and values, too
     draft_weight_bytes: int = 0
     draft_cost: float = 0.0  # time of a guess and its check, as a part of what a token takes
+    tensor_parallel_size: int = 1  # processes that share the weights; sizes are those of all
 
 
 class TokenLogprobs(_Message):

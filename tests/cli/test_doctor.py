@@ -75,6 +75,23 @@ def test_memory_is_what_the_settings_ask_for(
     assert found["memory"]["kv_pool_mib"] == 1024 * 32 * 512 >> 20
 
 
+def test_ranks_share_the_weights_and_have_a_pool_each(
+    pellucid: Pellucid, fake_model: Path, free_port: int
+) -> None:
+    arguments = [str(fake_model), "--port", str(free_port), "--device", "cpu"]
+    arguments += ["--kernels", "reference", "--num-kv-blocks", "1024"]
+    _, one = examine(pellucid, *arguments)
+    code, two = examine(pellucid, *arguments, "-tp", "2")
+    assert (code, two["problems"]) == (0, [])
+    assert (one["compute"]["ranks"], two["compute"]["ranks"]) == (1, 2)
+    assert two["memory"]["kv_bytes_per_token"] == one["memory"]["kv_bytes_per_token"]
+    assert pellucid("doctor", *arguments, "-tp", "2").out.count("2 ranks") == 1
+    assert "ranks" not in pellucid("doctor", *arguments).out
+    code, found = examine(pellucid, *arguments, "-tp", "64")
+    assert code == 1
+    assert "cannot be divided among 64" in found["problems"][0]
+
+
 def test_taken_port_is_a_problem(pellucid: Pellucid, fake_model: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

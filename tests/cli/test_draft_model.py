@@ -19,6 +19,10 @@ ASK = ("--prompt", "x", "--max-tokens", "1")
         (["--speculative", "draft"], "--speculative draft needs a --draft-model"),
         (["--draft-model", "x"], "--draft-model is for --speculative draft"),
         (["--draft-model", "x", "--speculative", "ngram"], "--draft-model is for --speculative"),
+        (
+            ["--draft-model", "x", "--speculative", "draft", "--tensor-parallel-size", "2"],
+            "--draft-model does not work with --tensor-parallel-size",
+        ),
         (["--draft-model", "nowhere", "--speculative", "draft"], "no model 'nowhere'"),
     ],
 )

@@ -32,6 +32,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "kv_cache_dtype": ("bfloat16", "bfloat16"),
     "kernels": ("reference", "reference"),
     "threads": ("3", 3),
+    "tensor_parallel_size": ("2", 2),
     "pooling": ("mean", "mean"),
     "speculative": ("ngram", "ngram"),
     "num_speculative_tokens": ("3", 3),
@@ -135,6 +136,11 @@ class TestEverySetting:
 
 def test_nothing_given_is_the_defaults() -> None:
     assert run() == (EngineConfig(), ServerConfig(), GatewayConfig())
+
+
+def test_tensor_parallel_size_has_the_short_flag_of_vllm() -> None:
+    engine, _, _ = run("-tp", "2")
+    assert engine.runner.tensor_parallel_size == 2
 
 
 def test_flag_beats_environment_beats_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -140,6 +141,13 @@ def test_an_interrupt_aborts_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
                 llm.generate([[70 + i] for i in range(5)], SamplingParams(max_tokens=8000))
         llm.generate([70], use_progress_bar=False)
     assert reasons == ["abort"] * 5 + ["length"]
+
+
+def test_the_engine_may_have_a_process_of_its_own() -> None:
+    with make_llm(in_process=False) as llm:
+        assert llm.info.pid != os.getpid()
+        (output,) = llm.generate("Once", use_progress_bar=False)
+        assert output.outputs[0].finish_reason
 
 
 def test_closing_stops_the_thread_and_refuses_more() -> None:

@@ -213,3 +213,41 @@ def test_quotas_of_the_groups_around_this_process_hold_for_it(tmp_path, monkeypa
     (tmp_path / "a" / "cpu.max").write_text("100000 100000")
     (tmp_path / "a" / "b" / "cpu.max").write_text("max 100000")
     assert device.compute_threads() == 1
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """A machine that has them; which were made the current one."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    return current
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_rank_has_the_gpu_of_its_number(two_gpus: list[torch.device], name: str) -> None:
+    found = [device.pick_rank_device(name, rank, 2) for rank in range(2)]
+    assert found == two_gpus == [torch.device("cuda:0"), torch.device("cuda:1")]
+    assert device.pick_rank_device("cpu", 1, 2) == CPU
+
+
+def test_one_rank_has_the_device_that_is_named(two_gpus: list[torch.device]) -> None:
+    assert device.pick_rank_device("cuda:1", 0, 1) == torch.device("cuda:1")
+    assert two_gpus == []
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "param", "words"),
+    [
+        ("cuda", 3, "tensor_parallel_size", "3 .*torch sees 2"),
+        ("cuda:1", 2, "device", "cuda:1"),
+        ("cuda:2", 2, "device", "cuda:2"),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused(
+    two_gpus: list[torch.device], name: str, size: int, param: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        device.pick_rank_device(name, 0, size)
+    assert caught.value.param == param

@@ -242,7 +242,7 @@ def test_a_model_is_followed_through_its_unloading() -> None:
     with live(models=("one", "two")) as site, Stream(site, "two") as stream:
         assert stream.engines[-1] == {"model": "two", "is_loaded": False} | dict.fromkeys(
             ("num_kv_blocks", "block_size", "max_num_seqs"), 0
-        ) | {"kernels": "", "dtype": ""}
+        ) | {"kernels": "", "dtype": "", "tensor_parallel_size": 1}
         for _ in range(2):
             site.post("/v1/completions", model="two", prompt="x", max_tokens=3)
             assert eventually(lambda: stream.engines[-1]["is_loaded"])

@@ -29,7 +29,7 @@ class Diagnosis(msgspec.Struct, kw_only=True):
 
     machine: dict[str, Any]
     versions: dict[str, str | None]
-    compute: dict[str, Any] | None  # device, dtype, kernels, threads
+    compute: dict[str, Any] | None  # device, dtype, kernels, threads, ranks
     kernels: list[dict[str, Any]]
     model: dict[str, Any] | None
     draft_model: dict[str, Any] | None
@@ -82,21 +82,33 @@ def _local_files(settings: ModelSettings) -> ModelFiles:
 
 
 def _compute(engine: EngineConfig, files: ModelFiles | None) -> dict[str, Any]:
+    from pellucid.runner.factory import check_ranks
+
+    check_ranks(engine.runner)
     if engine.runner.runner == "llama-cpp":
         return _llama_cpp_compute(engine)
     from pellucid.kernels.dispatch import select_ops
-    from pellucid.load.model_config import load_config
-    from pellucid.runner.device import compute_threads, pick_device, pick_dtype
+    from pellucid.runner.device import compute_threads, pick_dtype, pick_rank_device
 
-    device = pick_device(engine.runner.device)
+    ranks = engine.runner.tensor_parallel_size
+    device = pick_rank_device(engine.runner.device, 0, ranks)
     dtype = pick_dtype(engine.model.dtype, device)
-    head_dim = load_config(files).head_dim if files else None
+    head_dim = _shard(engine, files).head_dim if files else None
     return {
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "kernels": select_ops(engine.runner.kernels, device, head_dim).name,
+        "kernels": select_ops(engine.runner.kernels, device, head_dim, ranks).name,
         "threads": engine.runner.threads or compute_threads(),
+        "ranks": ranks,
     }
+
+
+def _shard(engine: EngineConfig, files: ModelFiles) -> ModelConfig:
+    """The shape of what one rank computes."""
+    from pellucid.load.model_config import load_config
+    from pellucid.load.sharded import shard_config
+
+    return shard_config(load_config(files), engine.runner.tensor_parallel_size)
 
 
 def _llama_cpp_compute(engine: EngineConfig) -> dict[str, Any]:
@@ -110,6 +122,7 @@ def _llama_cpp_compute(engine: EngineConfig) -> dict[str, Any]:
         "dtype": "float32",
         "kernels": f"llama-cpp-python {import_llama_cpp().__version__}",
         "threads": engine.runner.threads or compute_threads(),
+        "ranks": 1,
     }
 
 
@@ -143,7 +156,7 @@ def _memory(
     from pellucid.runner import device as device_api
     from pellucid.runner.memory import kv_pool_blocks, model_len_limit
 
-    config, cache = load_config(files), engine.cache
+    config, cache, ranks = load_config(files), engine.cache, engine.runner.tensor_parallel_size
     if engine.runner.runner == "llama-cpp":
         return _llama_cpp_memory(engine, files, config)
     device = device_api.pick_device(engine.runner.device)
@@ -151,6 +164,8 @@ def _memory(
     weights, block_bytes = (sum(column) for column in zip(*sizes, strict=True))
     max_model_len = model_len_limit(config, engine.model.max_model_len)
     available = device_api.available_memory(device)
+    if device.type == "cuda":
+        available *= ranks
     blocks = kv_pool_blocks(
         cache, block_bytes, available - weights, engine.scheduler.max_num_seqs, max_model_len
     )
@@ -172,14 +187,16 @@ def _sizes(
     from pellucid.runner import device as device_api
     from pellucid.runner.memory import kv_block_bytes
 
-    config = load_config(files)
+    config, ranks = load_config(files), engine.runner.tensor_parallel_size
     dtype = device_api.pick_dtype(engine.model.dtype, device)
     kv_dtype = device_api.pick_kv_dtype(engine, device, kernels, config.plain_keys)
     weights = _num_parameters(config) * dtype.itemsize
     if kernels == "native" and files.kind == "gguf":  # whose blocks stay as small as they are
         weights = _size_on_disk(files)
     head_bytes = kv_head_bytes(config.head_dim, kv_dtype)
-    return weights, kv_block_bytes(config, engine.cache.block_size, head_bytes)
+    return weights, kv_block_bytes(
+        _shard(engine, files), engine.cache.block_size, head_bytes
+    ) * ranks
 
 
 def _llama_cpp_memory(

@@ -75,7 +75,9 @@ def _lines(found: Diagnosis) -> Iterator[tuple[str, str]]:
     if found.compute is not None:
         yield (
             "compute",
-            "{device}, {dtype}, {kernels} kernels, {threads} threads".format(**found.compute),
+            "{device}, {dtype}, {kernels} kernels, {threads} threads, {ranks} ranks".format(
+                **found.compute
+            ).removesuffix(", 1 ranks"),
         )
     for kernel in found.kernels:
         yield "kernels", f"{kernel['name']}: {kernel['reason']}"

@@ -1,4 +1,4 @@
-"""A model in this process, with something to look at while it is fetched and loaded."""
+"""A model without a server, with something to look at while it is fetched and loaded."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ async def open_model(config: EngineConfig) -> AsyncIterator[AsyncLLM]:
     """An engine on this event loop. Raises ModelError or ConfigError if it cannot be had."""
     fetch_all(config)
     with notes().status(f"loading {config.model.model}"):
-        from pellucid.engine.client import InProcessClient
+        from pellucid.engine.client import offline_client
         from pellucid.frontend.async_engine import AsyncLLM
 
-        llm = AsyncLLM(config, InProcessClient.from_config(config))
+        llm = AsyncLLM(config, offline_client(config))
         await llm.start()
     try:
         yield llm

@@ -154,6 +154,7 @@ def _option(setting: Setting, several_models: bool) -> Any:
     flag = f"{setting.flag}/--no-{setting.flag.removeprefix('--')}" if switch else setting.flag
     return typer.Option(
         flag,
+        *([setting.short] if setting.short else []),
         help=_about_model(several_models) if setting.is_model else about,
         metavar=None if switch else _metavar(setting),
         rich_help_panel=setting.panel,

@@ -37,6 +37,7 @@ class Setting:
     kind: Kind
     choices: tuple[str, ...] = ()
     secret: bool = False  # no message may repeat its value
+    short: str | None = None  # another flag for it
 
     @property
     def flag(self) -> str:
@@ -82,13 +83,14 @@ def shared_settings() -> dict[str, frozenset[str]]:
 
 
 def _setting(section: str, field: msgspec.structs.FieldInfo) -> Setting:
-    described, description, secret = field.type, "", False
+    described, description, extra = field.type, "", dict[str, Any]()
     while get_origin(described) in (Annotated, Union, types.UnionType):
         if get_origin(described) is Annotated:
             described, *notes = get_args(described)
             metas = [note for note in notes if isinstance(note, Meta)]
             description = description or next((m.description for m in metas if m.description), "")
-            secret = secret or any((m.extra or {}).get("secret") for m in metas)
+            for meta in metas:
+                extra |= meta.extra or {}
         else:  # X | None
             described = next(t for t in get_args(described) if t is not types.NoneType)
     origin = get_origin(described)
@@ -99,5 +101,6 @@ def _setting(section: str, field: msgspec.structs.FieldInfo) -> Setting:
         default=None if field.default is NODEFAULT else field.default,
         kind=_KINDS.get(origin or described, "text"),
         choices=get_args(described) if origin is Literal else (),
-        secret=secret,
+        secret=extra.get("secret", False),
+        short=extra.get("short"),
     )

@@ -169,6 +169,15 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     threads: Annotated[Threads | None, about("Compute threads; all physical cores by default.")] = (
         None
     )
+    tensor_parallel_size: Annotated[
+        int,
+        about(
+            "Processes, each with a GPU of its own, that share the model's weights.",
+            ge=1,
+            le=64,
+            extra={"short": "-tp"},
+        ),
+    ] = 1
     fake_step_ms: Annotated[
         float, about("Milliseconds that a step of the fake runner sleeps.", ge=0.0)
     ] = 0.0
@@ -193,7 +202,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def draft(self) -> ModelSettings | None:
         """Of the draft model, which is held in memory as the model is; None without one.
 
-        Raises ConfigError where only one of the two settings that belong together is there.
+        Raises ConfigError where only one of the two settings that belong together is there, or
+        where the model is divided among ranks.
         """
         name, wanted = self.scheduler.draft_model, self.scheduler.speculative == "draft"
         if wanted and name is None:
@@ -202,6 +212,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             return None
         if not wanted:
             raise ConfigError("--draft-model is for --speculative draft", param="draft_model")
+        if self.runner.tensor_parallel_size > 1:
+            raise ConfigError(
+                "--draft-model does not work with --tensor-parallel-size yet", param="draft_model"
+            )
         return msgspec.structs.replace(
             self.model, model=name, served_model_name=None, max_model_len=None, chat_template=None
         )

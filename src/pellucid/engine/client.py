@@ -113,6 +113,16 @@ class InProcessClient:
         return self._core
 
 
+def offline_client(config: EngineConfig, *, in_process: bool = True) -> EngineClient:
+    """An engine for who has no server: in this process, or in one of its own.
+
+    That of several ranks has one of its own in any case: it is ended when another rank dies.
+    """
+    if in_process and config.runner.tensor_parallel_size == 1:
+        return InProcessClient.from_config(config)
+    return ProcessClient(config)
+
+
 class ProcessClient:
     """An engine in a process of its own, see `engine/process.py`. Linux and macOS."""
 

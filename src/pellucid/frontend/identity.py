@@ -25,7 +25,7 @@ def engine_identity(config: EngineConfig, info: EngineInfo) -> str:
     facts = (
         *(__version__, info.architecture, info.dtype, info.device, info.kernels),
         *(info.max_model_len, info.vocab_size, info.num_parameters),
-        *(config.runner.runner, model.quantization, info.kv_dtype),
+        *(config.runner.runner, model.quantization, info.kv_dtype, info.tensor_parallel_size),
     )
     digest.update(repr(facts).encode())
     for path in _files(resolve(model).path):

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 import weakref
@@ -17,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pellucid.config import EngineConfig
-from pellucid.engine.client import EngineClient, InProcessClient, ProcessClient
+from pellucid.engine.client import offline_client
 from pellucid.errors import BadRequest, EngineDead
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.embedding import NOTHING_SAMPLED, vector_of
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+A_YEAR = 365 * 86_400.0  # in place of infinity, which JSON does not have
+
 Prompt = str | list[int]
 Messages = Sequence[Mapping[str, Any]]
 
@@ -47,7 +48,8 @@ class LLM:
 
     Args:
         model: alias, .gguf file, Hugging Face folder, or hf:org/name[:file].
-        in_process: run the engine in this process; otherwise in one of its own.
+        in_process: run the engine in this process; otherwise, or if it has several ranks, in one of
+            its own.
         text: tokenizer and chat template to use instead of the model's own.
         settings: any setting of `EngineConfig`, by its name. `request_timeout` is unlimited here
             unless set.
@@ -65,11 +67,9 @@ class LLM:
         text: ModelText | None = None,
         **settings: Any,
     ) -> None:
-        settings.setdefault("request_timeout", math.inf)
+        settings.setdefault("request_timeout", A_YEAR)
         config = EngineConfig.of(model=model, **settings)
-        client: EngineClient = (
-            InProcessClient.from_config(config) if in_process else ProcessClient(config)
-        )
+        client = offline_client(config, in_process=in_process)
         self._engine = AsyncLLM(config, client, text=text)
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="pellucid-llm", daemon=True)

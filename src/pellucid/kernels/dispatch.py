@@ -39,6 +39,7 @@ class Backend:
     make: Callable[[], ReferenceOps]
     obstacle: Callable[[torch.device], str | None] = lambda device: None
     head_dim_obstacle: Callable[[int], str | None] = lambda head_dim: None
+    ranks_obstacle: str | None = None  # why it cannot run in several ranks
     about: Callable[[], str] = lambda: "ready"  # once it is known to run
 
 
@@ -63,19 +64,29 @@ BACKENDS: tuple[Backend, ...] = (
         native.NativeOps,
         native.obstacle,
         native.head_dim_obstacle,
+        "one process uses a whole CPU, and --tensor-parallel-size is more than 1",
         native.about,
     ),
     Backend("reference", ReferenceOps),
     # Last, as long as no GPU has run them.
-    Backend("triton", _triton_ops, triton.obstacle, triton.head_dim_obstacle, triton.about),
+    Backend(
+        "triton",
+        _triton_ops,
+        triton.obstacle,
+        triton.head_dim_obstacle,
+        about=triton.about,
+    ),
 )
 
 
-def select_ops(kernels: str, device: torch.device, head_dim: int | None = None) -> ReferenceOps:
+def select_ops(
+    kernels: str, device: torch.device, head_dim: int | None = None, num_ranks: int = 1
+) -> ReferenceOps:
     """The ops named `kernels`, or with "auto" the fastest that run on `device`.
 
     Args:
         head_dim: size of the heads of the model that is to run, if that is known.
+        num_ranks: how many processes compute the model together.
 
     Raises:
         KernelsUnavailable: unknown kernels, or kernels that do not run here.
@@ -85,6 +96,8 @@ def select_ops(kernels: str, device: torch.device, head_dim: int | None = None) 
             obstacle = backend.obstacle(device)
             if obstacle is None and head_dim is not None:
                 obstacle = backend.head_dim_obstacle(head_dim)
+                if num_ranks > 1:
+                    obstacle = obstacle or backend.ranks_obstacle
                 if obstacle is not None and kernels == "auto":
                     logger.warning("%s kernels cannot run this model: %s", backend.name, obstacle)
             if obstacle is None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from pellucid.kernels import reference_attention
 from pellucid.kernels.int8_heads import round_heads
 from pellucid.kernels.interface import AttentionInputs, KVLayer, Matrix, Weight
+from pellucid.kernels.ranks import ALONE, Ranks
 
 LOGIT_ROWS = 4096  # of the head, widened at a time: they should stay in the cache
 LINEAR_TILE = 16  # rows of a float32 product on the CPU
@@ -42,6 +43,7 @@ class ReferenceOps:
 
     name = "reference"
     weight_bytes = 0  # of packed matrices, where a backend holds them in a form of its own
+    ranks: Ranks = ALONE  # who computes the model together
 
     def activation_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What activations are in when the model's dtype is `dtype`; biases are in it, too."""

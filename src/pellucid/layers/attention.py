@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pellucid.kernels.interface import AttentionInputs, KVLayer
-from pellucid.layers.linear import Linear
+from pellucid.layers.linear import Linear, SummedLinear
 from pellucid.layers.loading import Loader
 from pellucid.layers.norm import RMSNorm
 from pellucid.layers.rope import RopeTable
@@ -40,7 +40,7 @@ class Attention:
             hidden,
             config.attention_bias,
         )
-        self.out = Linear.load(
+        self.out = SummedLinear.load(
             loader, [f"{name}.o_proj"], [hidden], heads * head_dim, config.attention_out_bias
         )
         self.q_norm: RMSNorm | None = None

@@ -41,3 +41,13 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
         return self.ops.linear(x, self.weight, self.bias)
+
+
+class SummedLinear(Linear):
+    """A projection whose columns the ranks share, as they do its input: each has a part of the sum.
+
+    Megatron-LM's row-parallel layer (Shoeybi et al. 2019).
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.ops.ranks.sum(super().__call__(x))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pellucid.layers.linear import Linear
+from pellucid.layers.linear import Linear, SummedLinear
 from pellucid.layers.loading import Loader
 from pellucid.models.config import ModelConfig
 
@@ -18,7 +18,9 @@ class GatedMLP:
         self.ops = loader.ops
         self.activation = config.activation
         self.gate_up = Linear.load(loader, names, [inner, inner], hidden, config.mlp_bias)
-        self.down = Linear.load(loader, [f"{name}.down_proj"], [hidden], inner, config.mlp_bias)
+        self.down = SummedLinear.load(
+            loader, [f"{name}.down_proj"], [hidden], inner, config.mlp_bias
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]."""

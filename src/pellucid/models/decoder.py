@@ -17,7 +17,7 @@ from torch import Tensor
 from pellucid.kernels.interface import AttentionInputs, KVLayer
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.layers.attention import Attention
-from pellucid.layers.embedding import Embedding, LMHead
+from pellucid.layers.embedding import LMHead, TokenEmbedding
 from pellucid.layers.loading import Loader, WeightSource
 from pellucid.layers.mlp import GatedMLP
 from pellucid.layers.norm import RMSNorm
@@ -80,7 +80,7 @@ class Decoder(Model):
         vocab, hidden = config.vocab_size, config.hidden_size
         self.config = config
         self.ops = ops
-        self.embedding = Embedding(
+        self.embedding = TokenEmbedding(
             loader, "model.embed_tokens", vocab, hidden, config.embedding_scale
         )
         full, sliding = _rope_tables(loader, config, max_model_len)

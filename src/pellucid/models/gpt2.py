@@ -8,8 +8,8 @@ from torch import Tensor
 from pellucid.kernels.interface import AttentionInputs, KVLayer
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.layers.attention import Attention
-from pellucid.layers.embedding import Embedding, LMHead
-from pellucid.layers.linear import Linear
+from pellucid.layers.embedding import Embedding, LMHead, TokenEmbedding
+from pellucid.layers.linear import Linear, SummedLinear
 from pellucid.layers.loading import Loader, WeightSource
 from pellucid.layers.norm import LayerNorm
 from pellucid.models.base import Model
@@ -29,7 +29,9 @@ class GPT2Layer:
         self.attention = Attention(loader, config, f"{name}.attn", None, self.window)
         self.mlp_norm = LayerNorm(loader, f"{name}.ln_2", hidden, config.norm_eps)
         self.up = Linear.load(loader, [f"{name}.mlp.up_proj"], [inner], hidden, config.mlp_bias)
-        self.down = Linear.load(loader, [f"{name}.mlp.down_proj"], [hidden], inner, config.mlp_bias)
+        self.down = SummedLinear.load(
+            loader, [f"{name}.mlp.down_proj"], [hidden], inner, config.mlp_bias
+        )
 
     def __call__(
         self, update: Tensor, x: Tensor | None, inputs: AttentionInputs, kv: KVLayer
@@ -56,7 +58,7 @@ class GPT2(Model):
         hidden = config.hidden_size
         self.config = config
         self.ops = ops
-        self.tokens = Embedding(loader, "transformer.wte", config.vocab_size, hidden)
+        self.tokens = TokenEmbedding(loader, "transformer.wte", config.vocab_size, hidden)
         self.positions = Embedding(loader, "transformer.wpe", config.max_position, hidden)
         self.layers = [GPT2Layer(loader, config, index) for index in range(config.num_layers)]
         self.final_norm = LayerNorm(loader, "transformer.ln_f", hidden, config.norm_eps)

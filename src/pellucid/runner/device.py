@@ -39,6 +39,31 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_rank_device(name: str, rank: int, size: int) -> torch.device:
+    """The device of one of `size` ranks: the GPU of its number, or the CPU that all share.
+
+    Raises:
+        ConfigError: see `pick_device`; or there are fewer GPUs than ranks.
+    """
+    device = pick_device(name)
+    if size == 1 or device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if device.index is not None:
+        raise ConfigError(
+            f"device {name!r} is one GPU, but tensor_parallel_size is {size}; say cuda",
+            param="device",
+        )
+    if size > count:
+        raise ConfigError(
+            f"tensor_parallel_size {size} needs as many GPUs, and torch sees {count}",
+            param="tensor_parallel_size",
+        )
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)  # what is launched without naming a device goes there
+    return device
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype called `name`; "auto" is bfloat16 where the hardware computes in it."""
     if name != "auto":

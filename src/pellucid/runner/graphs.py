@@ -204,7 +204,8 @@ class GraphExecutor(TorchExecutor):
         try:
             replay = self._recorder.record(recording.run)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            # Other ranks may have had the memory, and been left waiting in the midst of a step.
+            if not is_out_of_memory(error) or self._model.ops.ranks.size > 1:
                 raise
             logger.warning("no memory to record steps of %d rows up to %d: run op by op", *bucket)
             return None

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable
 
 import msgspec
 import torch
 
-from pellucid.config import EngineConfig, ModelSettings, RunnerSettings
+from pellucid.config import EngineConfig
 from pellucid.errors import ConfigError
-from pellucid.kernels.dispatch import KernelsUnavailable, select_ops
 from pellucid.kernels.interface import allocate_kv, kv_head_bytes
-from pellucid.kernels.native import NativeOps
-from pellucid.kernels.reference import ReferenceOps, compile_row_ops
+from pellucid.kernels.ranks import ALONE, Ranks
 from pellucid.load.files import ModelFiles
-from pellucid.load.weights import Weights
 from pellucid.messages import EngineInfo
 from pellucid.models.base import Model
-from pellucid.models.config import ModelConfig
-from pellucid.models.registry import build_model
-from pellucid.models.shapes import weight_shapes
 from pellucid.runner import device as device_api
 from pellucid.runner.base import KVCapacity, PendingStep, StepPlan
 from pellucid.runner.draft_model import DraftModel, measured
-from pellucid.runner.executor import make_executor
+from pellucid.runner.executor import Executor, make_executor
 from pellucid.runner.first_touch import FirstTouch
+from pellucid.runner.loading import Loaded, as_loaded, load_draft, load_model
 from pellucid.runner.memory import (
     fit_model_len,
     gpu_step_bytes,
@@ -45,6 +40,9 @@ class TorchRunner:
         model: a model in memory, to be used instead of loading one (tests).
         shape: name of a known model whose shape is to be filled with random weights (benchmarks).
         draft: a draft model in memory, likewise instead of loading one.
+        ranks: which of several ranks this is, see `runner/parallel`. Only rank 0 is given plans;
+            of the others, what leads them asks the `executor`.
+        lead: makes of rank 0's executor the one that has the others do the same.
 
     Raises:
         ModelError: the model cannot be found, read or run.
@@ -58,31 +56,32 @@ class TorchRunner:
         model: Model | None = None,
         shape: str | None = None,
         draft: Model | None = None,
+        ranks: Ranks = ALONE,
+        lead: Callable[[Executor], Executor] = lambda executor: executor,
     ) -> None:
-        self.device = device_api.pick_device(config.runner.device)
+        if ranks.size != config.runner.tensor_parallel_size:
+            raise ConfigError("several ranks are started by create_runner")
+        self._ranks = ranks
+        self.device = device_api.pick_rank_device(config.runner.device, ranks.rank, ranks.size)
         self._dtype = device_api.pick_dtype(config.model.dtype, self.device)
         threads = config.runner.threads or device_api.compute_threads()
+        threads = max(1, threads // ranks.size)
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
             device_api.keep_freed_memory()
         self._graphs = device_api.graph_recorder(self.device) if config.runner.cuda_graphs else None
-        name = "model"
-        if model is None:
-            model, name = self._load(config, files, shape)
-        if config.scheduler.speculative != "none" and model.ops.name == "triton":
-            raise ConfigError(
-                "--speculative does not work with --kernels triton yet", param="speculative"
-            )
-        self._model = model
-        draft_name = ""
-        if (wanted := config.draft()) is not None and draft is None:
-            limit = model_len_limit(model.config, config.model.max_model_len)
-            draft, draft_name = self._load_draft(config, wanted, limit)
-        self._draft = draft
+        self._loaded = (
+            load_model(config, files, shape, self._dtype, self.device, ranks)
+            if model is None
+            else as_loaded(model)
+        )
+        self._check_speculation(config)
+        self._draft = self._load_draft(config) if draft is None else as_loaded(draft)
+        ranks.enter(self.device)
         self._take_memory(config)
         max_rows = max(config.scheduler.token_budget(str(self.device)), WARM_UP_TOKENS)
-        self._executor = make_executor(
-            model,
+        executor = make_executor(
+            self._model,
             self._kv,
             self.device,
             max_rows=max_rows,
@@ -91,13 +90,26 @@ class TorchRunner:
             threads=threads,
             graphs=self._graphs,
         )
-        self._info = self._describe(config, name, draft_name)
-        self.drafter = None if draft is None else self._make_drafter(config, draft, max_rows)
+        self._executor = lead(executor)
+        self._info = self._describe(config)
+        self.drafter = self._make_drafter(config, self._draft, max_rows)
         self._steps = Steps(self._executor, self._info, config.scheduler.max_num_seqs, self.device)
-        warm_up(self, compiles=self.device.type == "cuda" and model.ops.name == "triton")
+        if ranks.rank == 0:
+            kernels = self._model.ops.name
+            warm_up(self, compiles=self.device.type == "cuda" and kernels == "triton")
         if self._first_touch is not None:
             process_bytes = device_api.resident_memory() - self._first_touch.num_touched
+            process_bytes *= ranks.size
             self._info = msgspec.structs.replace(self._info, process_bytes=process_bytes)
+
+    @property
+    def executor(self) -> Executor:
+        """What runs the model, of this rank or as rank 0 leads it."""
+        return self._executor
+
+    @property
+    def _model(self) -> Model:
+        return self._loaded.model
 
     def info(self) -> EngineInfo:
         return self._info
@@ -112,50 +124,27 @@ class TorchRunner:
         self._executor.close()
         self._kv.clear()
         self._draft_kv.clear()
-        del self._steps, self._executor, self._model, self._draft
+        del self._steps, self._executor, self._loaded, self._draft
         self.drafter = None
 
     # ---- start
 
-    def _load(
-        self, config: EngineConfig, files: ModelFiles | None, shape: str | None
-    ) -> tuple[Model, str]:
-        from pellucid.load.quantized import quantized
+    def _check_speculation(self, config: EngineConfig) -> None:
+        if config.scheduler.speculative != "none" and self._model.ops.name == "triton":
+            raise ConfigError(
+                "--speculative does not work with --kernels triton yet", param="speculative"
+            )
 
-        if shape is None:
-            model_config, source, name = _open(config.model, files)
-        else:
-            model_config, source, name = _random(shape, self.device)
-        rounds = self.device if self.device.type == "cuda" else None  # numpy does, on a CPU
-        weights = quantized(source, config.model.quantization, rounds)
-        try:
-            limit = model_len_limit(model_config, config.model.max_model_len)
-            ops = _select_ops(config.runner, self.device, model_config.head_dim)
-            model = build_model(model_config, weights, ops, self._dtype, self.device, limit)
-        finally:
-            weights.close()
-        return model, name
-
-    def _load_draft(
-        self, config: EngineConfig, settings: ModelSettings, max_model_len: int
-    ) -> tuple[Model, str]:
-        """A draft model and its name; no longer contexts than `max_model_len` will come up."""
-        from pellucid.load.quantized import at_most_4_bits, quantized
-
-        shape, source, name = _open(settings, None)
-        try:
-            ops = _select_ops(config.runner, self.device, shape.head_dim)
-            is_native = isinstance(ops, NativeOps)  # others compute with dense matrices
-            scheme = settings.quantization
-            weights = at_most_4_bits(source) if is_native else quantized(source, scheme)
-            limit = min(shape.max_position, max_model_len)
-            return build_model(shape, weights, ops, self._dtype, self.device, limit), name
-        finally:
-            source.close()
+    def _load_draft(self, config: EngineConfig) -> Loaded | None:
+        wanted = config.draft()
+        if wanted is None:
+            return None
+        limit = model_len_limit(self._model.config, config.model.max_model_len)
+        return load_draft(config, wanted, limit, self._dtype, self.device)
 
     def _take_memory(self, config: EngineConfig) -> None:
         """Size and allocate the KV pools, and settle how long a context may be."""
-        models = [self._model] if self._draft is None else [self._model, self._draft]
+        models = [self._model] if self._draft is None else [self._model, self._draft.model]
         asked = config.model.max_model_len
         limit = model_len_limit(self._model.config, asked)
         block_size, max_num_seqs = config.cache.block_size, config.scheduler.max_num_seqs
@@ -168,7 +157,10 @@ class TorchRunner:
         if self.device.type == "cuda":
             graphs = self._graphs is not None
             available -= sum(gpu_step_bytes(m.config, max_num_seqs, graphs) for m in models)
+        else:
+            available //= self._ranks.size  # all take it from this machine's
         num_blocks = kv_pool_blocks(config.cache, block_bytes, available, max_num_seqs, limit)
+        num_blocks = self._ranks.least(num_blocks)
         self._max_model_len = fit_model_len(limit, asked, num_blocks, block_size)
         self._capacity = KVCapacity(num_blocks, block_size, block_bytes)
         self._kv, *others = [
@@ -191,11 +183,15 @@ class TorchRunner:
         plain_keys = model.config.plain_keys
         return device_api.pick_kv_dtype(config, self.device, model.ops.name, plain_keys)
 
-    def _make_drafter(self, config: EngineConfig, draft: Model, max_rows: int) -> DraftModel:
-        max_num_seqs, shape = config.scheduler.max_num_seqs, draft.config
+    def _make_drafter(
+        self, config: EngineConfig, draft: Loaded | None, max_rows: int
+    ) -> DraftModel | None:
+        if draft is None:
+            return None
+        max_num_seqs, shape = config.scheduler.max_num_seqs, draft.model.config
         max_model_len = min(shape.max_position, self._max_model_len)
         executor = make_executor(
-            draft,
+            draft.model,
             self._draft_kv,
             self.device,
             max_rows=max_rows,
@@ -221,31 +217,28 @@ class TorchRunner:
         drafter.warm_up(num_blocks)
         return drafter
 
-    def _describe(self, config: EngineConfig, name: str, draft_name: str) -> EngineInfo:
-        shape = self._model.config
-        ops = self._model.ops
+    def _describe(self, config: EngineConfig) -> EngineInfo:
+        shape, draft, num_ranks = self._model.config, self._draft, self._ranks.size
         return EngineInfo(
-            model=config.model.served_model_name or name,
+            model=config.model.served_model_name or self._loaded.name,
             architecture=shape.architecture,
             dtype=str(self._dtype).removeprefix("torch."),
             device=str(self.device),
-            kernels=ops.name,
+            kernels=self._model.ops.name,
             vocab_size=shape.vocab_size,
             max_model_len=self._max_model_len,
             eos_token_ids=list(shape.eos_token_ids),
             num_kv_blocks=self._capacity.num_blocks,
             block_size=self._capacity.block_size,
-            kv_block_bytes=self._capacity.block_bytes,
+            kv_block_bytes=self._capacity.block_bytes * num_ranks,
             kv_dtype=str(self._kv[0].k.dtype).removeprefix("torch."),
-            weight_bytes=self._weight_bytes(self._model),
-            num_parameters=_num_parameters(shape),
+            weight_bytes=self._loaded.weight_bytes(self._dtype, num_ranks),
+            num_parameters=self._loaded.num_parameters,
             hidden_size=shape.hidden_size,
-            draft_model=draft_name,
-            draft_weight_bytes=0 if self._draft is None else self._weight_bytes(self._draft),
+            tensor_parallel_size=num_ranks,
+            draft_model="" if draft is None else draft.name,
+            draft_weight_bytes=0 if draft is None else draft.weight_bytes(self._dtype),
         )
-
-    def _weight_bytes(self, model: Model) -> int:
-        return model.ops.weight_bytes or _num_parameters(model.config) * self._dtype.itemsize
 
     # ---- a step
 
@@ -262,39 +255,3 @@ class TorchRunner:
         for row in plan.new_rows:
             self._steps.add(row)
         return self._steps.launch(plan, begin)
-
-
-def _num_parameters(shape: ModelConfig) -> int:
-    return sum(math.prod(s) for s in weight_shapes(shape).values())
-
-
-def _open(settings: ModelSettings, files: ModelFiles | None) -> tuple[ModelConfig, Weights, str]:
-    from pellucid.load.hub import resolve
-    from pellucid.load.model_config import load_config
-    from pellucid.load.weights import open_weights
-
-    files = resolve(settings) if files is None else files
-    model_config = load_config(files)
-    return model_config, open_weights(files, model_config), files.name
-
-
-def _random(shape: str, device: torch.device) -> tuple[ModelConfig, Weights, str]:
-    from pellucid.load.random import RepeatedNoise, named_shape
-
-    model_config = named_shape(shape)
-    return model_config, RepeatedNoise(model_config, device), f"{shape}, random weights"
-
-
-def _select_ops(settings: RunnerSettings, device: torch.device, head_dim: int) -> ReferenceOps:
-    try:
-        ops = select_ops(settings.kernels, device, head_dim)
-    except KernelsUnavailable as error:
-        raise ConfigError(str(error), param="kernels") from None
-    if settings.torch_compile:
-        if isinstance(ops, NativeOps):
-            raise ConfigError(
-                "--torch-compile is for ops that torch runs; use --kernels reference or triton",
-                param="torch_compile",
-            )
-        compile_row_ops(ops)
-    return ops

@@ -49,7 +49,7 @@ class Metrics:
         self._make_step_metrics()
         self._make_request_metrics(info.max_model_len)
         self._tell_cache_config(info, llm.config.cache)
-        self._make_own_metrics()
+        self._make_own_metrics(info)
 
     def on_step(self, report: StepReport) -> None:
         stats = report.stats
@@ -215,7 +215,7 @@ class Metrics:
             for reason in FINISH_REASONS
         }
 
-    def _make_own_metrics(self) -> None:
+    def _make_own_metrics(self, info: EngineInfo) -> None:
         parts = Counter(
             "pellucid_step_seconds",
             "Where the engine's steps spent their time.",
@@ -227,6 +227,12 @@ class Metrics:
         self._draft_seconds = parts.labels(name, "draft")
         self._forward_seconds = parts.labels(name, "forward")
         self._sample_seconds = parts.labels(name, "sample")
+        Gauge(
+            "pellucid_tensor_parallel_size",
+            "Processes that share the model's weights.",
+            ["model_name"],
+            registry=self.registry,
+        ).labels(name).set(info.tensor_parallel_size)
 
     def _tell_cache_config(self, info: EngineInfo, cache: CacheSettings) -> None:
         facts = {

@@ -163,7 +163,8 @@ class Service:
 def _fingerprint(llm: AsyncLLM) -> str:
     """Answers of equal fingerprints come from the same build, model and number formats."""
     info = llm.info
-    numbers = (info.dtype, info.kv_dtype, info.device, info.kernels)
+    ranks = str(info.tensor_parallel_size)  # the order of sums depends on it
+    numbers = (info.dtype, info.kv_dtype, info.device, info.kernels, ranks)
     parts = (llm.model_name, info.architecture, *numbers)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return f"pellucid-{__version__}-{digest[:8]}"

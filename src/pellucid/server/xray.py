@@ -37,6 +37,7 @@ class Engine(msgspec.Struct):
     max_num_seqs: int = 0
     kernels: str = ""
     dtype: str = ""
+    tensor_parallel_size: int = 1
 
 
 class Message(msgspec.Struct, omit_defaults=True):
@@ -206,4 +207,5 @@ def _describe(name: str, service: Service | None) -> Engine:
         service.engine.scheduler.max_num_seqs,
         info.kernels,
         info.dtype,
+        info.tensor_parallel_size,
     )

@@ -79,7 +79,9 @@ function draw(state) {
 
 function describe(engine, ...more) {
   const seats = engine.max_num_seqs && `at most ${engine.max_num_seqs} requests at once`;
-  const facts = [engine.kernels, engine.dtype, `${engine.block_size} tokens a block`, seats, ...more];
+  const ranks = engine.tensor_parallel_size > 1 && `${engine.tensor_parallel_size} ranks`;
+  const numbers = [engine.kernels, engine.dtype, ranks, `${engine.block_size} tokens a block`];
+  const facts = [...numbers, seats, ...more];
   $("engine").textContent = engine.is_loaded
     ? facts.filter(Boolean).join(" · ")
     : "The model is not loaded; ask it something.";
