@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def open_model(config: EngineConfig) -> AsyncIterator[AsyncLLM]:
-    """An engine on this event loop. Raises ModelError or ConfigError if it cannot be had."""
+    """An engine for this event loop. Raises ModelError or ConfigError if it cannot be had."""
     fetch_all(config)
     with notes().status(f"loading {config.model.model}"):
         from pellucid.engine.client import offline_client
