@@ -74,6 +74,7 @@ class Replay:
         self.team = native.thread_team(2)
         self.vocab = config.vocab_size
         self.sequences = sequences
+        self.adapters: Tensor | None = None  # of the next step's rows
         self.done = [0] * len(sequences)
         self.pool = Pool(BLOCK_SIZE, blocks)
         for tokens in sequences:
@@ -95,6 +96,7 @@ class Replay:
             inputs.seq_lens,
             torch.arange(len(tokens)),
             out,
+            *(() if self.adapters is None else (self.adapters,)),
         )
         for s, _, count in chunks:
             self.done[s] += count

@@ -41,6 +41,11 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         str | None, about("Folder for downloaded models; ~/.cache/pellucid by default.")
     ] = None
     offline: Annotated[bool, about("Never touch the network; use what is already there.")] = False
+    lora: Annotated[
+        list[str],
+        about("LoRA adapter, NAME=PATH, served as a model of that name; repeat it for several."),
+    ] = []
+    max_lora_rank: Annotated[int, about("Largest rank of a LoRA adapter.", ge=1, le=4096)] = 64
 
 
 class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ executor's affair. What is recorded of CUDA is in `graphs`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.errors import ModelError
-from pellucid.kernels.interface import KVLayer
+from pellucid.kernels.interface import AttentionInputs, KVLayer
+from pellucid.kernels.lora import NO_ADAPTER
 from pellucid.kernels.native import NativeOps, thread_team
 from pellucid.models.base import Model
 from pellucid.runner import device as device_api
@@ -134,7 +136,16 @@ class TorchExecutor:
     @torch.no_grad()
     def hidden(self, step: StepRows, wanted: Ints) -> Tensor:
         token_ids, inputs, wanted_rows = self._staging.load(step, wanted)
-        return self._model.forward(token_ids, inputs, self._kv)[wanted_rows]
+        if step.adapters is None:
+            return self._model.forward(token_ids, inputs, self._kv)[wanted_rows]
+        with self._model.adapted(self._groups(step.adapters)):
+            return self._model.forward(token_ids, inputs, self._kv)[wanted_rows]
+
+    def _groups(self, adapters: NDArray[np.int32]) -> list[tuple[int, Tensor]]:
+        """Each adapter of a step and its rows, on the device."""
+        numbers = [int(number) for number in np.unique(adapters) if number != NO_ADAPTER]
+        rows = [np.flatnonzero(adapters == number) for number in numbers]
+        return list(zip(numbers, self._staging.ring.send(rows), strict=True))
 
     def remember(self, rows: Ints, token_ids: Tensor) -> None:
         self._staging.remember(rows, token_ids)
@@ -158,8 +169,8 @@ class TorchForward:
 class NativeExecutor:
     """The whole step as one call of a recorded program.
 
-    Which is one that ends with the head, or, from the first time that hidden states are asked for,
-    another that ends before it.
+    There are up to four: of steps in which no row has an adapter, and of others; each ending with
+    the head, or before it. All but the first are recorded when they are first needed.
     """
 
     def __init__(
@@ -184,11 +195,8 @@ class NativeExecutor:
         self._vocab_size = model.config.vocab_size
         self._hidden_size = model.config.hidden_size
         self._kept = np.empty((0, self._vocab_size), np.float32)
-        self._hidden: _native.Program | None = None
-        self._program = ops.record(
-            lambda token_ids, inputs: model.logits(model.forward(token_ids, inputs, kv)), max_rows
-        )
-        self._learn_outliers(self._program, self._vocab_size)
+        self._others: dict[tuple[bool, bool], _native.Program] = {}  # has head, has adapters
+        self._program = self._record(has_head=True, adapted=False)
 
     def _learn_outliers(self, program: _native.Program, columns: int) -> None:
         """Show a program some tokens, so that it finds the columns it must not round.
@@ -223,8 +231,8 @@ class NativeExecutor:
 
     def run(self, step: StepRows, rows: Ints) -> NDArray[np.float32]:
         """Compute the step and the logits of `rows`: [len(rows), vocab], until the next run."""
-        run = partial(self._program.run, self._team)
-        return _call(run, step, rows, self._room(len(rows)))
+        program = self._program_for(step, has_head=True)
+        return _call(partial(program.run, self._team), step, rows, self._room(len(rows)))
 
     def _room(self, num_rows: int) -> NDArray[np.float32]:
         if len(self._kept) < num_rows:
@@ -235,11 +243,9 @@ class NativeExecutor:
         return self._kept[:num_rows]
 
     def hidden(self, step: StepRows, wanted: Ints) -> Tensor:
-        if self._hidden is None:
-            self._hidden = self._record_hidden()
-        run = partial(self._hidden.run, self._team)
+        program = self._program_for(step, has_head=False)
         out = np.empty((len(wanted), self._hidden_size), np.float32)
-        return torch.from_numpy(_call(run, step, wanted, out))
+        return torch.from_numpy(_call(partial(program.run, self._team), step, wanted, out))
 
     def remember(self, rows: Ints, token_ids: Tensor) -> None:
         """Never called: the native sampler's tokens are on the host."""
@@ -247,17 +253,31 @@ class NativeExecutor:
     def close(self) -> None:
         """Programs end with this."""
 
-    def _record_hidden(self) -> _native.Program:
+    def _program_for(self, step: StepRows, *, has_head: bool) -> _native.Program:
+        adapted = step.adapters is not None
+        if has_head and not adapted:
+            return self._program
+        found = self._others.get((has_head, adapted))
+        if found is None:
+            found = self._others[has_head, adapted] = self._record(has_head, adapted)
+        return found
+
+    def _record(self, has_head: bool, adapted: bool) -> _native.Program:
         model, kv = self._model, self._kv
-        program = self._ops.record(
-            lambda token_ids, inputs: model.forward(token_ids, inputs, kv), self._max_rows
-        )
-        # Learning writes to blocks that somebody holds by now.
+
+        def forward(token_ids: Tensor, inputs: AttentionInputs) -> Tensor:
+            hidden = model.forward(token_ids, inputs, kv)
+            return model.logits(hidden) if has_head else hidden
+
+        # Which rows have which adapter is told with each step.
+        with model.adapted([(0, torch.zeros(0))]) if adapted else nullcontext():
+            program = self._ops.record(forward, self._max_rows)
+        # Learning writes to blocks that somebody may hold by now.
         num_blocks = -(-SAMPLE_TOKENS // kv[0].k.shape[1])
         parts = (part for layer in kv for part in (layer.k, layer.v, layer.k_scale, layer.v_scale))
         written = [part[:num_blocks] for part in parts if part is not None]
         held = [part.clone() for part in written]
-        self._learn_outliers(program, self._hidden_size)
+        self._learn_outliers(program, self._vocab_size if has_head else self._hidden_size)
         for part, before in zip(written, held, strict=True):
             part.copy_(before)
         return program
@@ -276,6 +296,7 @@ def _call(
         step.seq_lens,
         rows,
         out,
+        *(() if step.adapters is None else (step.adapters,)),
     )
     return out
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 import msgspec
 import torch
 
 from pellucid.config import EngineConfig, RunnerSettings
-from pellucid.errors import ConfigError
+from pellucid.errors import ConfigError, ModelError
 from pellucid.kernels.dispatch import KernelsUnavailable, select_ops
 from pellucid.kernels.interface import allocate_kv, kv_head_bytes
 from pellucid.kernels.native import NativeOps
 from pellucid.kernels.reference import ReferenceOps, compile_row_ops
 from pellucid.load.files import ModelFiles
+from pellucid.load.lora import read_adapter
 from pellucid.load.weights import Weights
 from pellucid.messages import EngineInfo
 from pellucid.models.base import Model
@@ -22,7 +24,7 @@ from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model
 from pellucid.models.shapes import weight_shapes
 from pellucid.runner import device as device_api
-from pellucid.runner.base import KVCapacity, PendingStep, StepPlan
+from pellucid.runner.base import AdapterInfo, KVCapacity, PendingStep, StepPlan
 from pellucid.runner.executor import make_executor
 from pellucid.runner.first_touch import FirstTouch
 from pellucid.runner.memory import (
@@ -96,6 +98,24 @@ class TorchRunner:
     def kv_capacity(self) -> KVCapacity:
         return self._capacity
 
+    def load_adapter(self, adapter: int, path: str) -> AdapterInfo:
+        """Read a LoRA adapter and keep it under a number.
+
+        Raises:
+            ModelError: it cannot be read, or is not for this model.
+        """
+        adapters = self._model.adapters
+        if adapters is None:
+            raise ModelError("this model was built without room for adapters")
+        found = read_adapter(Path(path), self._model.config, adapters.max_rank)
+        adapters.load(adapter, found.updates)
+        return AdapterInfo(found.digest(), found.rank, found.num_parameters)
+
+    def unload_adapter(self, adapter: int) -> None:
+        """Forget an adapter that no request has any more."""
+        if self._model.adapters is not None:
+            self._model.adapters.unload(adapter)
+
     def close(self) -> None:
         """Let go of the model and the KV pool."""
         if self._first_touch is not None:
@@ -120,7 +140,9 @@ class TorchRunner:
         try:
             limit = model_len_limit(model_config, config.model.max_model_len)
             ops = _select_ops(config.runner, self.device, model_config.head_dim)
-            model = build_model(model_config, weights, ops, self._dtype, self.device, limit)
+            place = (self._dtype, self.device, limit)
+            rank = config.model.max_lora_rank
+            model = build_model(model_config, weights, ops, *place, max_lora_rank=rank)
         finally:
             weights.close()
         return model, name
