@@ -38,11 +38,18 @@ BLOCK_SIZE = 4
 ROUNDING = 0.02
 
 
-def load(path: Path, ops: ReferenceOps, scheme: Scheme = "none", dtype: str = "float32") -> Model:
+def load(
+    path: Path,
+    ops: ReferenceOps,
+    scheme: Scheme = "none",
+    dtype: str = "float32",
+    max_lora_rank: int | None = None,
+) -> Model:
     files = ModelFiles("gguf" if path.suffix == ".gguf" else "hf", path, path.name)
     config = load_config(files)
     weights = quantized(open_weights(files, config), scheme)
-    model = build_model(config, weights, ops, getattr(torch, dtype), CPU)
+    numbers = getattr(torch, dtype)
+    model = build_model(config, weights, ops, numbers, CPU, max_lora_rank=max_lora_rank)
     weights.close()
     return model
 
