@@ -2,6 +2,7 @@
 // here arrays are checked for their shape and kept alive.
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -18,6 +19,7 @@ namespace pellucid {
 namespace {
 
 using Operand = std::optional<Columns>;
+using Adapters = std::optional<Input<int32_t, 1>>;
 using PoolTensor = nb::ndarray<nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Scales = std::optional<nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>>;
 
@@ -87,6 +89,7 @@ struct StepArrays {
     Input<int32_t, 2> block_tables;
     Input<int32_t, 1> query_start, seq_lens;
     Input<int64_t, 1> sampled;
+    Adapters adapters = {};
 
     StepInputs checked(const Program& program) const {
         require(program.finalized(), "the program is not finalized");
@@ -94,6 +97,7 @@ struct StepArrays {
         require(size(positions, 0) == rows, "positions and token_ids differ in length");
         require(size(slot_mapping, 0) == rows, "slot_mapping and token_ids differ in length");
         require(size(block_tables, 0) == sequences, "block_tables and seq_lens differ in length");
+        require(!adapters || size(*adapters, 0) == rows, "adapters and token_ids differ in length");
         require(size(query_start, 0) == sequences + 1, "query_start is not one longer than seq_lens");
         return {.rows = rows,
                 .num_sequences = sequences,
@@ -105,7 +109,8 @@ struct StepArrays {
                 .block_tables = block_tables.data(),
                 .query_start = query_start.data(),
                 .seq_lens = seq_lens.data(),
-                .sampled = sampled.data()};
+                .sampled = sampled.data(),
+                .adapters = adapters ? adapters->data() : nullptr};
     }
 };
 
@@ -126,8 +131,8 @@ T* checked_results(const StepInputs& inputs, const Output<T, 1>& out, const char
 
 void run(Program& program, ThreadTeam& team, Input<int64_t, 1> token_ids, Input<int64_t, 1> positions,
          Input<int64_t, 1> slot_mapping, Input<int32_t, 2> block_tables, Input<int32_t, 1> query_start,
-         Input<int32_t, 1> seq_lens, Input<int64_t, 1> sampled, Output<float, 2> out) {
-    const StepArrays arrays{token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled};
+         Input<int32_t, 1> seq_lens, Input<int64_t, 1> sampled, Output<float, 2> out, Adapters adapters) {
+    const StepArrays arrays{token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled, adapters};
     const StepInputs inputs = arrays.checked(program);
     float* const to = checked_out(program, inputs, out);
     const nb::gil_scoped_release release;
@@ -137,8 +142,8 @@ void run(Program& program, ThreadTeam& team, Input<int64_t, 1> token_ids, Input<
 void find_likeliest(Program& program, ThreadTeam& team, Input<int64_t, 1> token_ids, Input<int64_t, 1> positions,
                     Input<int64_t, 1> slot_mapping, Input<int32_t, 2> block_tables, Input<int32_t, 1> query_start,
                     Input<int32_t, 1> seq_lens, Input<int64_t, 1> sampled, Output<int64_t, 1> chosen,
-                    Output<bool, 1> failed) {
-    const StepArrays arrays{token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled};
+                    Output<bool, 1> failed, Adapters adapters) {
+    const StepArrays arrays{token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled, adapters};
     const StepInputs inputs = arrays.checked(program);
     int64_t* const ids = checked_results(inputs, chosen, "chosen");
     bool* const fails = checked_results(inputs, failed, "failed");
@@ -253,6 +258,27 @@ void bind_row_ops(nb::class_<Program>& program) {
             "out"_a, "x"_a, "cap"_a);
 }
 
+void bind_lora(nb::module_& m, nb::class_<Program>& program) {
+    nb::class_<LoraTable>(m, "LoraTable", "What adapters add to one product; see csrc/program/lora.h. Not while a program runs.")
+        .def(nb::init<int64_t, std::vector<int64_t>, int64_t>(), "k"_a, "sizes"_a, "max_rank"_a)
+        .def(
+            "set",
+            [](LoraTable& table, int32_t adapter, const PackedWeight& a, const std::vector<std::optional<PackedWeight>>& b) {
+                std::vector<PackedWeight> parts;
+                for (const auto& part : b) parts.push_back(part.value_or(PackedWeight{}));
+                table.set(adapter, a, parts);
+            },
+            "adapter"_a, "a"_a, "b"_a, "A [ranks, k] of all parts, and the B [n, rank] of each part or None.")
+        .def("remove", &LoraTable::remove, "adapter"_a);
+    program.def(
+        "lora",
+        [](Program& p, Columns out, Columns y, Columns x, std::shared_ptr<LoraTable> table) {
+            require(table != nullptr, "there is no table");
+            p.lora(out, y, x, std::move(table));
+        },
+        "out"_a, "y"_a, "x"_a, "table"_a);
+}
+
 void bind_attention_ops(nb::class_<Program>& program) {
     program
         .def(
@@ -276,12 +302,13 @@ void bind_program(nb::module_& m) {
     program.def(nb::init<>()).def("add_buffer", &Program::add_buffer, "columns"_a);
     bind_row_ops(program);
     bind_attention_ops(program);
+    bind_lora(m, program);
     program.def("finalize", &Program::finalize, "output"_a, "max_rows"_a)
         .def("run", &run, "team"_a, "token_ids"_a, "positions"_a, "slot_mapping"_a, "block_tables"_a, "query_start"_a,
-             "seq_lens"_a, "sampled"_a, "out"_a.noconvert())
+             "seq_lens"_a, "sampled"_a, "out"_a.noconvert(), "adapters"_a = nb::none())
         .def("find_likeliest", &find_likeliest, "team"_a, "token_ids"_a, "positions"_a, "slot_mapping"_a,
              "block_tables"_a, "query_start"_a, "seq_lens"_a, "sampled"_a, "chosen"_a.noconvert(),
-             "failed"_a.noconvert(),
+             "failed"_a.noconvert(), "adapters"_a = nb::none(),
              "Run the step, and write the index of each sampled row's largest output instead of the outputs.")
         .def_prop_ro("can_find_likeliest", &Program::can_find_likeliest)
         .def("learn_outliers", &learn_outliers, "token_ids"_a, "positions"_a, "slot_mapping"_a, "block_tables"_a,

@@ -95,6 +95,9 @@ void Program::execute(ThreadTeam& team, const StepInputs& inputs, const Wanted& 
     step.partials = reinterpret_cast<float*>(partials_.get());
     step.meanwhile = meanwhile_.data();
     step.energies = wanted.energies;
+    for (const bool sampled : {false, true})
+        if (has_lora_) runs_[sampled] = adapter_runs(inputs, sampled);
+    step.runs = runs_;
     opened_.resize(stages_.size() + 1);
     Execution execution(*this, step);
     team.run(execution);
@@ -123,6 +126,7 @@ void Program::check(const StepInputs& inputs) const {
     check_all("positions", inputs.positions, inputs.rows, num_positions_);
     check_all("sampled", inputs.sampled, inputs.num_sampled, inputs.rows);
     require(inputs.num_sampled <= max_rows_, "more rows are sampled than the program was made for");
+    require(has_lora_ || !inputs.adapters, "the program was recorded without adapters");
     if (block_size_ == 0) return;
     check_all("slot_mapping", inputs.slots, inputs.rows, num_blocks_ * block_size_);
     if (!plans_.empty()) check_sequences(inputs);

@@ -19,6 +19,7 @@
 //     program.gelu_mul(out, gate_up, approximate)
 //     program.gelu(out, x, approximate)
 //     program.softcap(out, x, cap)
+//     program.lora(out, y, x, table)                   y, the product of x, and what adapters add. table: LoraTable
 //     program.finalize(output, max_rows)               output: Columns, all of one buffer
 //
 // Running, all arrays dense numpy or torch (numpy crosses over faster), dtypes as in AttentionInputs:
@@ -26,7 +27,8 @@
 //     program.run(team, token_ids, positions, slot_mapping, block_tables, query_start, seq_lens, sampled, out)
 //
 // writes to out [len(sampled), columns of output] float32 what the step's rows `sampled` (int64) have there. What
-// follows the last attention is computed for these rows only. Every number is checked; errors are ValueError, before
+// follows the last attention is computed for these rows only. `adapters` [T] int32, if given, has the number of each
+// row's adapter in the tables, below 0 for none. Every number is checked; errors are ValueError, before
 // anything runs.
 //
 //     program.find_likeliest(team, ..., sampled, chosen, failed)                        as above but for the last two
@@ -50,6 +52,7 @@
 #include <vector>
 
 #include "program/instruction.h"
+#include "program/lora.h"
 #include "thread_team.h"
 
 namespace pellucid {
@@ -70,6 +73,7 @@ public:
     void paged_attention(const Columns& out, const Columns& q, const KVPool& pool, float scale,
                          std::optional<int64_t> window, std::optional<float> softcap);
     void activate(const Columns& out, const Columns& x, Activation activation);
+    void lora(const Columns& out, const Columns& y, const Columns& x, std::shared_ptr<const LoraTable> table);
 
     void finalize(const Columns& output, int64_t max_rows);
     void run(ThreadTeam& team, const StepInputs& inputs, float* out);
@@ -152,6 +156,8 @@ private:
     Memory scratch_;
     uint32_t scratch_threads_ = 0;
     std::vector<Meanwhile> meanwhile_;  // of each thread
+    bool has_lora_ = false;
+    std::vector<AdapterRun> runs_[2];  // see Step
     Memory partials_;
     int64_t partials_size_ = 0;  // floats
     bool can_find_likeliest_ = false;

@@ -175,6 +175,27 @@ void Program::activate(const Columns& out, const Columns& x, Activation activati
     append(std::move(op));
 }
 
+void Program::lora(const Columns& out, const Columns& y, const Columns& x, std::shared_ptr<const LoraTable> table) {
+    check_read(y, "y");
+    check_read(x, "x");
+    check_write(out, "out");
+    require_count(x, table->k(), "x");
+    require_count(y, table->columns(), "y");
+    require_count(out, y.count, "out");
+    auto down = std::make_unique<LoraDown>();
+    down->table = table;
+    down->x = x;
+    down->out = {add_buffer(table->most_ranks()), 0, table->most_ranks()};
+    auto up = std::make_unique<LoraUp>();
+    up->table = std::move(table);
+    up->y = y;
+    up->low = down->out;
+    up->out = out;
+    append(std::move(down));
+    append(std::move(up));
+    has_lora_ = true;
+}
+
 // ---- attention ----
 
 void Program::check_pool(const KVPool& pool) {

@@ -24,7 +24,17 @@ struct StepInputs {
     const int32_t* query_start = nullptr;   // [S + 1]
     const int32_t* seq_lens = nullptr;      // [S]
     const int64_t* sampled = nullptr;       // [num_sampled] rows that the output is wanted of
+    const int32_t* adapters = nullptr;      // [T] number of each row's adapter, below 0 for none; null: no row has one
 };
+
+// Consecutive rows of one adapter, of all the step's rows or of those that are sampled.
+struct AdapterRun {
+    int64_t begin = 0, end = 0;
+    int32_t adapter = -1;  // below 0: none
+};
+
+constexpr int64_t kMaxRunRows = 32;  // so that a long prompt is work for several threads
+std::vector<AdapterRun> adapter_runs(const StepInputs& inputs, bool sampled);
 
 // Consecutive query tokens of one sequence, and the partitions of its keys that they see.
 struct QueryTile {
@@ -112,7 +122,9 @@ struct Step {
     float* partials = nullptr;     // of the attention layer that runs
     Meanwhile* meanwhile = nullptr;  // of each thread
     Energies* energies = nullptr;  // only while outliers are chosen, by one thread
+    const std::vector<AdapterRun>* runs = nullptr;  // of all rows, and of those that are sampled
 
+    const std::vector<AdapterRun>& adapter_runs(bool sampled) const { return runs[sampled]; }
     bool is_unread(int buffer) const { return (*buffers)[buffer].unread; }
     FloatView floats(const Columns& columns) const {
         const Buffer& buffer = (*buffers)[columns.buffer];

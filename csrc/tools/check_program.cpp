@@ -50,9 +50,27 @@ struct Weights {
     PackedWeight qkv = random_weight(kQ + 2 * kKV, kHidden, eight), out = random_weight(kHidden, kQ, eight);
     PackedWeight gate_up = random_weight(2 * kInner, kHidden, eight), down = random_weight(kHidden, kInner, eight);
     FloatTensor cosine = table(kPositions, kHeadDim / 2), sine = table(kPositions, kHeadDim / 2);
+    // Two adapters: all projections at rank 3, and at 20 those of even numbers.
+    std::shared_ptr<LoraTable> qkv_lora = lora(kHidden, {kQ, kKV, kKV}), out_lora = lora(kQ, {kHidden});
+    std::shared_ptr<LoraTable> gate_up_lora = lora(kHidden, {kInner, kInner}), down_lora = lora(kInner, {kHidden});
+
+    std::shared_ptr<LoraTable> lora(int64_t k, const std::vector<int64_t>& sizes) const {
+        auto table = std::make_shared<LoraTable>(k, sizes, 20);
+        for (const int32_t adapter : {0, 1}) {
+            const int64_t rank = adapter == 0 ? 3 : 20;
+            std::vector<PackedWeight> b(sizes.size());
+            int64_t ranks = 0;
+            for (size_t i = 0; i < b.size(); i += static_cast<size_t>(1 + adapter), ranks += rank)
+                b[i] = random_weight(sizes[i], rank, wide);
+            table->set(adapter, random_weight(ranks, k, wide), b);
+        }
+        return table;
+    }
 };
 
-void record(Program& program, const Weights& w, std::vector<Pool>& pools, int64_t max_rows) {
+int32_t adapter_of(int64_t sequence) { return static_cast<int32_t>(sequence % 3) - 1; }
+
+void record(Program& program, const Weights& w, std::vector<Pool>& pools, int64_t max_rows, bool adapts) {
     const auto buffer = [&](int64_t columns) { return Columns{program.add_buffer(columns), 0, columns}; };
     Columns update = buffer(kHidden), residual{};
     program.embedding(update, w.embedding, 1.0f, Embedding::Index::Tokens);
@@ -62,19 +80,22 @@ void record(Program& program, const Weights& w, std::vector<Pool>& pools, int64_
         residual = total;
         return x;
     };
-    const auto product = [&](const Columns& x, const PackedWeight& weight) {
+    const auto product = [&](const Columns& x, const PackedWeight& weight, std::shared_ptr<LoraTable> lora = nullptr) {
         const Columns y = buffer(weight.n);
         program.linear(y, x, weight, {});
-        return y;
+        if (!adapts || !lora) return y;
+        const Columns adapted = buffer(weight.n);
+        program.lora(adapted, y, x, std::move(lora));
+        return adapted;
     };
     for (Pool& pool : pools) {
-        const Columns qkv = product(norm(), w.qkv), turned = buffer(kQ), mixed = buffer(kQ), inner = buffer(kInner);
+        const Columns qkv = product(norm(), w.qkv, w.qkv_lora), turned = buffer(kQ), mixed = buffer(kQ), inner = buffer(kInner);
         const Columns q{qkv.buffer, 0, kQ}, k{qkv.buffer, kQ, kKV}, v{qkv.buffer, kQ + kKV, kKV};
         program.rope_and_write_kv(turned, q, k, v, w.cosine, w.sine, pool.view);
         program.paged_attention(mixed, turned, pool.view, 0.25f, std::nullopt, std::nullopt);
-        update = product(mixed, w.out);
-        program.activate(inner, product(norm(), w.gate_up), {.kind = ActivationKind::SiluMul});
-        update = product(inner, w.down);
+        update = product(mixed, w.out, w.out_lora);
+        program.activate(inner, product(norm(), w.gate_up, w.gate_up_lora), {.kind = ActivationKind::SiluMul});
+        update = product(inner, w.down, w.down_lora);
     }
     program.finalize(product(norm(), w.embedding), max_rows);
 }
@@ -88,16 +109,17 @@ int64_t token(int64_t sequence, int64_t position) { return (7 * sequence + 3 * p
 
 class Model {
 public:
-    Model(const Weights& weights, KVType type, uint32_t threads) : pools_(kLayers, Pool(type)), team_(threads) {
+    Model(const Weights& weights, KVType type, uint32_t threads, bool adapts)
+        : pools_(kLayers, Pool(type)), adapts_(adapts), team_(threads) {
         for (Pool& pool : pools_) pool = Pool(type);
-        record(program_, weights, pools_, 400);
+        record(program_, weights, pools_, 400, adapts);
         program_.poison();
     }
 
     // Logits of every row.
     std::vector<float> step(const std::vector<Chunk>& chunks) {
         std::vector<int64_t> tokens, positions, slots, sampled;
-        std::vector<int32_t> tables, starts{0}, lengths;
+        std::vector<int32_t> tables, starts{0}, lengths, adapters;
         constexpr int64_t kWidth = kPositions / kBlockSize;
         for (const Chunk& c : chunks) {
             // Sequence s has the blocks s, s + 5, s + 10 ...: never side by side.
@@ -105,6 +127,7 @@ public:
             for (int64_t p = c.start; p < c.start + c.count; ++p) {
                 tokens.push_back(token(c.sequence, p));
                 positions.push_back(p);
+                adapters.push_back(adapter_of(c.sequence));
                 slots.push_back((c.sequence + 5 * (p / kBlockSize)) % kBlocks * kBlockSize + p % kBlockSize);
             }
             starts.push_back(static_cast<int32_t>(tokens.size()));
@@ -117,7 +140,8 @@ public:
         const StepInputs inputs{.rows = rows, .num_sequences = static_cast<int64_t>(chunks.size()), .table_width = kWidth,
                       .num_sampled = rows, .token_ids = tokens.data(), .positions = positions.data(),
                       .slots = slots.data(), .block_tables = tables.data(), .query_start = starts.data(),
-                      .seq_lens = lengths.data(), .sampled = sampled.data()};
+                      .seq_lens = lengths.data(), .sampled = sampled.data(),
+                      .adapters = adapts_ ? adapters.data() : nullptr};
         program_.run(team_, inputs, out.data());
         check_likeliest(inputs, out);
         return out;
@@ -138,17 +162,19 @@ private:
     }
 
     std::vector<Pool> pools_;
+    bool adapts_;
     Program program_;
     ThreadTeam team_;
 };
 
-void check_type(const char* name, KVType type, const Weights& weights) {
+// With `adapts` some sequences have an adapter in company; alone, those without one run a program that knows of none.
+void check_type(const char* name, KVType type, const Weights& weights, bool adapts = false) {
     // Sequences 0 to 4 share no block while each is shorter than 16 blocks of 5.
     const std::vector<std::vector<Chunk>> steps = {{{0, 0, 70}, {1, 0, 1}},
                                                    {{1, 1, 33}, {0, 70, 1}, {2, 0, 7}},
                                                    {{2, 7, 1}, {0, 71, 1}, {1, 34, 1}, {3, 0, 60}},
                                                    {}};
-    Model together(weights, type, 3);
+    Model together(weights, type, 3, adapts);
     std::vector<std::vector<float>> rows(5);
     for (const auto& chunks : steps) {
         const std::vector<float> out = together.step(chunks);
@@ -159,7 +185,7 @@ void check_type(const char* name, KVType type, const Weights& weights) {
         }
     }
     for (int64_t s = 0; s < 4; ++s) {
-        Model alone(weights, type, 1);
+        Model alone(weights, type, 1, adapts && adapter_of(s) >= 0);
         const int64_t length = static_cast<int64_t>(rows[s].size()) / kVocab;
         std::vector<float> found;
         for (int64_t p = 0; p < length; ++p) {
@@ -242,6 +268,8 @@ void check_program() {
     check_type("bfloat16 model", KVType::BFloat16, weights);
     check_type("float16 model", KVType::Float16, weights);
     check_type("int8 model", KVType::Int8, weights);
+    check_type("float32 model with adapters", KVType::Float32, weights, true);
+    check_type("int8 model with adapters", KVType::Int8, weights, true);
 }
 
 }  // namespace pellucid::check

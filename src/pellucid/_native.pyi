@@ -134,6 +134,11 @@ class KVPool:
         self, k: Array, v: Array, k_scale: Array | None = None, v_scale: Array | None = None
     ) -> None: ...
 
+class LoraTable:
+    def __init__(self, k: int, sizes: list[int], max_rank: int) -> None: ...
+    def set(self, adapter: int, a: PackedWeight, b: Sequence[PackedWeight | None]) -> None: ...
+    def remove(self, adapter: int) -> None: ...
+
 class Program:
     def add_buffer(self, columns: int) -> int: ...
     def embedding(
@@ -201,6 +206,7 @@ class Program:
         seq_lens: Array,
         sampled: Array,
         out: Array,
+        adapters: Array | None = None,
     ) -> None: ...
     def find_likeliest(
         self,
@@ -214,9 +220,11 @@ class Program:
         sampled: Array,
         chosen: Array,
         failed: Array,
+        adapters: Array | None = None,
     ) -> None: ...
     @property
     def can_find_likeliest(self) -> bool: ...
+    def lora(self, out: Columns, y: Columns, x: Columns, table: LoraTable) -> None: ...
     def learn_outliers(
         self,
         token_ids: Array,

@@ -40,6 +40,7 @@ class AddRequest(_Message, tag="add"):
     user: str | None = None  # whom fair-share charges
     cache_salt: str | None = None  # only equal salts share prefix blocks
     pooling: Pooling | None = None
+    adapter: int | None = None  # number of a LoRA adapter that was loaded
 
 
 class Abort(_Message, tag="abort"):
@@ -72,7 +73,21 @@ class Vocabulary(_Message, tag="vocabulary"):
         return [self.spelling[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
-Command = AddRequest | Abort | Observe | Vocabulary
+class LoadAdapter(_Message, tag="load_adapter"):
+    """Read a LoRA adapter. The next step's `adapters` tell what came of it."""
+
+    adapter: int  # number under which requests will name it; never used twice
+    name: str
+    path: str
+
+
+class UnloadAdapter(_Message, tag="unload_adapter"):
+    """No more requests for an adapter; it is forgotten when those that have it are done."""
+
+    adapter: int
+
+
+Command = AddRequest | Abort | Observe | Vocabulary | LoadAdapter | UnloadAdapter
 
 
 # ---- engine -> front end
@@ -160,6 +175,19 @@ class StepStats(_Message):
     drafted: list[int] = []
     accepted: list[int] = []
     draft_seconds: float = 0.0  # spent on guessing
+    # Names of the LoRA adapters that requests have.
+    running_adapters: list[str] = []
+    waiting_adapters: list[str] = []
+
+
+class AdapterOutcome(msgspec.Struct, array_like=True, omit_defaults=True):
+    """What came of a `LoadAdapter`."""
+
+    adapter: int
+    digest: bytes = b""  # of its numbers
+    rank: int = 0
+    num_parameters: int = 0
+    error: str | None = None  # why it was not loaded
 
 
 class StepOutput(_Message, tag="step"):
@@ -168,6 +196,7 @@ class StepOutput(_Message, tag="step"):
     deltas: list[TokenDelta]
     stats: StepStats
     events: bytes = b""  # an encoded `events.StepEvents`, for whoever decodes it; see Observe
+    adapters: list[AdapterOutcome] = []  # since the step before
 
 
 class EngineFailed(_Message, tag="failed"):

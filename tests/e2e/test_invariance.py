@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -14,7 +15,7 @@ from pellucid.engine.core import EngineCore
 from pellucid.engine.drafting import Drafting
 from pellucid.kernels import native
 from pellucid.messages import AddRequest, TokenLogprobs, pack_tokens
-from pellucid.runner.base import KVCapacity, Runner, StepPlan
+from pellucid.runner.base import AdaptableRunner, KVCapacity, Runner, StepPlan
 from pellucid.runner.factory import create_runner
 from pellucid.sampling_params import SamplingParams
 from tests.device import DEVICE, INVARIANT_KERNELS, float_weights_too
@@ -63,13 +64,15 @@ def runner(smollm2_path: Path, request: pytest.FixtureRequest) -> Iterator[Runne
 class SmallPool:
     """A runner that owns up to fewer blocks than it has, so that the scheduler has to preempt."""
 
-    def __init__(self, runner: Runner, num_blocks: int) -> None:
+    def __init__(self, runner: AdaptableRunner, num_blocks: int) -> None:
         self._runner = runner
         self._num_blocks = num_blocks
         self.execute = runner.execute
         self.drafter = runner.drafter
         self.close = runner.close
         self.info = runner.info
+        self.load_adapter = runner.load_adapter
+        self.unload_adapter = runner.unload_adapter
 
     def kv_capacity(self) -> KVCapacity:
         return replace(self._runner.kv_capacity(), num_blocks=self._num_blocks)
@@ -90,7 +93,13 @@ def speculating(runner: Runner, answers: Answers) -> EngineCore:
     return EngineCore(runner, config.cache, config.scheduler, drafting)
 
 
-def run(core: EngineCore, names: list[str], *, temperature: float = 0.0) -> Answers:
+def run(
+    core: EngineCore,
+    names: list[str],
+    *,
+    temperature: float = 0.0,
+    adapters: Mapping[str, int] = MappingProxyType({}),
+) -> Answers:
     for index, name in enumerate(names):
         core.add(
             AddRequest(
@@ -104,6 +113,7 @@ def run(core: EngineCore, names: list[str], *, temperature: float = 0.0) -> Answ
                     logprobs=2,
                 ),
                 arrival_time=time.monotonic() + index,
+                adapter=adapters.get(name),
             )
         )
     answers: Answers = {name: [] for name in names}
@@ -148,7 +158,7 @@ def test_served_from_the_prefix_cache(runner: Runner, alone: Answers) -> None:
     assert found == sum((n - 1) // 16 * 16 for n in LENGTHS)
 
 
-def test_preempted_in_a_pool_too_small_for_all(runner: Runner, alone: Answers) -> None:
+def test_preempted_in_a_pool_too_small_for_all(runner: AdaptableRunner, alone: Answers) -> None:
     # One block more than the prompts need together: answers that grow have to fight for it.
     pool = SmallPool(runner, sum(-(-n // 16) for n in LENGTHS) + 1)
     core = engine(pool, prefix_caching=False)

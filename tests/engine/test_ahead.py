@@ -127,7 +127,7 @@ def test_requests_of_all_kinds_end_as_in_the_plain_loop(
     base = "native" if kernels == "native" else "reference"
     expected = told(engine(base, ahead=False))
     if kernels in ("device", "graphs"):
-        monkeypatch.setattr("pellucid.runner.executor.TorchSampler", OnDevice)
+        monkeypatch.setattr("pellucid.runner.torch_executor.TorchSampler", OnDevice)
     if kernels == "graphs":
         recorder = TapeRecorder()
         monkeypatch.setattr(torch_runner.device_api, "graph_recorder", lambda _: recorder)
@@ -143,7 +143,7 @@ def test_no_kind_of_request_waits_for_tokens_before_the_next_step_is_launched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """But those that want log probabilities of their prompt."""
-    monkeypatch.setattr("pellucid.runner.executor.TorchSampler", OnDevice)
+    monkeypatch.setattr("pellucid.runner.torch_executor.TorchSampler", OnDevice)
     monkeypatch.setitem(KINDS[0], "prompt_logprobs", None)
     ahead, launching = engine("reference", ahead=True), []
     execute, wait = ahead.runner.execute, Fetched.wait

@@ -38,11 +38,18 @@ BLOCK_SIZE = 4
 ROUNDING = 0.02
 
 
-def load(path: Path, ops: ReferenceOps, scheme: Scheme = "none", dtype: str = "float32") -> Model:
+def load(
+    path: Path,
+    ops: ReferenceOps,
+    scheme: Scheme = "none",
+    dtype: str = "float32",
+    max_lora_rank: int | None = None,
+) -> Model:
     files = ModelFiles("gguf" if path.suffix == ".gguf" else "hf", path, path.name)
     config = load_config(files)
     weights = quantized(open_weights(files, config), scheme)
-    model = build_model(config, weights, ops, getattr(torch, dtype), CPU)
+    numbers = getattr(torch, dtype)
+    model = build_model(config, weights, ops, numbers, CPU, max_lora_rank=max_lora_rank)
     weights.close()
     return model
 
@@ -74,6 +81,7 @@ class Replay:
         self.team = native.thread_team(2)
         self.vocab = config.vocab_size
         self.sequences = sequences
+        self.adapters: Tensor | None = None  # of the next step's rows
         self.done = [0] * len(sequences)
         self.pool = Pool(BLOCK_SIZE, blocks)
         for tokens in sequences:
@@ -95,6 +103,7 @@ class Replay:
             inputs.seq_lens,
             torch.arange(len(tokens)),
             out,
+            *(() if self.adapters is None else (self.adapters,)),
         )
         for s, _, count in chunks:
             self.done[s] += count

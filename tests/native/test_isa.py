@@ -46,7 +46,7 @@ def test_all_other_tests_on(isa: str) -> None:
     assert shown.stdout.strip() == isa, shown.stderr
     if isa == native.isa():
         return  # the tests beside this one run on it
-    names = ("gemm", "row_ops", "attention", "program", "sampling")
+    names = ("gemm", "row_ops", "attention", "program", "sampling", "lora")
     tests = [str(HERE / f"test_{name}.py") for name in names]
     result = run(isa, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests)
     assert result.returncode == 0, result.stdout[-3000:]

@@ -15,7 +15,7 @@ from pellucid.kernels.native import NativeOps
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model, random_weights
-from pellucid.runner import executor
+from pellucid.runner import native_executor
 from pellucid.runner.batch import StepRows
 from pellucid.runner.executor import Executor, make_executor
 
@@ -77,7 +77,7 @@ def test_both_executors_agree() -> None:
 def test_logits_beyond_the_limit_are_computed_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = np.arange(ROWS)
     whole = make(NativeOps()).launch(step(), wanted).logits(0, ROWS)
-    monkeypatch.setattr(executor, "MAX_LOGITS_BYTES", 4 * CONFIG.vocab_size * 16)
+    monkeypatch.setattr(native_executor, "MAX_LOGITS_BYTES", 4 * CONFIG.vocab_size * 16)
     forward = make(NativeOps()).launch(step(), wanted)
     parts = [forward.logits(i, min(i + 7, ROWS)).copy() for i in range(0, ROWS, 7)]
     assert np.array_equal(np.concatenate(parts), whole)

@@ -14,7 +14,7 @@ from pellucid.config import EngineConfig
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model, random_weights
-from pellucid.runner import executor, graphs, torch_runner
+from pellucid.runner import graphs, torch_runner
 from pellucid.runner.base import Chunk, NewRow, StepPlan
 from pellucid.runner.graphs import GraphExecutor, context_buckets, row_buckets
 from pellucid.runner.torch_runner import TorchRunner
@@ -147,10 +147,7 @@ def test_steps_with_prompts_run_op_by_op() -> None:
     assert (recorder.num_recorded, recorder.num_replayed) == before
 
 
-def test_buckets_reach_to_max_num_seqs_whatever_the_vocabulary(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(executor, "MAX_LOGITS_BYTES", 4 * PLAIN.vocab_size * 2)
+def test_buckets_reach_to_max_num_seqs() -> None:
     runner = make_runner(PLAIN, TapeRecorder(), max_num_seqs=40)
     greedy = SamplingParams(temperature=0.0)
     Driver(runner).run({f"r{i}": Job([1, 2, i], greedy, num_tokens=3) for i in range(40)})

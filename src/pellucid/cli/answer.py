@@ -47,6 +47,8 @@ async def stream_answer(
 ) -> Answer:
     """Answer a text or a conversation; `on_text` gets every piece as it arrives.
 
+    With the model's LoRA adapter, the first if there are several.
+
     Raises:
         BadRequest: the prompt or a parameter cannot be served.
         EngineDead: the engine failed.
@@ -54,7 +56,8 @@ async def stream_answer(
     prompt_ids = llm.encode(prompt) if isinstance(prompt, str) else await llm.chat_prompt(prompt)
     pieces: list[str] = []
     num_tokens = 0
-    async for delta in llm.generate(prompt_ids, params):
+    adapter = next(iter(llm.adapters), None)
+    async for delta in llm.generate(prompt_ids, params, adapter=adapter):
         pieces.append(delta.text)
         on_text(delta.text)
         num_tokens += len(delta.token_ids)

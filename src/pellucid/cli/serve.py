@@ -11,7 +11,7 @@ def serve(engines: list[EngineConfig], server: ServerConfig, gateway: GatewayCon
     """Serve a model, or several by name, over the OpenAI API.
 
     Downloads the models if need be, loads the first, and prints where it listens once that can
-    answer. Others are loaded when they are asked for.
+    answer. Others are loaded when they are asked for. LoRA adapters are the first model's.
     """
     import logging
 
@@ -32,8 +32,16 @@ def serve(engines: list[EngineConfig], server: ServerConfig, gateway: GatewayCon
         needs_key = bool(gateway.access.api_key or gateway.access.api_key_file)
         _greet(url, models, needs_key=needs_key, has_page=server.page)
 
+    others = [_without_adapters(engine) for engine in engines[1:]]
     with status:
-        run_server(engines[0], server, on_ready, gateway, others=engines[1:])
+        run_server(engines[0], server, on_ready, gateway, others=others)
+
+
+def _without_adapters(engine: EngineConfig) -> EngineConfig:
+    """LoRA adapters are for one model, and settings are the same for all."""
+    from msgspec.structs import replace
+
+    return replace(engine, model=replace(engine.model, lora=[]))
 
 
 def _greet(url: str, models: list[str], *, needs_key: bool, has_page: bool) -> None:

@@ -42,6 +42,23 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         str | None, about("Folder for downloaded models; ~/.cache/pellucid by default.")
     ] = None
     offline: Annotated[bool, about("Never touch the network; use what is already there.")] = False
+    lora: Annotated[
+        list[str],
+        about("LoRA adapter, NAME=PATH, served as a model of that name; repeat it for several."),
+    ] = []
+    max_lora_rank: Annotated[int, about("Largest rank of a LoRA adapter.", ge=1, le=4096)] = 64
+
+    def adapters(self) -> dict[str, str]:
+        """Path of each adapter of `lora`, by name. Raises ConfigError."""
+        found: dict[str, str] = {}
+        for setting in self.lora:
+            name, equals, path = setting.partition("=")
+            if not (name and equals and path):
+                raise ConfigError(f"lora: {setting!r} is not of the form NAME=PATH", param="lora")
+            if name in found:
+                raise ConfigError(f"lora: two adapters are called {name!r}", param="lora")
+            found[name] = path
+        return found
 
 
 class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -54,6 +54,10 @@ class HostingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             "model stays and others go after 300."
         ),
     ] = None
+    allow_lora_updates: Annotated[
+        str | None,
+        about("Folder whose LoRA adapters clients may load and unload; none may, if unset."),
+    ] = None
     load_timeout: Annotated[
         float,
         about("Seconds that a model which a request asks for may take to load.", gt=0.0, le=1e6),

@@ -10,6 +10,7 @@ from copy import copy
 import msgspec
 
 from pellucid.config import CacheSettings, SchedulerSettings
+from pellucid.engine.adapters import Adapters, names_of
 from pellucid.engine.drafting import Drafting
 from pellucid.engine.grammars import GrammarQueue
 from pellucid.engine.kv_cache import KVCacheManager
@@ -19,11 +20,14 @@ from pellucid.engine.request import Request
 from pellucid.engine.scheduler import Counters, Scheduler
 from pellucid.messages import (
     Abort,
+    AdapterOutcome,
     AddRequest,
     Command,
+    LoadAdapter,
     StepOutput,
     StepStats,
     TokenDelta,
+    UnloadAdapter,
     Vocabulary,
 )
 from pellucid.runner.base import Runner, StepPlan, StepResult
@@ -58,6 +62,8 @@ class EngineCore:
         )
         self._grammars = GrammarQueue(self.info)
         self._eos = frozenset(self.info.eos_token_ids)
+        self._adapters = Adapters(runner)
+        self._adapter_outcomes: list[AdapterOutcome] = []
         self._refused: list[TokenDelta] = []
         self._untold = False  # the state changed outside a step: the next one is made to tell it
         self._recorder = Recorder(self.scheduler)
@@ -81,6 +87,12 @@ class EngineCore:
             self.abort(command.request_ids)
         elif isinstance(command, Vocabulary):
             self._grammars.learn(command)
+        elif isinstance(command, LoadAdapter):
+            self._adapter_outcomes.append(self._adapters.load(command))
+            self._untold = True
+        elif isinstance(command, UnloadAdapter):
+            self._adapters.unload(command.adapter)
+            self._untold = True
         else:
             self._recorder.listen(command)
             self._untold |= self._recorder.active  # an idle engine's snapshot does not wait
@@ -91,8 +103,16 @@ class EngineCore:
         The front end refuses such requests with a 400; this is the second lock on the door, since a
         bad id would reach native code and a prompt without room would wait for ever.
         """
-        request = Request(message, max_model_len=self.info.max_model_len, eos_token_ids=self._eos)
+        number = message.adapter
+        request = Request(
+            message,
+            max_model_len=self.info.max_model_len,
+            eos_token_ids=self._eos,
+            adapter=None if number is None else self._adapters.find(number),
+        )
         problem = self._problem(request)
+        if number is not None and request.adapter is None:
+            problem = "the adapter is not loaded"
         if problem is None:
             self.scheduler.add(request)
             if message.sampling.grammar is not None:
@@ -155,7 +175,9 @@ class EngineCore:
         planned: float,
     ) -> StepOutput:
         """What is told of a step; `plan` holds the chunks that had a result."""
-        output = StepOutput(deltas=deltas, stats=stats)
+        output = StepOutput(deltas=deltas, stats=stats, adapters=self._adapter_outcomes)
+        self._adapter_outcomes = []
+        self._adapters.sweep(self.scheduler.requests.values())
         if self._recorder.active:
             output.events = self._recorder.step(
                 plan,
@@ -210,6 +232,8 @@ class EngineCore:
         counters, drafting = self.scheduler.counters, self.scheduler.drafting
         draft_seconds = drafting.seconds if drafting is not None else 0.0
         checked = [(i, len(chunk.drafts)) for i, chunk in enumerate(plan.chunks) if chunk.drafts]
+        running = names_of(self.scheduler.running.values()) if self._adapters else []
+        waiting = names_of(self.scheduler.waiting.values()) if self._adapters else []
         return StepStats(
             step=plan.step,
             time=time.monotonic(),
@@ -228,4 +252,6 @@ class EngineCore:
             drafted=[num_drafts for _, num_drafts in checked],
             accepted=[max(0, len(result.token_ids[i]) - 1) for i, _ in checked] if result else [],
             draft_seconds=draft_seconds,
+            running_adapters=running,
+            waiting_adapters=waiting,
         )

@@ -46,6 +46,7 @@ class Queued(_Event):
     time: float
     num_prompt_tokens: int
     max_total_tokens: int
+    adapter: str = ""  # name of its LoRA adapter, if it has one
 
 
 class Admitted(_Event):

@@ -143,9 +143,9 @@ class KVCacheManager:
         hashes, size = request.block_hashes, self.block_size
         while len(hashes) < num_blocks:
             index = len(hashes)
-            parent = hashes[-1] if hashes else (request.cache_salt or "").encode()
+            parent = hashes[-1] if hashes else _root(request)
             tokens = array("i", request.token_ids[index * size : (index + 1) * size]).tobytes()
-            # The index tells a salt from a parent, and tokens of a block are always as many bytes.
+            # The index tells a root from a parent, and tokens of a block are always as many bytes.
             place = index.to_bytes(4, "little")
             hashes.append(hashlib.sha256(place + parent + tokens).digest())
         return hashes[:num_blocks] if len(hashes) > num_blocks else hashes
@@ -217,3 +217,10 @@ class KVCacheManager:
                     raise AssertionError(f"block {block} of {request} is shared and unwritten")
         if not set(self._in_progress.values()) <= {r.request_id for r in live}:
             raise AssertionError("a block is awaited from a request that has left")
+
+
+def _root(request: Request) -> bytes:
+    """What comes before the first block of a prefix: only equal roots share blocks."""
+    salt = (request.cache_salt or "").encode()
+    # No UTF-8 begins with 0xff, so no salt looks like an adapter's mark.
+    return salt if request.adapter is None else b"\xff" + request.adapter.digest + salt

@@ -220,6 +220,7 @@ class Recorder:
             now,
             request.num_prompt_tokens,
             request.max_total_tokens,
+            request.adapter.name if request.adapter else "",
         )
         self._numbers[request.request_id] = queued
         self._next_number += 1

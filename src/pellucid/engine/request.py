@@ -23,6 +23,7 @@ from pellucid.messages import (
 from pellucid.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from pellucid.engine.adapters import Adapter
     from pellucid.grammar.compiler import Grammar
     from pellucid.runner.base import Chunk
 
@@ -37,6 +38,7 @@ class Request:
     """One sequence on its way through the engine."""
 
     __slots__ = (
+        "adapter",
         "arrival_time",
         "block_hashes",
         "block_table",
@@ -65,7 +67,12 @@ class Request:
     )
 
     def __init__(
-        self, message: AddRequest, *, max_model_len: int, eos_token_ids: frozenset[int]
+        self,
+        message: AddRequest,
+        *,
+        max_model_len: int,
+        eos_token_ids: frozenset[int],
+        adapter: Adapter | None = None,
     ) -> None:
         self.request_id = message.request_id
         self.token_ids = unpack_tokens(message.prompt)
@@ -80,6 +87,7 @@ class Request:
         self.is_ready = message.sampling.grammar is None  # else once `grammar` is compiled
         self.grammar: Grammar | None = None
         self.pooling: Pooling | None = message.pooling
+        self.adapter = adapter
         self.priority = message.priority
         self.user = message.user
         self.cache_salt = message.cache_salt

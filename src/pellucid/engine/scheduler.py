@@ -201,6 +201,7 @@ class Scheduler:
             sampling=request.sampling,
             grammar=request.grammar,
             pooling=request.pooling,
+            adapter=None if request.adapter is None else request.adapter.number,
         )
         if self.watcher is not None:
             self.watcher.admitted(request, num_found, is_return=is_return)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from pellucid.config import EngineConfig
 from pellucid.engine.client import EngineClient, ProcessClient
 from pellucid.errors import EngineDead
+from pellucid.frontend.adapters import Adapters
 from pellucid.frontend.embedding import NOTHING_SAMPLED, vector_of
 from pellucid.frontend.events import EventHub
 from pellucid.frontend.generation import Generation
@@ -69,6 +70,7 @@ class AsyncLLM:
         self.retry_after: float | None = None  # seconds; told to who comes while it is dead
         self.listeners: list[StatsListener] = []
         self.events = EventHub(self._send_quietly)
+        self.adapters = Adapters(self._send)  # LoRA adapters that requests may have
         self._client: EngineClient = client or ProcessClient(config)
         self._text = text
         self._info: EngineInfo | None = None
@@ -110,6 +112,12 @@ class AsyncLLM:
             self.tokenizer, self.config.scheduler, self._retries, self.listeners, self._tell_aborted
         )
         self._attach(info)
+        try:
+            for name, path in self.config.model.adapters().items():
+                await self.adapters.load(name, path)
+        except BaseException:
+            await self.close()
+            raise
 
     async def restart(self, client: EngineClient) -> None:
         """Put a new engine in the place of the dead one; requests without a token go to it.
@@ -127,6 +135,7 @@ class AsyncLLM:
             raise
         self._attach(info)
         try:
+            await self.adapters.load_again()
             self._hand_over(self._requests.take_orphans())
         except EngineDead as error:
             self._die(error)
@@ -255,6 +264,9 @@ class AsyncLLM:
     def open(self, request: PreparedRequest) -> Generation:
         """Hand a prepared request to the engine. Raises BadRequest, Overloaded, EngineDead."""
         self._check_alive()
+        for sequence in request.sequences:
+            if sequence.adapter is not None:
+                self.adapters.check(sequence.adapter)
         self._requests.check_room(len(request.sequences), self._num_preparing)
         generation = self._requests.add(request)
         try:
@@ -327,6 +339,11 @@ class AsyncLLM:
     def _tell_aborted(self, request_ids: list[str]) -> None:
         self._send_quietly(Abort(request_ids=request_ids))
 
+    def _send(self, command: Command) -> None:
+        """Raises EngineDead."""
+        self._check_alive()
+        self._client.send(command)
+
     def _send_quietly(self, command: Command) -> None:
         if self._death is None:
             with contextlib.suppress(EngineDead):  # a dead engine has nothing to abort or to tell
@@ -346,6 +363,7 @@ class AsyncLLM:
 
     def _take(self, output: StepOutput) -> None:
         self._requests.take(output)
+        self.adapters.take(output.adapters)
         if output.events:
             self.events.publish(output.events)
 
@@ -357,6 +375,7 @@ class AsyncLLM:
                 death.retry_after = self.retry_after
             if self._info is not None:
                 self._requests.engine_died(death)
+            self.adapters.engine_died(death)
             self.died.set()
 
     def _attach(self, info: EngineInfo) -> None:

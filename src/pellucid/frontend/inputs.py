@@ -23,6 +23,7 @@ from pellucid.messages import AddRequest, EngineInfo, Pooling, pack_tokens
 from pellucid.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from pellucid.frontend.adapters import Adapter
     from pellucid.frontend.tokenizer import Tokenizer
 
 INLINE_CHARS = 2000  # tokenised on the event loop in about a millisecond; longer goes to a thread
@@ -43,6 +44,7 @@ class RequestOptions(TypedDict, total=False):
     prompt_field: str  # what errors about the prompt call it, "prompt" by default
     structured_field: str  # the same for structured_outputs
     pooling: Pooling | None  # a vector of the prompt instead of answers to it
+    adapter: Adapter | None  # one of `AsyncLLM.adapters`, which changes the model for the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class InputProcessor:
         prompt_field: str = "prompt",
         structured_field: str = "structured_outputs",
         pooling: Pooling | None = None,
+        adapter: Adapter | None = None,
     ) -> PreparedRequest:
         """Tokenise, check and split into one sequence per answer; see `RequestOptions`.
 
@@ -119,6 +122,7 @@ class InputProcessor:
             user=user,
             cache_salt=cache_salt,
             pooling=pooling,
+            adapter=None if adapter is None else adapter.number,
         )
         sequences = [template]
         if pooling is None:

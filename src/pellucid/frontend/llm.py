@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from pellucid.config import EngineConfig
 from pellucid.engine.client import offline_client
 from pellucid.errors import BadRequest, EngineDead
+from pellucid.frontend.adapters import Adapter
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.embedding import NOTHING_SAMPLED, vector_of
 from pellucid.frontend.inputs import PreparedRequest
@@ -95,6 +96,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | None = None,
         use_progress_bar: bool = True,
     ) -> list[RequestOutput]:
         """Answer every prompt; outputs come in the order of the prompts.
@@ -104,18 +106,21 @@ class LLM:
         Args:
             prompts: a text, its token ids, or a list of these.
             params: for all prompts, or one for each.
+            adapter: name of a LoRA adapter of the setting `lora`.
 
         Raises:
             BadRequest: a prompt or its parameters cannot be served.
             EngineDead: the engine failed, or `close` was called.
         """
-        return self._run(self._generate(_prompt_list(prompts), params, use_progress_bar))
+        work = self._generate(_prompt_list(prompts), params, adapter, use_progress_bar)
+        return self._run(work)
 
     def chat(
         self,
         messages: Messages | Sequence[Messages],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | None = None,
         use_progress_bar: bool = True,
         **template_options: Any,
     ) -> list[RequestOutput]:
@@ -131,7 +136,7 @@ class LLM:
                 await self._engine.chat_prompt(conversation, **template_options)
                 for conversation in conversations
             ]
-            return await self._generate(prompts, params, use_progress_bar)
+            return await self._generate(prompts, params, adapter, use_progress_bar)
 
         return self._run(run())
 
@@ -141,6 +146,7 @@ class LLM:
         *,
         pooling: Pooling = "last",
         normalize: bool = True,
+        adapter: str | None = None,
     ) -> list[list[float]]:
         """A vector of every prompt, in their order; see `AsyncLLM.embed`.
 
@@ -152,8 +158,9 @@ class LLM:
         """
 
         async def run() -> list[list[float]]:
+            found = self._adapter(adapter)
             requests = [
-                await self._engine.prepare(prompt, NOTHING_SAMPLED, pooling=pooling)
+                await self._engine.prepare(prompt, NOTHING_SAMPLED, pooling=pooling, adapter=found)
                 for prompt in _prompt_list(prompts)
             ]
             outputs = await self._run_all(requests)
@@ -180,11 +187,12 @@ class LLM:
         self,
         prompts: list[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        adapter: str | None,
         use_progress_bar: bool,
     ) -> list[RequestOutput]:
-        each = _params_list(params, len(prompts))
+        each, found = _params_list(params, len(prompts)), self._adapter(adapter)
         requests = [
-            await self._engine.prepare(prompt, one)
+            await self._engine.prepare(prompt, one, adapter=found)
             for prompt, one in zip(prompts, each, strict=True)
         ]
         if not use_progress_bar or not requests:
@@ -195,6 +203,10 @@ class LLM:
                 return await self._run_all(requests)
             finally:
                 self._engine.listeners.remove(bar)
+
+    def _adapter(self, name: str | None) -> Adapter | None:
+        """Raises ModelNotFound."""
+        return None if name is None else self._engine.adapters.find(name)
 
     async def _run_all(self, requests: list[PreparedRequest]) -> list[RequestOutput]:
         """Keep the engine's rows and its queue filled, and no more: a short queue is cheap."""

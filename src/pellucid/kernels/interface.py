@@ -29,6 +29,10 @@ Weight = Any
 """A matrix in the form that a backend's `pack` gave it: only that backend's ops look inside."""
 
 
+LowRank = tuple[Tensor, Tensor]
+"""A LoRA adapter's A [rank, in] and B [out, rank] of one projection, float32; see `lora`."""
+
+
 @dataclass(frozen=True, slots=True)
 class IntegerMatrix:
     """Rows of a quantised matrix, [n, k] as integers with a scale per group of columns.

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pellucid.kernels.interface import AttentionInputs, KVLayer, Matrix
-from pellucid.kernels.native_weights import NativeWeight, pack_matrices
+from pellucid.kernels.lora import AdaptedRows, LoraSlot
+from pellucid.kernels.native_weights import NativeLoraSlot, NativeWeight, pack_matrices
 from pellucid.kernels.reference import ReferenceOps
 
 if TYPE_CHECKING:
@@ -207,6 +208,24 @@ class NativeOps(ReferenceOps):
         parts = torch.split(out, sizes, dim=1)
         for part, piece, piece_bias in zip(parts, weight.pieces, biases, strict=True):
             tape.program.linear(tape.columns(part), tape.columns(x), piece, piece_bias)
+        return out
+
+    def lora_slot(
+        self,
+        sizes: Sequence[int],
+        in_size: int,
+        max_rank: int,
+        rows: AdaptedRows,
+        device: torch.device,
+    ) -> LoraSlot:
+        return NativeLoraSlot(sizes, in_size, max_rank, rows, device)
+
+    def add_lora(self, y: Tensor, x: Tensor, slot: LoraSlot) -> Tensor:
+        if not isinstance(slot, NativeLoraSlot):
+            raise TypeError("the slot is not one of these ops")
+        tape = self.tape
+        out = tape.new(y.shape[1])
+        tape.program.lora(tape.columns(out), tape.columns(y), tape.columns(x), slot.table)
         return out
 
     def logits(self, x: Tensor, weight: NativeWeight) -> Tensor:

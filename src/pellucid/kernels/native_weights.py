@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.kernels.interface import IntegerMatrix, Matrix
+from pellucid.kernels.interface import IntegerMatrix, LowRank, Matrix
+from pellucid.kernels.lora import LoraSlot
 
 if TYPE_CHECKING:
     from pellucid import _native
@@ -82,6 +84,24 @@ def pack_float(w: Tensor) -> _native.PackedWeight:
             w.contiguous().view(torch.uint16).numpy(), round_activations=True
         )
     return _native.pack_float(w.float().contiguous().numpy())
+
+
+class NativeLoraSlot(LoraSlot):
+    """Adapters in the tables that programs read. Not to be changed while one runs."""
+
+    @cached_property
+    def table(self) -> _native.LoraTable:
+        from pellucid import _native
+
+        return _native.LoraTable(self.in_size, self.sizes, self.max_rank)
+
+    def set(self, adapter: int, parts: Sequence[LowRank | None]) -> None:
+        stacked = torch.cat([part[0].float() for part in parts if part is not None])
+        ups = [None if part is None else pack_float(part[1].float()) for part in parts]
+        self.table.set(adapter, pack_float(stacked), ups)
+
+    def remove(self, adapter: int) -> None:
+        self.table.remove(adapter)
 
 
 def _joined(pieces: list[_native.PackedWeight]) -> list[_native.PackedWeight]:

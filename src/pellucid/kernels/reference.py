@@ -24,10 +24,12 @@ from torch import Tensor
 from pellucid.kernels import reference_attention
 from pellucid.kernels.int8_heads import round_heads
 from pellucid.kernels.interface import AttentionInputs, KVLayer, Matrix, Weight
+from pellucid.kernels.lora import AdaptedRows, LoraSlot
 from pellucid.kernels.ranks import ALONE, Ranks
 
 LOGIT_ROWS = 4096  # of the head, widened at a time: they should stay in the cache
 LINEAR_TILE = 16  # rows of a float32 product on the CPU
+DEVICE_TILE = 64  # rows of an adapter's products elsewhere
 # Others that are used wherever they turn out to give the same bits: to decode a few sequences
 # without computing a full tile, and because larger ones cost less per row.
 SMALL_TILES = (4, 8)
@@ -71,6 +73,21 @@ class ReferenceOps:
         if x.dtype == torch.float32 and x.device.type == "cpu":
             return _linear_in_tiles(x, weight, bias)
         return F.linear(x, weight, bias)
+
+    def lora_slot(
+        self,
+        sizes: Sequence[int],
+        in_size: int,
+        max_rank: int,
+        rows: AdaptedRows,
+        device: torch.device,
+    ) -> LoraSlot:
+        """Room for what adapters add to one product; see `LoraSlot`."""
+        return LoraSlot(sizes, in_size, max_rank, rows, device)
+
+    def add_lora(self, y: Tensor, x: Tensor, slot: LoraSlot) -> Tensor:
+        """`y` [T, out], the product of `x` [T, in], plus what the rows' adapters add to it."""
+        return slot.add(y, x, _linear_in_tiles if x.device.type == "cpu" else _padded_linear)
 
     def logits(self, x: Tensor, weight: Weight) -> Tensor:
         """`x` [n, hidden] times `weight` [vocab, hidden] transposed -> [n, vocab] float32.
@@ -214,7 +231,14 @@ def compile_row_ops(ops: ReferenceOps) -> None:
             setattr(ops, name, torch.compile(getattr(ops, name), dynamic=True))
 
 
-def _linear_in_tiles(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _padded_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Products of one shape, so that a device takes one kernel for them, and one order of sums."""
+    parts = x.split(DEVICE_TILE)
+    padded = [F.pad(part, (0, 0, 0, DEVICE_TILE - len(part))) for part in parts]
+    return torch.cat([F.linear(part, weight) for part in padded])[: len(x)]
+
+
+def _linear_in_tiles(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = x.shape[0]
     results = []
     start = 0

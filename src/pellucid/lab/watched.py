@@ -18,7 +18,7 @@ from pellucid.lab.subject import RANDOM_MODEL
 from pellucid.models.base import Model
 from pellucid.models.registry import build_model, random_weights
 from pellucid.runner.device import pick_dtype
-from pellucid.runner.executor import NativeExecutor
+from pellucid.runner.native_executor import NativeExecutor
 from pellucid.runner.torch_runner import TorchRunner
 
 

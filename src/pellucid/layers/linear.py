@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pellucid.kernels.interface import Weight
+from pellucid.kernels.lora import LoraSlot
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.layers.loading import Loader
 
@@ -15,10 +16,17 @@ from pellucid.layers.loading import Loader
 class Linear:
     """`x W^T + b`; W [out, in] may stack several projections of the same input."""
 
-    def __init__(self, ops: ReferenceOps, weight: Weight, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        ops: ReferenceOps,
+        weight: Weight,
+        bias: Tensor | None = None,
+        lora: LoraSlot | None = None,
+    ) -> None:
         self.ops = ops
         self.weight = weight
         self.bias = bias
+        self.lora = lora
 
     @classmethod
     def load(
@@ -29,18 +37,22 @@ class Linear:
         One product over stacked weights reads the input once and keeps a device busier.
         """
         weight = loader.matrix([f"{name}.weight" for name in names], sizes, in_size)
+        lora = loader.adapters.slot(names, sizes, in_size) if loader.adapters else None
         if not bias:
-            return cls(loader.ops, weight)
+            return cls(loader.ops, weight, lora=lora)
         dtype = loader.activation_dtype
         biases = [
             loader.tensor(f"{name}.bias", (size,), dtype)
             for name, size in zip(names, sizes, strict=True)
         ]
-        return cls(loader.ops, weight, torch.cat(biases))
+        return cls(loader.ops, weight, torch.cat(biases), lora)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
-        return self.ops.linear(x, self.weight, self.bias)
+        y = self.ops.linear(x, self.weight, self.bias)
+        if self.lora is None or not self.lora.rows.groups:
+            return y
+        return self.ops.add_lora(y, x, self.lora)
 
 
 class SummedLinear(Linear):

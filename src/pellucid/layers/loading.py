@@ -16,6 +16,7 @@ from torch import Tensor
 from pellucid.errors import ModelError
 from pellucid.kernels.interface import IntegerMatrix, Weight
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.layers.adapters import Adapters
 
 
 class WeightSource(Protocol):
@@ -53,6 +54,7 @@ class Loader:
     ops: ReferenceOps
     dtype: torch.dtype
     device: torch.device
+    adapters: Adapters | None = None  # where products leave room for them
 
     @property
     def activation_dtype(self) -> torch.dtype:

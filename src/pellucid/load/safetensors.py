@@ -29,16 +29,16 @@ class SafetensorsFolder:
         shapes: shape of every tensor, by its name in the files.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Open the checkpoint in `folder`.
+    def __init__(self, folder: Path, single: str = SINGLE) -> None:
+        """Open the checkpoint in `folder`: the file `single`, or a model's shards.
 
         Raises:
             ModelError: no checkpoint, pickles only, a bad index, or a missing or damaged file.
         """
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._file_of: dict[str, Any] = {}
-        promised = _indexed(folder)
-        for shard in sorted(set(promised.values())) or [SINGLE]:
+        promised = _indexed(folder, single)
+        for shard in sorted(set(promised.values())) or [single]:
             self._open(folder / shard)
         for name, shard in promised.items():
             if name not in self.shapes:
@@ -86,12 +86,12 @@ class SafetensorsFolder:
             raise ModelError(f"{path.name} is damaged: {error}") from None
 
 
-def _indexed(folder: Path) -> dict[str, str]:
+def _indexed(folder: Path, single: str) -> dict[str, str]:
     """Tensor name -> shard, from the index; empty for a checkpoint of one file."""
-    if (folder / SINGLE).is_file():
+    if (folder / single).is_file():
         return {}
-    if not (folder / INDEX).is_file():
-        raise _no_checkpoint(folder)
+    if single != SINGLE or not (folder / INDEX).is_file():
+        raise _no_checkpoint(folder, single)
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{INDEX} has no weight_map")
@@ -106,11 +106,13 @@ def _indexed(folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def _no_checkpoint(folder: Path) -> ModelError:
+def _no_checkpoint(folder: Path, single: str) -> ModelError:
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         return ModelError(
             f"{folder} holds its weights as a pickle ({pickles[0]}); pickles can run any code and"
-            " are never loaded: convert the model to safetensors or GGUF"
+            " are never loaded: convert them to safetensors or GGUF"
         )
+    if single != SINGLE:
+        return ModelError(f"{folder} does not hold {single}")
     return ModelError(f"{folder} holds neither {SINGLE} nor {INDEX}")

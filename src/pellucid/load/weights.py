@@ -223,7 +223,7 @@ def _check(
     where: str,
 ) -> None:
     """Compare what the file must hold with what it holds."""
-    wanted = _stored_shapes(stored, shapes)
+    wanted = stored_shapes(stored, shapes)
     for name, shape in wanted.items():
         if name not in present:
             raise ModelError(f"{where}: tensor {name} is missing")
@@ -240,7 +240,7 @@ def _check(
         )
 
 
-def _stored_shapes(stored: Mapping[str, Stored], shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+def stored_shapes(stored: Mapping[str, Stored], shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """Shape that each of the file's tensors must have."""
     wanted: dict[str, Shape] = {}
     for name, location in stored.items():

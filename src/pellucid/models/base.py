@@ -15,12 +15,14 @@ stream until the next norm adds it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from torch import Tensor
 
 from pellucid.kernels.interface import AttentionInputs, KVLayer
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.layers.adapters import Adapters
 from pellucid.layers.embedding import LMHead
 from pellucid.models.config import ModelConfig
 
@@ -58,6 +60,7 @@ class Model:
     layers: Sequence[Layer]
     final_norm: Norm
     lm_head: LMHead
+    adapters: Adapters | None = None
 
     def embed(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """The first update and the stream before it, [T, hidden] each; None if that is empty."""
@@ -80,6 +83,16 @@ class Model:
             update, x = layer(update, x, inputs, cache)
         normed, _ = self.final_norm.add(update, x)
         return normed
+
+    def adapted(self, groups: list[tuple[int, Tensor]]) -> AbstractContextManager[None]:
+        """While this is open, `forward` is of a step whose rows have adapters; see `AdaptedRows`.
+
+        Raises:
+            RuntimeError: the model was built without room for adapters.
+        """
+        if self.adapters is None:
+            raise RuntimeError("the model was built without adapters")
+        return self.adapters.rows(groups)
 
     def logits(self, rows: Tensor) -> Tensor:
         """[n, hidden] -> [n, vocab] float32."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pellucid.kernels.interface import AttentionInputs, KVLayer
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.layers.adapters import Adapters
 from pellucid.layers.attention import Attention
 from pellucid.layers.embedding import LMHead, TokenEmbedding
 from pellucid.layers.loading import Loader, WeightSource
@@ -75,11 +76,13 @@ class Decoder(Model):
         dtype: torch.dtype,
         device: torch.device,
         max_model_len: int,
+        adapters: Adapters | None = None,
     ) -> None:
-        loader = Loader(weights, ops, dtype, device)
+        loader = Loader(weights, ops, dtype, device, adapters)
         vocab, hidden = config.vocab_size, config.hidden_size
         self.config = config
         self.ops = ops
+        self.adapters = adapters
         self.embedding = TokenEmbedding(
             loader, "model.embed_tokens", vocab, hidden, config.embedding_scale
         )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pellucid.kernels.interface import AttentionInputs, KVLayer
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.layers.adapters import Adapters
 from pellucid.layers.attention import Attention
 from pellucid.layers.embedding import Embedding, LMHead, TokenEmbedding
 from pellucid.layers.linear import Linear, SummedLinear
@@ -53,11 +54,13 @@ class GPT2(Model):
         ops: ReferenceOps,
         dtype: torch.dtype,
         device: torch.device,
+        adapters: Adapters | None = None,
     ) -> None:
-        loader = Loader(weights, ops, dtype, device)
+        loader = Loader(weights, ops, dtype, device, adapters)
         hidden = config.hidden_size
         self.config = config
         self.ops = ops
+        self.adapters = adapters
         self.tokens = TokenEmbedding(loader, "transformer.wte", config.vocab_size, hidden)
         self.positions = Embedding(loader, "transformer.wpe", config.max_position, hidden)
         self.layers = [GPT2Layer(loader, config, index) for index in range(config.num_layers)]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pellucid.errors import ModelError
 from pellucid.kernels.reference import ReferenceOps
+from pellucid.layers.adapters import Adapters
 from pellucid.layers.loading import WeightSource
 from pellucid.models.base import Model
 from pellucid.models.config import ModelConfig
@@ -27,21 +28,24 @@ def build_model(
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int | None = None,
+    max_lora_rank: int | None = None,
 ) -> Model:
     """Load a model, one weight at a time.
 
     `max_model_len` is the longest context to be served, the model's own limit by default. It sizes
-    the rotary tables, and settles "dynamic" and "longrope" scaling (see `layers.rope`).
+    the rotary tables, and settles "dynamic" and "longrope" scaling (see `layers.rope`). With
+    `max_lora_rank` its products leave room for adapters (`Model.adapters`).
 
     Raises:
         ModelError: an architecture that is not in `ARCHITECTURES`, or a weight that is missing or
             has a wrong shape.
     """
+    adapters = None if max_lora_rank is None else Adapters(ops, max_lora_rank, device)
     length = config.max_position if max_model_len is None else max_model_len
     if config.architecture in DECODERS:
-        return Decoder(config, weights, ops, dtype, device, length)
+        return Decoder(config, weights, ops, dtype, device, length, adapters)
     if config.architecture == "gpt2":
-        return GPT2(config, weights, ops, dtype, device)
+        return GPT2(config, weights, ops, dtype, device, adapters)
     known = ", ".join(ARCHITECTURES)
     raise ModelError(f"architecture {config.architecture!r} is not supported (only {known})")
 

@@ -85,6 +85,7 @@ class AnswerTimeline(msgspec.Struct):
     id: str
     summary: str = ""
     complete: bool = True  # false: its first steps are not kept any more
+    adapter: str | None = None  # the LoRA adapter's name, if it has one
     finish_reason: str | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -112,6 +113,7 @@ class _Track:
 
     def queued(self, queued: events.Queued) -> None:
         self.number, self.done = queued.number, False
+        self.answer.adapter = queued.adapter or None
         self.answer.prompt_tokens = queued.num_prompt_tokens
         self.answer.queued_at = queued.time - self._received
         if queued.time > self.cursor:  # the engine was busy with a step
@@ -120,6 +122,7 @@ class _Track:
     def join(self, live: events.Live, now: float) -> None:
         """Start in the middle: what came before is not kept any more."""
         self.number = live.queued.number
+        self.answer.adapter = live.queued.adapter or None
         self.admitted = live.is_running
         self.answer.complete = False
         self.answer.prompt_tokens = live.queued.num_prompt_tokens

@@ -8,7 +8,7 @@ request, and no step costs work proportional to the length of a context.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pellucid.messages import EngineInfo, Pooling, TokenLogprobs
 from pellucid.sampling_params import SamplingParams
@@ -28,6 +28,7 @@ class NewRow:
     sampling: SamplingParams
     grammar: Grammar | None = None  # what the generated tokens have to follow
     pooling: Pooling | None = None  # it ends with a vector, and none of its chunks samples
+    adapter: int | None = None  # number of the adapter that changes the model for it
 
 
 @dataclass(slots=True)
@@ -94,6 +95,15 @@ class KVCapacity:
     block_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """A LoRA adapter that was loaded."""
+
+    digest: bytes  # SHA-256 of all that it does: what was computed with it bears this mark
+    rank: int  # the largest
+    num_parameters: int
+
+
 class PendingStep(Protocol):
     """A step whose forward pass was launched; on a GPU it may still be running."""
 
@@ -122,3 +132,16 @@ class Runner(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class AdaptableRunner(Runner, Protocol):
+    """A runner that knows LoRA adapters: rows may name one."""
+
+    def load_adapter(self, adapter: int, path: str) -> AdapterInfo:
+        """Read an adapter and keep it under a number. Raises ModelError."""
+        ...
+
+    def unload_adapter(self, adapter: int) -> None:
+        """Forget an adapter that no request has any more."""
+        ...

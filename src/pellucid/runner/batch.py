@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.kernels.lora import NO_ADAPTER
 from pellucid.runner.base import Chunk, NewRow
 
 Ints = NDArray[np.int64]
@@ -44,6 +45,7 @@ class StepRows:
     block_tables: NDArray[np.int32]  # [S, widest]
     # (row, its number of blocks before, what was appended) where a block table grew.
     new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    adapters: NDArray[np.int32] | None = None  # [T] numbers or NO_ADAPTER; None: no row has one
 
     @property
     def is_decode(self) -> bool:
@@ -62,6 +64,7 @@ class Batch:
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
         self._block_tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
         self._num_blocks = np.zeros(max_num_seqs, np.int64)
+        self._adapters = np.full(max_num_seqs, NO_ADAPTER, np.int32)
         self._row_of: dict[str, int] = {}
         self._free = list(range(max_num_seqs - 1, -1, -1))
         self._counted = np.arange(max_num_seqs + 1, dtype=np.int32)
@@ -86,6 +89,7 @@ class Batch:
         self.token_ids[row, :count] = new.token_ids
         self.num_tokens[row] = count
         self.num_prompt_tokens[row] = new.num_prompt_tokens
+        self._adapters[row] = NO_ADAPTER if new.adapter is None else new.adapter
         return row
 
     def row_of(self, request_id: str) -> int:
@@ -138,6 +142,7 @@ class Batch:
 
         blocks, offsets = np.divmod(positions, self.block_size)
         slots = self._block_tables[row_of_token, blocks] * np.int64(self.block_size) + offsets
+        adapters = self._adapters[row_of_token]
         widest = -(-int(ends.max(initial=0)) // self.block_size)
         return StepRows(
             rows=rows,
@@ -148,6 +153,7 @@ class Batch:
             slot_mapping=slots,
             block_tables=self._block_tables[rows, :widest],
             new_blocks=new_blocks,
+            adapters=adapters if (adapters != NO_ADAPTER).any() else None,
         )
 
     def _extend_blocks(self, row: int, block_ids: list[int]) -> int:

@@ -12,7 +12,7 @@ A recording reads its step from buffers that stay where they are, and works on r
 fill up the bucket: they have one token at position 0 in a scratch block that no request holds, and
 nobody looks at what comes out. In our ops a row's result does not depend on other rows, so filling
 up changes no bit of anybody's. A recording ends with the hidden states; logits are computed behind
-it, of the rows that are there. Steps that hold prompts run op by op.
+it, of the rows that are there. Steps that hold prompts, or rows with adapters, run op by op.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from pellucid.kernels.interface import AttentionInputs, KVLayer
 from pellucid.models.base import Model
 from pellucid.runner.batch import Ints, StepRows
 from pellucid.runner.device import is_out_of_memory
-from pellucid.runner.executor import Forward, TorchExecutor, TorchForward
+from pellucid.runner.executor import Forward
 from pellucid.runner.staging import Array, Staging, num_bytes, views
+from pellucid.runner.torch_executor import TorchExecutor, TorchForward
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class GraphExecutor(TorchExecutor):
 
     @torch.no_grad()
     def launch(self, step: StepRows, wanted: Ints) -> Forward:
-        if not step.is_decode:
+        if not step.is_decode or step.adapters is not None:
             return super().launch(step, wanted)
         rows = self._rows[bisect_left(self._rows, len(step.rows))]
         context = self._contexts[bisect_left(self._contexts, int(step.seq_lens.max()))]

@@ -72,7 +72,9 @@ def load_model(
         limit = model_len_limit(model_config, config.model.max_model_len)
         ops = _select_ops(config.runner, device, model_config.head_dim, ranks)
         weights, own = shard(weights, model_config, ranks.rank, ranks.size)
-        model = build_model(own, weights, ops, dtype, device, limit)
+        # Adapters are not divided among ranks yet.
+        rank = config.model.max_lora_rank if ranks.size == 1 else None
+        model = build_model(own, weights, ops, dtype, device, limit, max_lora_rank=rank)
     finally:
         weights.close()
     return Loaded(model, name, count_parameters(model_config))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import torch
 
 from pellucid.config import EngineConfig
-from pellucid.errors import ConfigError
+from pellucid.errors import ConfigError, ModelError
 from pellucid.kernels.interface import allocate_kv, kv_head_bytes
 from pellucid.kernels.ranks import ALONE, Ranks
 from pellucid.load.files import ModelFiles
+from pellucid.load.lora import read_adapter
 from pellucid.messages import EngineInfo
 from pellucid.models.base import Model
 from pellucid.runner import device as device_api
-from pellucid.runner.base import KVCapacity, PendingStep, StepPlan
+from pellucid.runner.base import AdapterInfo, KVCapacity, PendingStep, StepPlan
 from pellucid.runner.draft_model import DraftModel, measured
 from pellucid.runner.executor import Executor, make_executor
 from pellucid.runner.first_touch import FirstTouch
@@ -116,6 +118,26 @@ class TorchRunner:
 
     def kv_capacity(self) -> KVCapacity:
         return self._capacity
+
+    def load_adapter(self, adapter: int, path: str) -> AdapterInfo:
+        """Read a LoRA adapter and keep it under a number.
+
+        Raises:
+            ModelError: it cannot be read, or is not for this model.
+        """
+        adapters = self._model.adapters
+        if self._ranks.size > 1:
+            raise ModelError("LoRA adapters do not work with --tensor-parallel-size yet")
+        if adapters is None:
+            raise ModelError("this model was built without room for adapters")
+        found = read_adapter(Path(path), self._model.config, adapters.max_rank)
+        adapters.load(adapter, found.updates)
+        return AdapterInfo(found.digest(), found.rank, found.num_parameters)
+
+    def unload_adapter(self, adapter: int) -> None:
+        """Forget an adapter that no request has any more."""
+        if self._model.adapters is not None:
+            self._model.adapters.unload(adapter)
 
     def close(self) -> None:
         """Let go of the model and the KV pool."""

@@ -33,7 +33,7 @@ class Chunks:
         options = body.stream_options or StreamOptions()
         self._type = chunk_type
         self._job = job
-        self._model = service.llm.model_name
+        self._model = service.model_name
         self._fingerprint = service.fingerprint
         self._tally = Tally(job)
         self._include_usage = bool(options.include_usage)

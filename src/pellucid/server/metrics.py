@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from pellucid.config import CacheSettings
+from pellucid.frontend.adapters import MAX_ADAPTERS
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.stats import RequestReport, StepReport
-from pellucid.messages import EngineInfo
+from pellucid.messages import EngineInfo, StepStats
 from pellucid.server.draft_metrics import DraftMetrics
 
 # fmt: off
@@ -71,6 +72,8 @@ class Metrics:
         self._draft_seconds.inc(stats.draft_seconds)
         self._forward_seconds.inc(stats.forward_seconds)
         self._sample_seconds.inc(stats.sample_seconds)
+        if stats.running_adapters or stats.waiting_adapters or self._shows_adapters:
+            self._show_adapters(stats)
         if stats.drafted:
             self._drafts.count(stats.drafted, stats.accepted)
         if tokens := stats.num_prompt_tokens + stats.num_generated_tokens:
@@ -113,6 +116,18 @@ class Metrics:
     def _forget(self, now: float) -> None:
         while self._recent and self._recent[0][0] < now - RATE_WINDOW:
             self._recent.popleft()
+
+    def _show_adapters(self, stats: StepStats) -> None:
+        """As in vLLM the names are labels, and the value is the time."""
+        self._adapters.clear()
+        self._shows_adapters = bool(stats.running_adapters or stats.waiting_adapters)
+        if self._shows_adapters:
+            self._adapters.labels(
+                **self._labels,
+                max_lora=str(MAX_ADAPTERS),
+                waiting_lora_adapters=",".join(stats.waiting_adapters),
+                running_lora_adapters=",".join(stats.running_adapters),
+            ).set_to_current_time()
 
     # ---- construction
 
@@ -164,6 +179,13 @@ class Metrics:
         self._prompt_computed = by_source.labels(**self._labels, source="local_compute")
         self._prompt_found = by_source.labels(**self._labels, source="local_cache_hit")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self._shows_adapters = False
+        self._adapters: Gauge = Gauge(
+            "vllm:lora_requests_info",
+            "LoRA adapters that requests have, while any has one.",
+            [*self._labels, "max_lora", "waiting_lora_adapters", "running_lora_adapters"],
+            registry=self.registry,
+        )
         self._drafts = DraftMetrics(self.registry, self._labels)
         self._step_tokens = self._histogram(
             "iteration_tokens_total", "Prompt and generated tokens of one step.", STEP_TOKEN_BUCKETS

@@ -88,8 +88,10 @@ class Observation:
         watch: Watch,
         opened: float,
         stream: bool,
+        *,
+        model: str,
     ) -> None:
-        """`job` answers the request; its prompts went to the engine of `llm`."""
+        """`job` answers the request; its prompts went to the engine of `llm`, which is `model`."""
         if record is None:  # not from the network
             return
         prompts = None
@@ -99,9 +101,7 @@ class Observation:
                 for g in job.generations
             ]
         answers = [s.request_id for g in job.generations for s in g.request.sequences]
-        answering = Answering(
-            job.id, llm.model_name, job.params, stream, opened, answers, watch.ring
-        )
+        answering = Answering(job.id, model, job.params, stream, opened, answers, watch.ring)
         answering.prompts = prompts
         self.ledger.open(record, answering)
 

@@ -27,6 +27,8 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     protocol.DetokenizeRequest,
     protocol.ApplyTemplateRequest,
     protocol.ModelRequest,
+    protocol.LoadLora,
+    protocol.UnloadLora,
     responses.ChatCompletion,
     responses.ChatChunk,
     responses.TextCompletion,
@@ -38,6 +40,7 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
     responses.AppliedTemplate,
     responses.Model,
     responses.ModelList,
+    responses.Deleted,
     responses.Health,
     responses.Version,
     responses.Load,
@@ -55,6 +58,7 @@ _SCHEMAS: tuple[type[msgspec.Struct], ...] = (
 _ERRORS = {
     400: "A field is wrong, unknown or not supported.",
     401: "An API key is required, or the one that was sent is not known.",
+    403: "The server was not told to allow this.",
     404: "There is no such model, or no such request.",
     408: "The body took too long to arrive.",
     409: "The model is in use.",
@@ -65,7 +69,7 @@ _ERRORS = {
     503: "The engine is dead or being restarted, the model cannot be loaded, or the server stops.",
     504: "The request timed out.",
 }
-USUAL_ERRORS = tuple(code for code in _ERRORS if code != 409)
+USUAL_ERRORS = tuple(code for code in _ERRORS if code not in (403, 409))
 
 
 def describe(

@@ -52,6 +52,19 @@ class ModelRequest(Body):
     model: Name
 
 
+class LoadLora(Body):
+    """A LoRA adapter that is to be served; vLLM's names."""
+
+    lora_name: str
+    lora_path: str  # in the folder of --allow-lora-updates
+
+
+class UnloadLora(Body):
+    """A LoRA adapter that is to be served no more."""
+
+    lora_name: str
+
+
 class StreamPadding(Body):
     """What OpenAI may add to the pieces of a stream, to hide their lengths."""
 

@@ -217,6 +217,7 @@ class Model(msgspec.Struct, kw_only=True):
     created: int
     owned_by: str = "pellucid"
     root: str  # alias, repository or file that it comes from
+    parent: str | None = None  # the model that this LoRA adapter is for
     status: Literal["unloaded", "loading", "loaded", "failed"]
     max_model_len: int | None  # null while it is not loaded
 
@@ -224,6 +225,14 @@ class Model(msgspec.Struct, kw_only=True):
 class ModelList(msgspec.Struct):
     data: list[Model]
     object: Literal["list"] = "list"
+
+
+class Deleted(msgspec.Struct):
+    """What is served no more."""
+
+    id: str
+    object: Literal["model"] = "model"
+    deleted: bool = True
 
 
 class Tokenized(msgspec.Struct):

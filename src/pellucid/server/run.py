@@ -23,6 +23,7 @@ from pellucid.server.gateway.gateway import Gateway
 from pellucid.server.gateway.tls import check_certificate
 from pellucid.server.http_protocol import http_protocol
 from pellucid.server.models import Models
+from pellucid.server.models.adapters import check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +195,7 @@ async def _start(
         (await asyncio.to_thread(find_source, engine.model, engine.draft()), engine)
         for engine in engine_configs
     ]
+    check_folder(config.hosting.allow_lora_updates)
     models = Models(offers, config, gateway)
     try:
         await models.start()

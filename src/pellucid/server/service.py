@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 from starlette.requests import Request
@@ -14,6 +16,7 @@ from starlette.requests import Request
 from pellucid import __version__
 from pellucid.config import ServerConfig
 from pellucid.errors import Overloaded
+from pellucid.frontend.adapters import Adapter
 from pellucid.frontend.async_engine import AsyncLLM
 from pellucid.frontend.inputs import INLINE_CHARS
 from pellucid.messages import Pooling
@@ -54,7 +57,9 @@ class Service:
         self.config = config
         self.engine = llm.config
         self.identity = identity
-        self.num_open = 0  # jobs that are being answered
+        self.model_name = llm.model_name  # as answers call it: an adapter's own, if there is one
+        self.adapter: Adapter | None = None  # that answers get; see `adapted`
+        self._open = _Open()
         # Longest prompt plus answer: the model's limit, or the KV pool's if that is smaller.
         self.max_model_len = min(info.max_model_len, info.num_kv_blocks * info.block_size)
         self.fingerprint = _fingerprint(llm)
@@ -62,6 +67,20 @@ class Service:
         self.observation = observation
         self._watch = watch
         self._on_job_closed = on_job_closed
+
+    @property
+    def num_open(self) -> int:
+        """Jobs that are being answered, with whatever adapter."""
+        return self._open.num_jobs
+
+    def adapted(self, name: str) -> Service:
+        """The same model with a LoRA adapter. Raises ModelNotFound."""
+        adapted = copy.copy(self)
+        adapted.adapter = adapter = self.llm.adapters.find(name)
+        adapted.model_name = name
+        adapted.identity = f"{self.identity} {adapter.digest}"
+        adapted.fingerprint = _fingerprint(self.llm, adapter)
+        return adapted
 
     def close(self) -> None:
         """End the files of those who look on. Idempotent."""
@@ -103,7 +122,7 @@ class Service:
             form_field=structured_field(body, default="tools"),
             on_close=self._job_closed,
         )
-        self.num_open += 1
+        self._open.num_jobs += 1
         opened: float | None = None
         try:
             for place, prompt in enumerate(prompts):
@@ -125,6 +144,7 @@ class Service:
                     prompt_field=prompt_field if len(prompts) == 1 else f"{prompt_field}[{place}]",
                     structured_field=structured_field(body),
                     pooling=pooling,
+                    adapter=self.adapter,
                 )
                 opened = opened or time.monotonic()
                 generations.append(generation)
@@ -136,7 +156,8 @@ class Service:
             raise
         record = getattr(request.state, "record", None)
         opened = opened or time.monotonic()
-        self.observation.opened(record, job, self.llm, self._watch, opened, bool(body.stream))
+        to, stream = (self.llm, self._watch), bool(body.stream)
+        self.observation.opened(record, job, *to, opened, stream, model=self.model_name)
         return job
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -156,15 +177,24 @@ class Service:
             raise invalid("logit_bias", f"{problem} {MAX_BIASES}")
 
     def _job_closed(self, job: Job) -> None:
-        self.num_open -= 1
+        self._open.num_jobs -= 1
         self._on_job_closed()
 
 
-def _fingerprint(llm: AsyncLLM) -> str:
+@dataclass(slots=True)
+class _Open:
+    """Shared by a service and those that are it with an adapter."""
+
+    num_jobs: int = 0
+
+
+def _fingerprint(llm: AsyncLLM, adapter: Adapter | None = None) -> str:
     """Answers of equal fingerprints come from the same build, model and number formats."""
     info = llm.info
     ranks = str(info.tensor_parallel_size)  # the order of sums depends on it
     numbers = (info.dtype, info.kv_dtype, info.device, info.kernels, ranks)
-    parts = (llm.model_name, info.architecture, *numbers)
+    parts = [llm.model_name, info.architecture, *numbers]
+    if adapter is not None:
+        parts.append(adapter.digest)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return f"pellucid-{__version__}-{digest[:8]}"

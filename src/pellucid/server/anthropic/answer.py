@@ -40,7 +40,7 @@ class Answer:
 
     def __init__(self, chat: ChatJob, body: MessagesRequest) -> None:
         self.job: Job = chat.job
-        self._model = chat.service.llm.model_name
+        self._model = chat.service.model_name
         self._parts = chat.parts(0)
         display = getattr(body.thinking, "display", None)
         self._blocks = Blocks(shows_thoughts=display != "omitted")

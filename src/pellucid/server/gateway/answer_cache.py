@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 
 MAX_ENTRY_BYTES = 4 << 20
 # Options of `AsyncLLM.submit` that cannot change an answer. Any other is part of the key.
+# An adapter is part of the identity that the caller gives.
 _IRRELEVANT = frozenset(
-    {"request_id", "priority", "user", "timeout", "prompt_field", "structured_field"}
+    {"request_id", "priority", "user", "timeout", "prompt_field", "structured_field", "adapter"}
 )
 
 
@@ -60,7 +61,7 @@ class AnswerCache:
         """The name of the answer, 32 bytes; None if another one could be given next time.
 
         Args:
-            identity: stands for the engine, see `engine_identity`.
+            identity: stands for the engine, see `engine_identity`, and the adapter if there is one.
         """
         if not params.greedy and params.seed is None:
             return None

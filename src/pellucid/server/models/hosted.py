@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -33,6 +34,7 @@ class ModelStatus(msgspec.Struct, kw_only=True):
 
     name: str
     source: str  # alias, repository or file name
+    parent: str | None = None  # name of the model that this is an adapter for
     state: State  # loading: also while a dead engine is replaced
     size: int  # of its files
     format: str = ""  # see Source
@@ -142,7 +144,30 @@ class Hosted:
         """Requests that use it, or wait for it; jobs may outlive their request."""
         return max(self._num_leases, self.service.num_open if self.service else 0)
 
-    def status(self) -> ModelStatus:
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Path of each of its LoRA adapters, by name: those that are or will be loaded with it."""
+        adapters = self._engine.model.adapters()
+        if self.service is None:
+            return adapters
+        loaded = {adapter.name for adapter in self.service.llm.adapters}
+        return {name: path for name, path in adapters.items() if name in loaded}
+
+    def set_adapters(self, adapters: dict[str, str]) -> None:
+        """What it will be loaded with from now on."""
+        lora = [f"{name}={path}" for name, path in adapters.items()]
+        model = msgspec.structs.replace(self._engine.model, lora=lora)
+        self._engine = msgspec.structs.replace(self._engine, model=model)
+
+    def status(self, adapter: str | None = None) -> ModelStatus:
+        """Its own, or that of one of its adapters, which is there whenever it is."""
+        status = self._status()
+        if adapter is not None:
+            status.name, status.parent = adapter, self.name
+            status.source = Path(self.adapters[adapter]).name
+        return status
+
+    def _status(self) -> ModelStatus:
         info = self.service.llm.info if self.service else None
         expires = None
         if self._expiry is not None:

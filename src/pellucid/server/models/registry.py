@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pellucid.config import EngineConfig, ServerConfig
 from pellucid.errors import (
+    BadRequest,
     ConfigError,
     EngineDead,
     ModelBusy,
@@ -81,13 +82,21 @@ class Models:
             )
         self._loader.models = list(self._hosted.values())
         self.default_name = offers[0][0].name
+        if len(set(self.names_and_adapters)) < len(self.names_and_adapters):
+            raise ConfigError("lora: an adapter has the name of another model", param="lora")
 
     # ---- what is there
 
     @property
     def names(self) -> list[str]:
-        """All that a request may name."""
+        """Of all models; requests may also name their adapters."""
         return list(self._hosted)
+
+    @property
+    def names_and_adapters(self) -> list[str]:
+        """All that a request may name."""
+        adapters = (name for hosted in self._hosted.values() for name in hosted.adapters)
+        return [*self._hosted, *adapters]
 
     @property
     def default(self) -> Hosted:
@@ -100,15 +109,27 @@ class Models:
         return (hosted.service for hosted in self._hosted.values() if hosted.service)
 
     def listing(self) -> list[ModelStatus]:
-        """Every model as it is now, in the order of their configuration."""
-        return [hosted.status() for hosted in self._hosted.values()]
+        """Every model as it is now, in the order of their configuration, with its adapters."""
+        return [
+            hosted.status(adapter)
+            for hosted in self._hosted.values()
+            for adapter in (None, *hosted.adapters)
+        ]
 
     def status(self, name: str) -> ModelStatus:
         """Raises ModelNotFound."""
-        return self._find(name).status()
+        hosted = self._find(name)
+        return hosted.status(None if name == hosted.name else name)
+
+    def base_of(self, adapter: str) -> Hosted | None:
+        """The model that a LoRA adapter is for; None if there is no such adapter."""
+        return next((h for h in self._hosted.values() if adapter in h.adapters), None)
 
     def loaded_service(self, name: str | None) -> Service | None:
-        """The model of that name if it is loaded; it may go at any time. Raises ModelNotFound."""
+        """The model of that name if it is loaded; it may go at any time. Raises ModelNotFound.
+
+        Of an adapter, the model that it is for.
+        """
         return self._find(name).service
 
     @property
@@ -137,25 +158,37 @@ class Models:
         hosted = self._find(name)
         hosted.lease()
         request.scope["state"].setdefault("leases", []).append(hosted)
-        if (service := hosted.ready) is not None:
-            return service
-        return await unless_gone(request.receive, self._wait(hosted, timeout))
+        service = hosted.ready
+        if service is None:
+            service = await unless_gone(request.receive, self._wait(hosted, timeout))
+        return service if name in (None, hosted.name) else service.adapted(name)
+
+    async def ready(self, hosted: Hosted) -> Service:
+        """A model's service, once it is loaded. Raises as `take`."""
+        return await self._wait(hosted, None)
 
     async def load(self, name: str, timeout: float | None = None) -> ModelStatus:
         """Load a model, or keep a loaded one for longer. Raises as `take`."""
         hosted = self._find(name)
         await self._wait(hosted, timeout)
         hosted.touch()
-        return hosted.status()
+        return self.status(name)
 
     async def unload(self, name: str) -> ModelStatus:
         """Unload a model; one that is not loaded stays so.
 
         Raises:
             ModelNotFound: the server has no such model.
+            BadRequest: it is an adapter.
             ModelBusy: it answers requests, or is being loaded.
         """
         hosted = self._find(name)
+        if name != hosted.name:
+            raise BadRequest(
+                f"{name!r} is a LoRA adapter: see /v1/unload_lora_adapter",
+                param="model",
+                code="invalid_value",
+            )
         if hosted.loading is not None:
             raise ModelBusy(
                 f"The model {name!r} is being loaded.", param="model", code="model_busy"
@@ -195,8 +228,10 @@ class Models:
 
     def _find(self, name: str | None) -> Hosted:
         hosted = self._hosted.get(self.default_name if name is None else name)
+        if hosted is None and name is not None:
+            hosted = self.base_of(name)
         if hosted is None:
-            names = ", ".join(repr(known) for known in self._hosted)
+            names = ", ".join(repr(known) for known in self.names_and_adapters)
             raise ModelNotFound(
                 f"The model {name!r} does not exist; this server has {names}.",
                 param="model",

@@ -65,7 +65,7 @@ def processes(models: Models) -> OllamaProcesses:
 
 def shown(models: Models, service: Service) -> OllamaShown:
     """A loaded model in detail. Templates are Jinja's, not Go's."""
-    name, info, text = service.llm.model_name, service.llm.info, service.llm.text
+    name, info, text = service.model_name, service.llm.info, service.llm.text
     status = models.status(name)
     template = text.chat_template.sources.get("default", "")
     parameters = {**DEFAULTS, "num_ctx": service.max_model_len}

@@ -174,7 +174,7 @@ def _thinking(service: Service, think: bool | str | None) -> dict[str, Any]:
     if isinstance(think, str):
         raise invalid("think", "must be true or false: how much is thought cannot be chosen")
     if think and not tells_thoughts(service):
-        raise invalid("think", f"is not supported: {service.llm.model_name} has no thoughts")
+        raise invalid("think", f"is not supported: {service.model_name} has no thoughts")
     has_switch = service.llm.text.chat_template.can_think
     switch = {"enable_thinking": think} if has_switch else None
     return {"chat_template_kwargs": switch, "include_reasoning": think}

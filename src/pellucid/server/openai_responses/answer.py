@@ -93,7 +93,7 @@ def _begun(body: ResponsesRequest, chat: ChatJob) -> ResponseObject:
         instructions=body.instructions,
         max_output_tokens=body.max_output_tokens,
         max_tool_calls=body.max_tool_calls,
-        model=chat.service.llm.model_name,
+        model=chat.service.model_name,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         prompt_cache_key=body.prompt_cache_key,
         reasoning=EchoedReasoning(body.reasoning.effort if body.reasoning else None),

@@ -65,7 +65,7 @@ class _Chat:
         completion = ChatCompletion(
             id=self.job.id,
             created=self.job.created,
-            model=self._service.llm.model_name,
+            model=self._service.model_name,
             system_fingerprint=self._service.fingerprint,
             choices=choices,
             usage=tally.usage(),

@@ -57,7 +57,7 @@ class _Completion:
         return TextCompletion(
             id=self._job.id,
             created=self._job.created,
-            model=self._service.llm.model_name,
+            model=self._service.model_name,
             system_fingerprint=self._service.fingerprint,
             choices=choices,
             usage=tally.usage(),

@@ -46,7 +46,7 @@ async def embeddings(request: Request) -> Response:
             for index, vector in enumerate(found)
         ]
         count = num_prompt_tokens(job)
-        name = service.llm.model_name
+        name = service.model_name
         return Embeddings(data=data, model=name, usage=EmbeddingUsage(count, count))
 
     return await whole(request, job, answer())
