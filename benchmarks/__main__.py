@@ -18,6 +18,7 @@ NAMES = (
     "engine_speed",
     "prefix_ttft",
     "speculation",
+    "lora",
     "fidelity",
     "cost",
     "grammar_mask",

@@ -272,11 +272,11 @@ void bind_lora(nb::module_& m, nb::class_<Program>& program) {
         .def("remove", &LoraTable::remove, "adapter"_a);
     program.def(
         "lora",
-        [](Program& p, Columns out, Columns y, Columns x, std::shared_ptr<LoraTable> table) {
+        [](Program& p, Columns y, Columns x, std::shared_ptr<LoraTable> table) {
             require(table != nullptr, "there is no table");
-            p.lora(out, y, x, std::move(table));
+            p.lora(y, x, std::move(table));
         },
-        "out"_a, "y"_a, "x"_a, "table"_a);
+        "y"_a, "x"_a, "table"_a);
 }
 
 void bind_attention_ops(nb::class_<Program>& program) {

@@ -96,8 +96,8 @@ void Program::execute(ThreadTeam& team, const StepInputs& inputs, const Wanted& 
     step.meanwhile = meanwhile_.data();
     step.energies = wanted.energies;
     for (const bool sampled : {false, true})
-        if (has_lora_) runs_[sampled] = adapter_runs(inputs, sampled);
-    step.runs = runs_;
+        if (has_lora_) adapted_[sampled].list(inputs, sampled);
+    step.adapted = adapted_;
     opened_.resize(stages_.size() + 1);
     Execution execution(*this, step);
     team.run(execution);

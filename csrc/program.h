@@ -19,7 +19,7 @@
 //     program.gelu_mul(out, gate_up, approximate)
 //     program.gelu(out, x, approximate)
 //     program.softcap(out, x, cap)
-//     program.lora(out, y, x, table)                   y, the product of x, and what adapters add. table: LoraTable
+//     program.lora(y, x, table)                        adds to y, the product of x, what adapters add. table: LoraTable
 //     program.finalize(output, max_rows)               output: Columns, all of one buffer
 //
 // Running, all arrays dense numpy or torch (numpy crosses over faster), dtypes as in AttentionInputs:
@@ -73,7 +73,7 @@ public:
     void paged_attention(const Columns& out, const Columns& q, const KVPool& pool, float scale,
                          std::optional<int64_t> window, std::optional<float> softcap);
     void activate(const Columns& out, const Columns& x, Activation activation);
-    void lora(const Columns& out, const Columns& y, const Columns& x, std::shared_ptr<const LoraTable> table);
+    void lora(const Columns& y, const Columns& x, std::shared_ptr<const LoraTable> table);
 
     void finalize(const Columns& output, int64_t max_rows);
     void run(ThreadTeam& team, const StepInputs& inputs, float* out);
@@ -157,7 +157,7 @@ private:
     uint32_t scratch_threads_ = 0;
     std::vector<Meanwhile> meanwhile_;  // of each thread
     bool has_lora_ = false;
-    std::vector<AdapterRun> runs_[2];  // see Step
+    AdaptedRows adapted_[2];  // see Step
     Memory partials_;
     int64_t partials_size_ = 0;  // floats
     bool can_find_likeliest_ = false;

@@ -47,22 +47,26 @@ void LoraTable::set(int32_t adapter, PackedWeight a, const std::vector<PackedWei
     updates_[adapter] = std::move(update);
 }
 
-std::vector<AdapterRun> adapter_runs(const StepInputs& inputs, bool sampled) {
-    std::vector<AdapterRun> runs;
-    const int64_t rows = sampled ? inputs.num_sampled : inputs.rows;
-    for (int64_t r = 0; r < rows; ++r) {
-        const int32_t adapter = inputs.adapters ? inputs.adapters[sampled ? inputs.sampled[r] : r] : -1;
-        const bool goes_on = !runs.empty() && runs.back().adapter == adapter && r - runs.back().begin < kMaxRunRows;
-        if (!goes_on) runs.push_back({.begin = r, .end = r, .adapter = adapter});
-        runs.back().end = r + 1;
+void AdaptedRows::list(const StepInputs& inputs, bool sampled) {
+    rows.clear();
+    groups.clear();
+    if (!inputs.adapters) return;
+    const auto adapter_of = [&](int64_t row) { return inputs.adapters[sampled ? inputs.sampled[row] : row]; };
+    for (int64_t row = 0; row < (sampled ? inputs.num_sampled : inputs.rows); ++row)
+        if (adapter_of(row) >= 0) rows.push_back(row);
+    std::stable_sort(rows.begin(), rows.end(), [&](int64_t a, int64_t b) { return adapter_of(a) < adapter_of(b); });
+    for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i) {
+        const int32_t adapter = adapter_of(rows[i]);
+        if (groups.empty() || groups.back().adapter != adapter || groups.back().size() == kMaxGroup)
+            groups.push_back({.begin = i, .end = i, .adapter = adapter});
+        groups.back().end = i + 1;
     }
-    return runs;
 }
 
-// ---- what both share: a task is a few blocks, each of a run's rows and some columns ----
+// ---- what both share: a task is a few blocks, each of a group's rows and some columns ----
 
 int64_t LoraInstruction::num_blocks(const Step& step) const {
-    return static_cast<int64_t>(step.adapter_runs(sampled).size()) * divide_up(out.count, block_columns());
+    return static_cast<int64_t>(adapted(step).groups.size()) * divide_up(out.count, block_columns());
 }
 
 uint32_t LoraInstruction::num_tasks(const Step& step, uint32_t) const {
@@ -70,64 +74,71 @@ uint32_t LoraInstruction::num_tasks(const Step& step, uint32_t) const {
 }
 
 void LoraInstruction::run(const Step& step, uint32_t, uint32_t task, const Worker& worker) const {
-    const std::vector<AdapterRun>& runs = step.adapter_runs(sampled);
-    const int64_t blocks = num_blocks(step), tasks = num_tasks(step, 0), size = static_cast<int64_t>(runs.size());
+    const std::vector<AdapterGroup>& groups = adapted(step).groups;
+    const int64_t blocks = num_blocks(step), tasks = num_tasks(step, 0), size = static_cast<int64_t>(groups.size());
     for (int64_t block = blocks * task / tasks; block < blocks * (task + 1) / tasks; ++block) {
-        const AdapterRun& rows = runs[block % size];  // so a thread keeps its columns in its cache
-        run_block(step, table->find(rows.adapter), rows, block / size * block_columns(), worker.scratch);
+        const AdapterGroup& group = groups[block % size];
+        const LoraUpdate* const update = table->find(group.adapter);
+        if (update) run_block(step, *update, group, block / size * block_columns(), worker.scratch);
     }
 }
 
-// ---- down: low = x A^T ----
+// ---- down ----
 
 int64_t LoraDown::block_columns() const { return kDownColumns; }
 
-void LoraDown::run_block(const Step& step, const LoraUpdate* update, const AdapterRun& rows, int64_t column,
-                         float*) const {
-    if (!update || column >= update->a.n) return;
-    const FloatView from = step.floats(x), to = step.floats(out);
-    gemm_float(update->a, from.row(rows.begin), from.stride, rows.end - rows.begin, to.row(rows.begin), to.stride,
-               nullptr, column, std::min(update->a.n, column + kDownColumns));
+void LoraDown::run_block(const Step& step, const LoraUpdate& update, const AdapterGroup& group, int64_t column,
+                         float* scratch) const {
+    if (column >= update.a.n) return;
+    const FloatView from = gather(step, group, scratch), to = step.floats(out);
+    gemm_float(update.a, from.data, from.stride, group.size(), to.row(group.begin), to.stride, nullptr, column,
+               std::min(update.a.n, column + kDownColumns));
 }
 
-// ---- up: out = y + low B^T ----
+// The group's rows of x, where they are if they follow each other.
+FloatView LoraDown::gather(const Step& step, const AdapterGroup& group, float* scratch) const {
+    const FloatView all = step.floats(x);
+    const int64_t* const rows = adapted(step).rows.data() + group.begin;
+    if (rows[group.size() - 1] - rows[0] == group.size() - 1) return {all.row(rows[0]), all.stride};
+    for (int64_t i = 0; i < group.size(); ++i)
+        std::memcpy(scratch + i * x.count, all.row(rows[i]), static_cast<size_t>(x.count) * sizeof(float));
+    return {scratch, x.count};
+}
+
+// ---- up ----
 
 void LoraUp::visit_reads(const Visitor& visit) {
-    visit(y);
+    visit(out);
     visit(low);
 }
 
 int64_t LoraUp::block_columns() const { return kUpColumns; }
 
 // A part may begin anywhere in a block, and products begin on strips of its own.
-int64_t LoraUp::scratch_floats() const { return kMaxRunRows * (kUpColumns + 2 * kStripColumns); }
+int64_t LoraUp::scratch_floats() const { return AdaptedRows::kMaxGroup * (kUpColumns + 2 * kStripColumns); }
 
-void LoraUp::run_block(const Step& step, const LoraUpdate* update, const AdapterRun& rows, int64_t column,
+void LoraUp::run_block(const Step& step, const LoraUpdate& update, const AdapterGroup& group, int64_t column,
                        float* scratch) const {
     const int64_t end = std::min(out.count, column + kUpColumns);
-    for (int64_t r = rows.begin; r < rows.end; ++r)
-        std::memcpy(step.floats(out).row(r) + column, step.floats(y).row(r) + column,
-                    static_cast<size_t>(end - column) * sizeof(float));
-    if (!update) return;
-    for (const LoraUpdate::Part& part : update->parts) {
+    for (const LoraUpdate::Part& part : update.parts) {
         const int64_t first = std::max(column, part.column), last = std::min(end, part.column + part.b.n);
-        if (first < last) add_part(step, part, rows, first - part.column, last - part.column, scratch);
+        if (first < last) add_part(step, part, group, first - part.column, last - part.column, scratch);
     }
 }
 
-// Columns [begin, end) of the part, to what is in `out` already.
-void LoraUp::add_part(const Step& step, const LoraUpdate::Part& part, const AdapterRun& rows, int64_t begin,
+// To columns [begin, end) of the part.
+void LoraUp::add_part(const Step& step, const LoraUpdate::Part& part, const AdapterGroup& group, int64_t begin,
                       int64_t end, float* scratch) const {
     const int64_t first = begin / kStripColumns * kStripColumns;
     const int64_t last = std::min(part.b.n, divide_up(end, kStripColumns) * kStripColumns);
     const int64_t stride = kUpColumns + 2 * kStripColumns;
     const FloatView from = step.floats(low), to = step.floats(out);
     // The kernels count columns from 0: they are given the address that column 0 would have.
-    gemm_float(part.b, from.row(rows.begin) + part.first_rank, from.stride, rows.end - rows.begin, scratch - first,
-               stride, nullptr, first, last);
-    for (int64_t r = rows.begin; r < rows.end; ++r) {
-        float* const here = to.row(r) + part.column + begin;
-        ops().add(here, scratch + (r - rows.begin) * stride + (begin - first), here, end - begin);
+    gemm_float(part.b, from.row(group.begin) + part.first_rank, from.stride, group.size(), scratch - first, stride,
+               nullptr, first, last);
+    for (int64_t i = 0; i < group.size(); ++i) {
+        float* const here = to.row(adapted(step).rows[group.begin + i]) + part.column + begin;
+        ops().add(here, scratch + i * stride + (begin - first), here, end - begin);
     }
 }
 

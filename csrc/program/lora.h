@@ -1,10 +1,10 @@
 // Low-rank updates of a product's result (Hu et al. 2021, LoRA): y + (x A^T) B^T for each row, with the A and B of the
 // adapter that the row has.
 //
-// Two instructions: the first brings a row down to the adapter's rank, the second back up to the columns of y. Both are
-// cut into runs, consecutive rows of one adapter, times blocks of columns. Their products are the kernels' of float
-// weights, in which a row's result depends on that row alone. A row without an adapter, or with one that has nothing for
-// this product, keeps the bits of y.
+// Two instructions: the first brings a row down to the adapter's rank, the second back up to the columns of y, and adds.
+// Both are cut into groups of rows that have the same adapter, times blocks of columns. Their products are the kernels'
+// of float weights, in which a row's result depends on that row alone. A row without an adapter, or with one that has
+// nothing for this product, is not touched.
 
 #pragma once
 
@@ -59,29 +59,34 @@ public:
     Columns out;
 
 protected:
-    // `update` is null for rows that have none. The block's columns begin at `column`.
-    virtual void run_block(const Step& step, const LoraUpdate* update, const AdapterRun& rows, int64_t column,
+    // The block's columns begin at `column`.
+    virtual void run_block(const Step& step, const LoraUpdate& update, const AdapterGroup& group, int64_t column,
                            float* scratch) const = 0;
     virtual int64_t block_columns() const = 0;
+    const AdaptedRows& adapted(const Step& step) const { return step.adapted[sampled]; }
 
 private:
     int64_t num_blocks(const Step& step) const;
 };
 
+// low = x A^T. Its rows stand as AdaptedRows lists them.
 class LoraDown final : public LoraInstruction {
 public:
     const char* name() const override { return "lora_down"; }
     void visit_reads(const Visitor& visit) override { visit(x); }
     void visit_writes(const Visitor& visit) override { visit(out); }
+    int64_t scratch_floats() const override { return AdaptedRows::kMaxGroup * table->k(); }
 
     Columns x;
 
 private:
-    void run_block(const Step& step, const LoraUpdate* update, const AdapterRun& rows, int64_t column,
+    void run_block(const Step& step, const LoraUpdate& update, const AdapterGroup& group, int64_t column,
                    float* scratch) const override;
     int64_t block_columns() const override;
+    FloatView gather(const Step& step, const AdapterGroup& group, float* scratch) const;
 };
 
+// y += low B^T
 class LoraUp final : public LoraInstruction {
 public:
     const char* name() const override { return "lora_up"; }
@@ -89,14 +94,14 @@ public:
     void visit_writes(const Visitor& visit) override { visit(out); }
     int64_t scratch_floats() const override;
 
-    Columns y, low;
+    Columns low;
 
 private:
-    void run_block(const Step& step, const LoraUpdate* update, const AdapterRun& rows, int64_t column,
+    void run_block(const Step& step, const LoraUpdate& update, const AdapterGroup& group, int64_t column,
                    float* scratch) const override;
     int64_t block_columns() const override;
-    void add_part(const Step& step, const LoraUpdate::Part& part, const AdapterRun& rows, int64_t begin, int64_t end,
-                  float* scratch) const;
+    void add_part(const Step& step, const LoraUpdate::Part& part, const AdapterGroup& group, int64_t begin,
+                  int64_t end, float* scratch) const;
 };
 
 }  // namespace pellucid

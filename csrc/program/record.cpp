@@ -175,24 +175,26 @@ void Program::activate(const Columns& out, const Columns& x, Activation activati
     append(std::move(op));
 }
 
-void Program::lora(const Columns& out, const Columns& y, const Columns& x, std::shared_ptr<const LoraTable> table) {
+// The only op that changes what is there: nobody has read y before, or its bits would depend on whether a row has an
+// adapter elsewhere in the step.
+void Program::lora(const Columns& y, const Columns& x, std::shared_ptr<const LoraTable> table) {
     check_read(y, "y");
     check_read(x, "x");
-    check_write(out, "out");
+    require(!finalized(), "the program is finalized");
     require_count(x, table->k(), "x");
     require_count(y, table->columns(), "y");
-    require_count(out, y.count, "out");
+    for (const auto& instruction : list_)
+        instruction->visit_reads([&](Columns& read) { require(read.common(y) == 0, "y was read before"); });
     auto down = std::make_unique<LoraDown>();
     down->table = table;
     down->x = x;
     down->out = {add_buffer(table->most_ranks()), 0, table->most_ranks()};
     auto up = std::make_unique<LoraUp>();
     up->table = std::move(table);
-    up->y = y;
     up->low = down->out;
-    up->out = out;
+    up->out = y;
     append(std::move(down));
-    append(std::move(up));
+    list_.push_back(std::move(up));  // y counts as written once
     has_lora_ = true;
 }
 

@@ -27,14 +27,21 @@ struct StepInputs {
     const int32_t* adapters = nullptr;      // [T] number of each row's adapter, below 0 for none; null: no row has one
 };
 
-// Consecutive rows of one adapter, of all the step's rows or of those that are sampled.
-struct AdapterRun {
-    int64_t begin = 0, end = 0;
-    int32_t adapter = -1;  // below 0: none
+// Rows that have the same adapter: some of those that AdaptedRows lists.
+struct AdapterGroup {
+    int64_t begin = 0, end = 0;  // of `rows`
+    int32_t adapter = 0;
+    int64_t size() const { return end - begin; }
 };
 
-constexpr int64_t kMaxRunRows = 32;  // so that a long prompt is work for several threads
-std::vector<AdapterRun> adapter_runs(const StepInputs& inputs, bool sampled);
+// The rows that have an adapter, one adapter after the other, of all the step's rows or of those that are sampled.
+struct AdaptedRows {
+    static constexpr int64_t kMaxGroup = 32;  // so that a long prompt is work for several threads
+    std::vector<int64_t> rows;
+    std::vector<AdapterGroup> groups;
+
+    void list(const StepInputs& inputs, bool sampled);
+};
 
 // Consecutive query tokens of one sequence, and the partitions of its keys that they see.
 struct QueryTile {
@@ -122,9 +129,8 @@ struct Step {
     float* partials = nullptr;     // of the attention layer that runs
     Meanwhile* meanwhile = nullptr;  // of each thread
     Energies* energies = nullptr;  // only while outliers are chosen, by one thread
-    const std::vector<AdapterRun>* runs = nullptr;  // of all rows, and of those that are sampled
+    const AdaptedRows* adapted = nullptr;  // of all rows, and of those that are sampled
 
-    const std::vector<AdapterRun>& adapter_runs(bool sampled) const { return runs[sampled]; }
     bool is_unread(int buffer) const { return (*buffers)[buffer].unread; }
     FloatView floats(const Columns& columns) const {
         const Buffer& buffer = (*buffers)[columns.buffer];

@@ -83,10 +83,8 @@ void record(Program& program, const Weights& w, std::vector<Pool>& pools, int64_
     const auto product = [&](const Columns& x, const PackedWeight& weight, std::shared_ptr<LoraTable> lora = nullptr) {
         const Columns y = buffer(weight.n);
         program.linear(y, x, weight, {});
-        if (!adapts || !lora) return y;
-        const Columns adapted = buffer(weight.n);
-        program.lora(adapted, y, x, std::move(lora));
-        return adapted;
+        if (adapts && lora) program.lora(y, x, std::move(lora));
+        return y;
     };
     for (Pool& pool : pools) {
         const Columns qkv = product(norm(), w.qkv, w.qkv_lora), turned = buffer(kQ), mixed = buffer(kQ), inner = buffer(kInner);

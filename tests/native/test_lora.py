@@ -59,11 +59,11 @@ def test_updates_are_what_the_formula_says(data: st.DataObject) -> None:
         expected[mine] += np.concatenate(added, axis=1)[mine]
 
     program = native.Program()
-    x, y, out = (native.Columns(program.add_buffer(n), 0, n) for n in (k, sum(sizes), sum(sizes)))
+    x, y = (native.Columns(program.add_buffer(n), 0, n) for n in (k, sum(sizes)))
     program.embedding(x, native.pack_float(embedding))
     program.linear(y, x, native.pack_float(w))
-    program.lora(out, y, x, table)
-    program.finalize(out, num_rows)
+    program.lora(y, x, table)
+    program.finalize(y, num_rows)
     program.poison()
     found = np.empty((len(sampled), sum(sizes)), np.float32)
     none = np.zeros(num_rows, np.int64)

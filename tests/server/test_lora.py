@@ -14,6 +14,8 @@ import torch
 
 from pellucid.config import EngineConfig, HostingSettings, ServerConfig
 from pellucid.engine.client import InProcessClient
+from pellucid.frontend.stats import StepReport
+from pellucid.messages import StepStats
 from tests.frontend.tiny import VOCAB_SIZE, save_tokenizer, tiny_text
 from tests.server.live import MODEL, Live, live
 from tests.tiny_adapters import make_peft
@@ -180,6 +182,20 @@ def test_a_time_line_tells_the_adapter(site: Live) -> None:
         assert timeline["answers"][0]["adapter"] == told
 
 
+def test_a_metric_tells_the_adapters_while_there_are_any(site: Live) -> None:
+    def step(running: list[str], waiting: list[str]) -> None:
+        stats = StepStats(step=1, time=0.0, num_running=2, num_waiting=1, kv_blocks_used=0)
+        stats.running_adapters, stats.waiting_adapters = running, waiting
+        site.call(lambda: site.service.metrics.on_step(StepReport(stats)))
+
+    step(["clerk", "poet"], ["poet"])
+    labels = {"running_lora_adapters": "clerk,poet", "waiting_lora_adapters": "poet"}
+    assert site.metric("vllm:lora_requests_info", model_name=MODEL, **labels) > 1e9
+    step([], [])
+    with pytest.raises(KeyError):
+        site.metric("vllm:lora_requests_info")
+
+
 # ---- while the server runs
 
 
@@ -222,7 +238,6 @@ def test_what_has_begun_is_answered_by_the_adapter_that_leaves(shelf: Shelf) -> 
             extra_body={"ignore_eos": True, "return_token_ids": True},
         )
         heard = [next(stream)]
-        assert site.metric("vllm:lora_requests_info", running_lora_adapters="poet") > 1e9
         assert site.post("/v1/unload_lora_adapter", lora_name="poet").status_code == 200
         heard += list(stream)
         ids = [t for chunk in heard for t in (chunk.choices[0].model_extra or {})["token_ids"]]

@@ -30,7 +30,7 @@ Weight = Any
 
 
 LowRank = tuple[Tensor, Tensor]
-"""A LoRA adapter's A [rank, in] and B [out, rank] of one projection, float32; see `lora`."""
+"""A LoRA adapter's A [rank, in] and B [out, rank] of one projection, in one dtype; see `lora`."""
 
 
 @dataclass(frozen=True, slots=True)

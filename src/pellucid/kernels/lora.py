@@ -4,7 +4,7 @@
 
 Several projections of one input are stacked in a product's weight; each has an A and a B of its
 own, and an adapter need not have them for all. An adapter is a number, under which every product
-that it changes keeps its part. Everything is computed in float32.
+that it changes keeps its part. Whatever type A and B are held in, sums are float32.
 """
 
 from __future__ import annotations

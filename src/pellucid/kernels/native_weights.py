@@ -74,14 +74,17 @@ def pack_integers(matrix: IntegerMatrix) -> _native.PackedWeight:
     )
 
 
-def pack_float(w: Tensor) -> _native.PackedWeight:
-    """A dense matrix; bfloat16 stays that narrow, everything else becomes float32."""
+def pack_float(w: Tensor, *, round_x: bool = True) -> _native.PackedWeight:
+    """A dense matrix; bfloat16 stays that narrow, everything else becomes float32.
+
+    With `round_x` what is multiplied with bfloat16 may be rounded to it, too.
+    """
     from pellucid import _native
 
     # Pairs of columns share a load in bfloat16. float16 widens to float32, which loses nothing.
     if w.dtype == torch.bfloat16 and w.shape[1] % 2 == 0:
         return _native.pack_bfloat16(
-            w.contiguous().view(torch.uint16).numpy(), round_activations=True
+            w.contiguous().view(torch.uint16).numpy(), round_activations=round_x
         )
     return _native.pack_float(w.float().contiguous().numpy())
 
@@ -96,9 +99,9 @@ class NativeLoraSlot(LoraSlot):
         return _native.LoraTable(self.in_size, self.sizes, self.max_rank)
 
     def set(self, adapter: int, parts: Sequence[LowRank | None]) -> None:
-        stacked = torch.cat([part[0].float() for part in parts if part is not None])
-        ups = [None if part is None else pack_float(part[1].float()) for part in parts]
-        self.table.set(adapter, pack_float(stacked), ups)
+        stacked = torch.cat([part[0] for part in parts if part is not None])
+        ups = [None if part is None else pack_float(part[1], round_x=False) for part in parts]
+        self.table.set(adapter, pack_float(stacked, round_x=False), ups)
 
     def remove(self, adapter: int) -> None:
         self.table.remove(adapter)

@@ -18,10 +18,14 @@ class Adapters:
 
     Args:
         max_rank: the largest that an adapter may have.
+        dtype: of the model's float weights, to which adapters are rounded, too.
     """
 
-    def __init__(self, ops: ReferenceOps, max_rank: int, device: torch.device) -> None:
+    def __init__(
+        self, ops: ReferenceOps, max_rank: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.max_rank = max_rank
+        self._dtype = dtype
         self._ops = ops
         self._device = device
         self._rows = AdaptedRows()
@@ -36,7 +40,7 @@ class Adapters:
     def load(self, adapter: int, updates: Mapping[str, LowRank]) -> None:
         """Keep what an adapter adds to each projection, by the projection's canonical name."""
         for names, slot in self._slots:
-            parts = [updates.get(name) for name in names]
+            parts = [self._rounded(updates.get(name)) for name in names]
             if any(part is not None for part in parts):
                 slot.set(adapter, parts)
 
@@ -44,6 +48,9 @@ class Adapters:
         """Forget an adapter. No row of a later step may have it."""
         for _, slot in self._slots:
             slot.remove(adapter)
+
+    def _rounded(self, update: LowRank | None) -> LowRank | None:
+        return update and (update[0].to(self._dtype), update[1].to(self._dtype))
 
     @contextmanager
     def rows(self, groups: list[tuple[int, Tensor]]) -> Iterator[None]:

@@ -61,7 +61,7 @@ _READ = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class LoraAdapter:
-    """What an adapter adds: (A, B) of each projection that it changes, by canonical name."""
+    """What an adapter adds: (A, B), float32, of each projection that it changes, by its name."""
 
     updates: dict[str, LowRank]
 

@@ -40,7 +40,7 @@ def build_model(
         ModelError: an architecture that is not in `ARCHITECTURES`, or a weight that is missing or
             has a wrong shape.
     """
-    adapters = None if max_lora_rank is None else Adapters(ops, max_lora_rank, device)
+    adapters = None if max_lora_rank is None else Adapters(ops, max_lora_rank, dtype, device)
     length = config.max_position if max_model_len is None else max_model_len
     if config.architecture in DECODERS:
         return Decoder(config, weights, ops, dtype, device, length, adapters)
