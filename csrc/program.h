@@ -19,6 +19,9 @@
 //     program.gelu_mul(out, gate_up, approximate)
 //     program.gelu(out, x, approximate)
 //     program.softcap(out, x, cap)
+//     program.experts(out, x, scores, gate, up, down, top_k, normalise, activation, shared=None)
+//                     gate, up, down: a PackedWeight for each expert; activation: "silu", "gelu" or "gelu_tanh"; scores has
+//                     a column for each expert, and one more if there is `shared`, what a shared expert gave
 //     program.finalize(output, max_rows)               output: Columns, all of one buffer
 //
 // Running, all arrays dense numpy or torch (numpy crosses over faster), dtypes as in AttentionInputs:
@@ -49,6 +52,7 @@
 #include <string>
 #include <vector>
 
+#include "program/experts.h"
 #include "program/instruction.h"
 #include "thread_team.h"
 
@@ -70,6 +74,9 @@ public:
     void paged_attention(const Columns& out, const Columns& q, const KVPool& pool, float scale,
                          std::optional<int64_t> window, std::optional<float> softcap);
     void activate(const Columns& out, const Columns& x, Activation activation);
+    // `shared` is optional.
+    void experts(const Columns& out, const Columns& x, const Columns& scores, const Columns& shared,
+                 ExpertWeights weights);
 
     void finalize(const Columns& output, int64_t max_rows);
     void run(ThreadTeam& team, const StepInputs& inputs, float* out);

@@ -70,6 +70,8 @@ class TorchRunner:
             raise ConfigError(
                 "--speculative does not work with --kernels triton yet", param="speculative"
             )
+        if model.config.num_experts:
+            self._graphs = None  # the host has to know how many rows each expert has
         self._model = model
         self._take_memory(config)
         max_rows = max(config.scheduler.token_budget(str(self.device)), WARM_UP_TOKENS)
@@ -171,6 +173,8 @@ class TorchRunner:
             kv_dtype=str(self._kv[0].k.dtype).removeprefix("torch."),
             weight_bytes=ops.weight_bytes or num_parameters * self._dtype.itemsize,
             num_parameters=num_parameters,
+            expert_weight_bytes=self._model.expert_bytes,
+            active_experts=shape.experts_per_token / (shape.num_experts or 1) or 1.0,
             hidden_size=shape.hidden_size,
         )
 
