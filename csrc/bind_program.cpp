@@ -83,6 +83,13 @@ Embedding::Index parse_index(const std::string& index) {
     return index == "tokens" ? Embedding::Index::Tokens : Embedding::Index::Positions;
 }
 
+ActivationKind gated_kind(const std::string& activation) {
+    if (activation == "silu") return ActivationKind::SiluMul;
+    if (activation == "gelu") return ActivationKind::GeluMul;
+    require(activation == "gelu_tanh", "activation is '" + activation + "', expected silu, gelu or gelu_tanh");
+    return ActivationKind::GeluTanhMul;
+}
+
 // The arrays of a step, as Python gives them.
 struct StepArrays {
     Input<int64_t, 1> token_ids, positions, slot_mapping;
@@ -255,7 +262,18 @@ void bind_row_ops(nb::class_<Program>& program) {
             [](Program& p, Columns out, Columns x, float cap) {
                 p.activate(out, x, {.kind = ActivationKind::Softcap, .cap = cap});
             },
-            "out"_a, "x"_a, "cap"_a);
+            "out"_a, "x"_a, "cap"_a)
+        .def(
+            "experts",
+            [](Program& p, Columns out, Columns x, Columns scores, std::vector<PackedWeight> gate,
+               std::vector<PackedWeight> up, std::vector<PackedWeight> down, int64_t top_k, bool normalise,
+               const std::string& activation, Operand shared) {
+                p.experts(out, x, scores, shared.value_or(Columns{}),
+                          {.gate = std::move(gate), .up = std::move(up), .down = std::move(down),
+                           .activation = {.kind = gated_kind(activation)}, .top_k = top_k, .normalise = normalise});
+            },
+            "out"_a, "x"_a, "scores"_a, "gate"_a, "up"_a, "down"_a, "top_k"_a, "normalise"_a, "activation"_a,
+            "shared"_a.none() = nb::none());
 }
 
 void bind_lora(nb::module_& m, nb::class_<Program>& program) {

@@ -20,6 +20,9 @@
 //     program.gelu(out, x, approximate)
 //     program.softcap(out, x, cap)
 //     program.lora(y, x, table)                        adds to y, the product of x, what adapters add. table: LoraTable
+//     program.experts(out, x, scores, gate, up, down, top_k, normalise, activation, shared=None)
+//                     gate, up, down: a PackedWeight for each expert; activation: "silu", "gelu" or "gelu_tanh"; scores has
+//                     a column for each expert, and one more if there is `shared`, what a shared expert gave
 //     program.finalize(output, max_rows)               output: Columns, all of one buffer
 //
 // Running, all arrays dense numpy or torch (numpy crosses over faster), dtypes as in AttentionInputs:
@@ -51,6 +54,7 @@
 #include <string>
 #include <vector>
 
+#include "program/experts.h"
 #include "program/instruction.h"
 #include "program/lora.h"
 #include "thread_team.h"
@@ -74,6 +78,9 @@ public:
                          std::optional<int64_t> window, std::optional<float> softcap);
     void activate(const Columns& out, const Columns& x, Activation activation);
     void lora(const Columns& y, const Columns& x, std::shared_ptr<const LoraTable> table);
+    // `shared` is optional.
+    void experts(const Columns& out, const Columns& x, const Columns& scores, const Columns& shared,
+                 ExpertWeights weights);
 
     void finalize(const Columns& output, int64_t max_rows);
     void run(ThreadTeam& team, const StepInputs& inputs, float* out);

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2")
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2")
+SPARSE = ("mixtral", "qwen2moe", "qwen3moe", "olmoe")
+ARCHITECTURES = (*DENSE, *SPARSE)
 
 COMMON = {
     "vocab_size": 96,
@@ -47,6 +50,21 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "phi3": {"sliding_window": 8, "original_max_position_embeddings": 32},
     "gpt2": {},
+    "mixtral": {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2moe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 64,
+    },
+    "qwen3moe": {
+        "head_dim": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    },
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32},
 }
 GPT2_KEYS = {
     "hidden_size": "n_embd",
@@ -64,6 +82,10 @@ CLASSES = {
     "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
     "phi3": ("Phi3Config", "Phi3ForCausalLM"),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM"),
+    "qwen2moe": ("Qwen2MoeConfig", "Qwen2MoeForCausalLM"),
+    "qwen3moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM"),
+    "olmoe": ("OlmoeConfig", "OlmoeForCausalLM"),
 }
 
 # Ready-made `rope_parameters`, for heads of 16.
@@ -124,14 +146,16 @@ def write_gguf(
     path: Path,
     quant: gguf.GGMLQuantizationType | None = None,
     metadata: dict[str, Any] | None = None,
+    stacked: bool = True,
 ) -> None:
     """Convert a folder of `make_hf` to `path`; matrices whose rows allow it become `quant`.
 
-    `metadata` adds keys, or replaces those that the conversion wrote.
+    `metadata` adds keys, or replaces those that the conversion wrote. Unless `stacked`, each
+    expert has tensors of its own, as in files from before there were stacks.
     """
     config = json.loads((hf_folder / "config.json").read_text())
-    arch = config["model_type"].removesuffix("_text")
-    arch = "llama" if arch == "mistral" else arch
+    arch = config["model_type"].removesuffix("_text").replace("_moe", "moe")
+    arch = "llama" if arch in ("mistral", "mixtral") else arch
     writer = gguf.GGUFWriter(path, arch)
     head_dim = _write_metadata(writer, arch, config)
     _write_rope(writer, arch, config, head_dim)
@@ -140,17 +164,36 @@ def write_gguf(
     layers = config.get("num_hidden_layers") or config["n_layer"]
     model_arch = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[arch]
     name_map = gguf.get_tensor_name_map(model_arch, layers)
+    tensors: dict[str, np.ndarray] = {}
     for shard in sorted(hf_folder.glob("*.safetensors")):
-        for name, data in load_file(shard).items():
-            if name == "lm_head.weight" and config["tie_word_embeddings"]:
-                continue
-            new_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))
-            assert new_name is not None, name
-            _write_tensor(writer, new_name, _converted(arch, name, data, config), quant)
+        tensors |= load_file(shard)
+    for name, data in _stacked(tensors).items():
+        if name == "lm_head.weight" and config["tie_word_embeddings"]:
+            continue
+        new_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert new_name is not None, name
+        if "_exps" in new_name and not stacked:
+            for e, part in enumerate(data):
+                _write_tensor(writer, new_name.replace("_exps", f".{e}"), part, quant)
+            continue
+        _write_tensor(writer, new_name, _converted(arch, name, data, config), quant)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _stacked(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Each projection of all of a layer's experts as one tensor [experts, out, in]."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+    others = {}
+    for name, data in tensors.items():
+        if match := re.fullmatch(r"(.*\.experts)\.(\d+)\.(.*)", name):
+            found.setdefault(f"{match[1]}.{match[3]}", {})[int(match[2])] = data
+        else:
+            others[name] = data.squeeze()
+    stacks = {name: np.stack([parts[e] for e in sorted(parts)]) for name, parts in found.items()}
+    return others | stacks
 
 
 def _write_metadata(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> int:
@@ -170,7 +213,8 @@ def _write_metadata(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) 
         return head_dim
     writer.add_head_count_kv(get["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    if arch in ("qwen3", "gemma2", "gemma3"):
+    _write_experts(writer, config)
+    if arch in ("qwen3", "gemma2", "gemma3", "qwen3moe"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     if arch in ("gemma2", "gemma3", "phi3"):
@@ -179,6 +223,19 @@ def _write_metadata(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) 
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
     return head_dim
+
+
+def _write_experts(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    count = config.get("num_experts") or config.get("num_local_experts")
+    if not count:
+        return
+    writer.add_expert_count(count)
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    if "moe_intermediate_size" in config:
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if "shared_expert_intermediate_size" in config:
+        size = config["shared_expert_intermediate_size"]
+        writer.add_expert_shared_feed_forward_length(size)
 
 
 def _write_rope(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any], head_dim: int) -> None:

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "program.h"
+#include "program/experts.h"
 
 namespace pellucid {
 
@@ -46,6 +47,7 @@ void Program::finalize(const Columns& output, int64_t max_rows) {
     const Linear* next = nullptr;
     for (auto stage = stages_.rbegin(); stage != stages_.rend(); ++stage) {
         stage->next_product = next;
+        if (dynamic_cast<const Experts*>(stage->instruction)) next = nullptr;  // they are read before it
         if (const auto* product = dynamic_cast<const Linear*>(stage->instruction)) next = product;
     }
     max_rows_ = max_rows;

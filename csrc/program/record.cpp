@@ -198,6 +198,30 @@ void Program::lora(const Columns& y, const Columns& x, std::shared_ptr<const Lor
     has_lora_ = true;
 }
 
+void Program::experts(const Columns& out, const Columns& x, const Columns& scores, const Columns& shared,
+                      ExpertWeights weights) {
+    check_read(x, "x");
+    check_read(scores, "scores");
+    check_write(out, "out");
+    weights.check();
+    require_count(x, weights.hidden(), "x");
+    require_count(out, weights.hidden(), "out");
+    require_count(scores, weights.count() + (shared ? 1 : 0), "scores");
+    if (shared) {
+        check_read(shared, "shared");
+        require_count(shared, weights.hidden(), "shared");
+    }
+    const Columns input = weights.gate[0].format.quantised() ? quantised(x) : x;
+    const int first_workspace = static_cast<int>(buffers_.size());
+    for (const int64_t columns : Experts::workspace_columns(weights)) add_buffer(columns);
+    auto op = std::make_unique<Experts>(std::move(weights), first_workspace);
+    op->out = out;
+    op->x = input;
+    op->scores = scores;
+    op->shared = shared;
+    append(std::move(op));
+}
+
 // ---- attention ----
 
 void Program::check_pool(const KVPool& pool) {

@@ -43,6 +43,7 @@ void check_products();
 void check_row_ops();
 void check_attention();
 void check_program();
+void check_experts();
 void check_sampling();
 
 }  // namespace pellucid::check

@@ -48,6 +48,7 @@ int check_all() {
     check::check_row_ops();
     check::check_attention();
     check::check_program();
+    check::check_experts();
     check::check_sampling();
     std::printf(check::failures ? "%d failures\n" : "all good\n", check::failures);
     std::fflush(stdout);

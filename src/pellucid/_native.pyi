@@ -194,6 +194,19 @@ class Program:
     def gelu_mul(self, out: Columns, gate_up: Columns, approximate: bool) -> None: ...
     def gelu(self, out: Columns, x: Columns, approximate: bool) -> None: ...
     def softcap(self, out: Columns, x: Columns, cap: float) -> None: ...
+    def experts(
+        self,
+        out: Columns,
+        x: Columns,
+        scores: Columns,
+        gate: Sequence[PackedWeight],
+        up: Sequence[PackedWeight],
+        down: Sequence[PackedWeight],
+        top_k: int,
+        normalise: bool,
+        activation: Literal["silu", "gelu", "gelu_tanh"],
+        shared: Columns | None = None,
+    ) -> None: ...
     def finalize(self, output: Columns, max_rows: int) -> None: ...
     def run(
         self,

@@ -110,6 +110,8 @@ class EngineInfo(_Message, tag="ready"):
     kv_dtype: str = "none"
     weight_bytes: int = 0
     num_parameters: int = 0
+    expert_weight_bytes: int = 0  # of weight_bytes, those of experts
+    active_experts: float = 1.0  # share of the experts that work on one token
     pid: int = 0  # of the process that computes
     hidden_size: int = 0  # of the vectors that pooling gives
     process_bytes: int = 0  # its memory at the start, weights included but no KV; 0: not known
@@ -117,6 +119,11 @@ class EngineInfo(_Message, tag="ready"):
     draft_weight_bytes: int = 0
     draft_cost: float = 0.0  # time of a guess and its check, as a part of what a token takes
     tensor_parallel_size: int = 1  # processes that share the weights; sizes are those of all
+
+    def bytes_read(self, tokens: float) -> float:
+        """What a step of so many tokens reads of the weights, if each chooses experts at random."""
+        untouched: float = (1 - self.active_experts) ** tokens
+        return self.weight_bytes - untouched * self.expert_weight_bytes
 
 
 class TokenLogprobs(_Message):

@@ -9,14 +9,21 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+import torch
 
 from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
 from pellucid.engine.drafting import Drafting
 from pellucid.kernels import native
+from pellucid.kernels.dispatch import select_ops
+from pellucid.load.quantized import quantized
+from pellucid.load.random import RepeatedNoise
 from pellucid.messages import AddRequest, TokenLogprobs, pack_tokens
+from pellucid.models.config import ModelConfig
+from pellucid.models.registry import build_model
 from pellucid.runner.base import AdaptableRunner, KVCapacity, Runner, StepPlan
 from pellucid.runner.factory import create_runner
+from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
 from tests.device import DEVICE, INVARIANT_KERNELS, float_weights_too
 from tests.engine.prophet import Prophet
@@ -33,7 +40,27 @@ PROMPTS = {f"p{n}": [(1_009 * n + 7_919 * k * k) % 40_000 + 100 for k in range(n
 KERNELS = (
     *INVARIANT_KERNELS,
     *(f"{INVARIANT_KERNELS[-1]} {t}" for t in ("float16", "bfloat16", "int8")),
-    *(() if DEVICE.type == "cuda" else ("reference int8",)),
+    *(() if DEVICE.type == "cuda" else ("reference int8", "reference experts", "native experts")),
+)
+# In place of the real model where the name says so: a mixture, with more experts than some steps
+# have rows and a vocabulary that the prompts fit.
+EXPERTS = ModelConfig(
+    architecture="qwen2moe",
+    vocab_size=40_200,
+    hidden_size=64,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    intermediate_size=96,
+    max_position=1024,
+    attention_bias=True,
+    num_experts=24,
+    experts_per_token=3,
+    expert_size=32,
+    shared_expert_size=64,
+    sparse_layers=(True, False, True),
+    tie_embeddings=True,
 )
 
 Answers = dict[str, list[TokenLogprobs]]
@@ -41,14 +68,15 @@ Answers = dict[str, list[TokenLogprobs]]
 
 @pytest.fixture(scope="module", params=KERNELS)
 def runner(smollm2_path: Path, request: pytest.FixtureRequest) -> Iterator[Runner]:
-    kernels, _, kv_dtype = request.param.partition(" ")
+    kernels, _, variant = request.param.partition(" ")
+    has_experts = variant == "experts"
     if kernels == "native" and native.obstacle(DEVICE) is not None:
         pytest.skip("the C++ part is not built")
     config = EngineConfig.of(
         model=str(smollm2_path),
         kernels=kernels,
         dtype="float32",
-        kv_cache_dtype=kv_dtype or "float32",
+        kv_cache_dtype="float32" if has_experts else variant or "float32",
         num_kv_blocks=BLOCKS,
         max_model_len=1024,
         device=str(DEVICE),
@@ -56,9 +84,15 @@ def runner(smollm2_path: Path, request: pytest.FixtureRequest) -> Iterator[Runne
         threads=1 if kernels == "reference" else 2,
     )
     with float_weights_too():
-        made = create_runner(config)
+        made = _runner_of_experts(config) if has_experts else create_runner(config)
     yield made
     made.close()
+
+
+def _runner_of_experts(config: EngineConfig) -> Runner:
+    weights = quantized(RepeatedNoise(EXPERTS), "int8")
+    ops = select_ops(config.runner.kernels, DEVICE)
+    return TorchRunner(config, model=build_model(EXPERTS, weights, ops, torch.float32, DEVICE))
 
 
 class SmallPool:

@@ -89,6 +89,8 @@ def test_gguf_describes_the_same_model(arch: str, tmp_path: Path) -> None:
     changes["attention_scale"] = want.attention_scale
     if arch == "mistral":  # GGUF has no architecture and no window for it
         changes |= {"architecture": "mistral", "sliding_window": 8}
+    if arch == "mixtral":  # nor an architecture for this
+        changes["architecture"] = "mixtral"
     assert dataclasses.replace(got, **changes) == want
 
 
@@ -229,10 +231,10 @@ def test_gguf_end_tokens_by_id_and_by_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM.*supported are"),
+        ({"architectures": ["DeepseekV3ForCausalLM"]}, "DeepseekV3ForCausalLM.*supported are"),
         ({"architectures": ["OwnModel"], "auto_map": {}}, "never run"),
         ({"architectures": None}, "architecture.*not supported"),
-        ({"num_local_experts": 8}, "mixture of experts"),
+        ({"num_local_experts": 8}, "num_local_experts is set, but experts in this architecture"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config.*GGUF"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": -64}, "hidden_size must be an integer from 1 to .*, not -64"),
@@ -279,7 +281,7 @@ def test_folder_without_a_config(tmp_path: Path) -> None:
     ("metadata", "message"),
     [
         ({"general.architecture": "mamba"}, "architecture 'mamba' is not supported"),
-        ({"llama.expert_count": 8}, "mixture-of-experts"),
+        ({"llama.expert_count": 8}, "expert_used_count is missing"),
         ({"split.count": 3}, "split model"),
         ({"llama.attention.head_count": 0}, "head_count must be an integer from 1"),
         ({"llama.attention.head_count": [4, 4, 4]}, "head_count must be an integer"),
@@ -321,7 +323,7 @@ def test_any_value_anywhere_is_read_or_refused(arch: str, tmp_path: Path) -> Non
     assert not _is_refused(written(tmp_path, **config))
 
 
-@pytest.mark.parametrize("arch", ["llama", "gemma2", "gemma3", "phi3", "gpt2"])
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "gemma3", "phi3", "gpt2", "qwen2moe"])
 def test_any_metadata_anywhere_is_read_or_refused(arch: str, tmp_path: Path) -> None:
     extra = {"rope_parameters": dict(ROPE["longrope"])} if arch == "phi3" else {}
     make_hf(arch, tmp_path, **extra)
@@ -368,4 +370,77 @@ def test_gguf_without_an_embedding(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(ModelError, match="token_embd"):
+        parsed(tmp_path / "m.gguf")
+
+
+# ---- mixtures of experts
+
+MOE_DEFAULTS = {
+    "MixtralForCausalLM": "mixtral",
+    "Qwen2MoeForCausalLM": "qwen2_moe",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+    "OlmoeForCausalLM": "olmoe",
+}
+
+
+@pytest.mark.parametrize("name", MOE_DEFAULTS)
+def test_what_a_config_with_experts_leaves_out_is_its_classs_default(
+    name: str, tmp_path: Path
+) -> None:
+    stated = {"vocab_size": 96, "hidden_size": 256, "num_hidden_layers": 2}
+    stated |= {"num_attention_heads": 8, "num_key_value_heads": 4}
+    stated |= (
+        {"intermediate_size": 96} if name in ("MixtralForCausalLM", "OlmoeForCausalLM") else {}
+    )
+    config = {"architectures": [name], "model_type": MOE_DEFAULTS[name], **stated}
+    got = parsed(written(tmp_path, **config))
+    want = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert got.num_experts == want.num_experts
+    assert got.experts_per_token == want.num_experts_per_tok
+    assert got.expert_size == getattr(want, "moe_intermediate_size", want.intermediate_size)
+    assert got.shared_expert_size == getattr(want, "shared_expert_intermediate_size", 0)
+    assert got.normalise_experts == getattr(want, "norm_topk_prob", True)
+    assert got.attention_bias == getattr(want, "qkv_bias", False)
+    assert got.norm_eps == want.rms_norm_eps
+    assert got.rope_theta == want.rope_parameters["rope_theta"]
+    assert got.max_position == want.max_position_embeddings
+
+
+@pytest.mark.parametrize(
+    ("arch", "change", "message"),
+    [
+        ("mixtral", {"num_experts_per_tok": 5}, "num_experts_per_tok must be .* 1 to 4, not 5"),
+        ("mixtral", {"num_local_experts": 2000}, "num_local_experts must be an integer from 1 to"),
+        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is set"),
+        ("qwen2moe", {"use_sliding_window": True}, "use_sliding_window .* qwen2moe"),
+        ("qwen3moe", {"mlp_only_layers": ["a"]}, "mlp_only_layers must be a list of layers"),
+        ("qwen3moe", {"decoder_sparse_step": 0}, "decoder_sparse_step must be an integer from 1"),
+    ],
+)
+def test_other_kinds_of_experts_are_refused(
+    arch: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    make_hf(arch, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(ModelError, match=message):
+        parsed(written(tmp_path, **{**config, **change}))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"olmoe.expert_count": 0}, "expert_count must be an integer from 1"),
+        ({"olmoe.expert_used_count": 9}, "expert_used_count must be an integer from 1 to 8"),
+        ({"olmoe.expert_gating_func": 2}, "expert_gating_func must be 1"),
+        ({"olmoe.expert_group_count": 4}, "groups of experts are not supported"),
+        ({"olmoe.expert_weights_scale": 2.5}, "expert_weights_scale must be 1"),
+        ({"olmoe.attention.clamp_kqv": 8.0}, "clamp_kqv must be 0"),
+    ],
+)
+def test_other_kinds_of_experts_in_gguf_are_refused(
+    metadata: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    make_hf("olmoe", tmp_path)
+    write_gguf(tmp_path, tmp_path / "m.gguf", metadata=metadata)
+    with pytest.raises(ModelError, match=message):
         parsed(tmp_path / "m.gguf")

@@ -19,6 +19,8 @@ PARAMETERS = {  # in millions, as their makers give them, embeddings included
     "qwen2.5-7b": 7616,
     "llama3-8b": 8030,
     "qwen3-8b": 8191,
+    "olmoe-1b-7b": 6919,
+    "qwen3-30b-a3b": 30532,
 }
 
 
@@ -42,8 +44,9 @@ def test_weights_are_of_order_one_over_the_square_root_and_rows_differ() -> None
 
 
 @pytest.mark.parametrize("scheme", ["none", "int8", "int4"])
-def test_a_model_is_built_of_them(scheme: str) -> None:
-    config = named_shape("tiny")
+@pytest.mark.parametrize("shape", ["tiny", "tiny-moe"])
+def test_a_model_is_built_of_them(scheme: str, shape: str) -> None:
+    config = named_shape(shape)
     weights = quantized(RepeatedNoise(config), scheme)
     model = build_model(config, weights, ReferenceOps(), torch.float32, torch.device("cpu"))
     assert model.logits(torch.randn(2, config.hidden_size)).isfinite().all()

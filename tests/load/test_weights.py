@@ -40,6 +40,13 @@ def expected(arch: str, model: Any) -> dict[str, torch.Tensor]:
             sizes = [head * model.config.num_attention_heads] + 2 * [head * kv_heads(model)]
             for letter, part in zip("qkv", weight.split(sizes), strict=True):
                 out[f"{stem.rpartition('.')[0]}.{letter}_proj.{kind}"] = part
+        elif name.endswith("experts.gate_up_proj"):
+            for e, expert in enumerate(weight):
+                for part_name, part in zip(("gate", "up"), expert.chunk(2), strict=True):
+                    out[f"{stem}.{e}.{part_name}_proj.weight"] = part
+        elif name.endswith("experts.down_proj"):
+            for e, expert in enumerate(weight):
+                out[f"{stem}.{e}.down_proj.weight"] = expert
         elif stem.endswith("gate_up_proj"):
             for part_name, part in zip(("gate", "up"), weight.chunk(2), strict=True):
                 out[f"{stem.rpartition('.')[0]}.{part_name}_proj.{kind}"] = part

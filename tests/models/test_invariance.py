@@ -41,6 +41,18 @@ CONFIGS = {
         rope_theta_local=100.0,
         rope_scaling=RopeScaling("linear", factor=2.0),
     ),
+    "mixture": ModelConfig(
+        architecture="qwen2moe",
+        **BASE,
+        attention_bias=True,
+        qk_norm=True,
+        qk_norm_whole=True,
+        num_experts=7,
+        experts_per_token=2,
+        expert_size=40,
+        shared_expert_size=24,
+        sparse_layers=(False, True),
+    ),
     "gpt2": ModelConfig(
         architecture="gpt2",
         **{**BASE, "num_heads": 4, "num_kv_heads": 4},

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pellucid.kernels.reference import ReferenceOps
@@ -16,7 +17,7 @@ from pellucid.load.weights import open_weights
 from pellucid.models.base import Model
 from pellucid.models.registry import build_model
 from tests.models.stepping import logits, random_tokens
-from tests.tiny_models import ARCHITECTURES, ROPE, make_hf, write_gguf
+from tests.tiny_models import ARCHITECTURES, ROPE, SPARSE, make_hf, write_gguf
 
 CPU = torch.device("cpu")
 VOCAB = 96
@@ -78,6 +79,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gemma3, its own scale": ("gemma3", {"query_pre_attn_scalar": 50}),
+    "mixtral, windows": ("mixtral", {"sliding_window": WINDOW}),
+    "qwen3moe, shares of all experts, gelu": (
+        "qwen3moe",
+        {"norm_topk_prob": False, "hidden_act": "gelu"},
+    ),
+    "qwen2moe, every expert, without biases": (
+        "qwen2moe",
+        {"num_experts_per_tok": 6, "qkv_bias": False, "norm_topk_prob": True},
+    ),
+    "qwen3moe, dense layers too": ("qwen3moe", {"mlp_only_layers": [1]}),
+    "qwen2moe, every other layer": ("qwen2moe", {"decoder_sparse_step": 2}),
+    "olmoe, one expert of odd size": (
+        "olmoe",
+        {"num_experts": 1, "num_experts_per_tok": 1, "intermediate_size": 28},
+    ),
 }
 
 
@@ -86,6 +102,25 @@ def test_variants_equal_transformers(arch: str, overrides: dict[str, Any], tmp_p
     reference = make_hf(arch, tmp_path, **overrides)
     tokens = random_tokens(5 * WINDOW, VOCAB)
     assert_same(logits(ours(tmp_path), tokens), theirs(reference, tokens))
+
+
+@pytest.mark.parametrize("arch", SPARSE)
+def test_stacks_of_experts_are_read_as_transformers_keeps_them(arch: str, tmp_path: Path) -> None:
+    """A stack for each projection, gate above up: files may have models as they are in memory."""
+    reference = make_hf(arch, tmp_path)
+    tokens = random_tokens(20, VOCAB)
+    expected = logits(ours(tmp_path), tokens)
+    state = {name: weight.contiguous() for name, weight in reference.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    assert torch.equal(logits(ours(tmp_path), tokens), expected)
+
+
+def test_old_gguf_files_keep_experts_apart(tmp_path: Path) -> None:
+    reference = make_hf("mixtral", tmp_path / "hf")
+    path = tmp_path / "model.gguf"
+    write_gguf(tmp_path / "hf", path, stacked=False)
+    tokens = random_tokens(20, VOCAB)
+    assert_same(logits(ours(path), tokens), theirs(reference, tokens))
 
 
 # GGUF has no dynamic scaling.
@@ -122,7 +157,9 @@ def test_gemma3_scales_full_layers_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_half_precision_stays_close(arch: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    make_hf(arch, tmp_path)
+    # A score that is rounded across another's would choose another expert, were not all chosen.
+    all_experts = {"num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 6}
+    make_hf(arch, tmp_path, **(all_experts if arch in SPARSE else {}))
     tokens = random_tokens(30, VOCAB)
     exact = logits(ours(tmp_path), tokens)
     rounded = logits(ours(tmp_path, dtype=dtype), tokens, dtype)

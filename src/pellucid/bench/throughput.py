@@ -65,7 +65,8 @@ class Throughput(msgspec.Struct, kw_only=True):
     decode_steps: int
     mixed_steps: int
     preemptions: int
-    weight_gb_per_s: float | None  # weights once per decode step: how near memory's limit we are
+    # Weights once per decode step, those of experts if chosen: how near memory's limit we are.
+    weight_gb_per_s: float | None
 
 
 @dataclass(slots=True)
@@ -169,7 +170,8 @@ def _count_step(
 def _report(info: EngineInfo, load: Workload, tally: _Tally, seconds: float) -> Throughput:
     prefill_seconds, decode_seconds = sum(tally.prefill_seconds), sum(tally.decode_seconds)
     prompt_tokens = load.num_prompts * load.input_len - tally.cached_tokens
-    weight_bytes = info.weight_bytes * len(tally.decode_seconds)
+    steps = len(tally.decode_seconds)
+    weight_bytes = steps * info.bytes_read(tally.decode_tokens / steps) if steps else 0
     return Throughput(
         prefill_tokens_per_s=_rate(prompt_tokens, prefill_seconds),
         decode_tokens_per_s=_rate(tally.decode_tokens, decode_seconds),

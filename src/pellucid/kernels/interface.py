@@ -10,9 +10,9 @@ Shapes: T tokens of the step over S sequences, H query heads, G key/value heads,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,26 @@ Weight = Any
 
 LowRank = tuple[Tensor, Tensor]
 """A LoRA adapter's A [rank, in] and B [out, rank] of one projection, in one dtype; see `lora`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """Gated MLPs of which each row is worked on by the `top_k` that score highest.
+
+    `gate` and `up` are [inner, hidden] of each expert, `down` [hidden, inner]. With `normalise` a
+    row's shares add up to one over the experts that it chose, otherwise over all.
+    """
+
+    gate: Sequence[Weight]
+    up: Sequence[Weight]
+    down: Sequence[Weight]
+    activation: Literal["silu", "gelu_tanh", "gelu"]
+    top_k: int
+    normalise: bool
+
+    @property
+    def nbytes(self) -> int:
+        return sum(weight.nbytes for part in (self.gate, self.up, self.down) for weight in part)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pellucid.kernels.interface import AttentionInputs, KVLayer, Matrix
+from pellucid.kernels.interface import AttentionInputs, Experts, KVLayer, Matrix
 from pellucid.kernels.lora import AdaptedRows, LoraSlot
 from pellucid.kernels.native_weights import NativeLoraSlot, NativeWeight, pack_matrices
 from pellucid.kernels.reference import ReferenceOps
@@ -327,6 +327,23 @@ class NativeOps(ReferenceOps):
         tape = self.tape
         out = tape.new(x.shape[1])
         tape.program.gelu(tape.columns(out), tape.columns(x), approximate)
+        return out
+
+    def experts(
+        self, x: Tensor, scores: Tensor, experts: Experts, shared: Tensor | None = None
+    ) -> Tensor:
+        tape = self.tape
+        out = tape.new(x.shape[1])
+        tape.program.experts(
+            *(tape.columns(out), tape.columns(x), tape.columns(scores)),
+            gate=[weight.table for weight in experts.gate],
+            up=[weight.table for weight in experts.up],
+            down=[weight.table for weight in experts.down],
+            top_k=experts.top_k,
+            normalise=experts.normalise,
+            activation=experts.activation,
+            shared=None if shared is None else tape.columns(shared),
+        )
         return out
 
     def softcap(self, x: Tensor, cap: float) -> Tensor:

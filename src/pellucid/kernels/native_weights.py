@@ -44,9 +44,9 @@ class NativeWeight:
 
     @property
     def table(self) -> _native.PackedWeight:
-        """The matrix as one piece, as a lookup of rows needs it."""
+        """The matrix as one piece, as a lookup of rows and an expert need it."""
         if len(self.pieces) != 1:
-            raise ValueError(f"a table of {len(self.pieces)} formats cannot be looked up")
+            raise ValueError(f"a table or an expert of {len(self.pieces)} formats cannot be read")
         return self.pieces[0]
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pellucid.kernels import reference_attention
 from pellucid.kernels.int8_heads import round_heads
-from pellucid.kernels.interface import AttentionInputs, KVLayer, Matrix, Weight
+from pellucid.kernels.interface import AttentionInputs, Experts, KVLayer, Matrix, Weight
 from pellucid.kernels.lora import AdaptedRows, LoraSlot
 from pellucid.kernels.ranks import ALONE, Ranks
 
@@ -212,6 +212,39 @@ class ReferenceOps:
         """x * Phi(x); `approximate` takes the tanh formula (Hendrycks and Gimpel 2016)."""
         return _gelu(x.float(), approximate).to(x.dtype)
 
+    def gated(self, gate_up: Tensor, activation: str) -> Tensor:
+        """`silu_mul` or `gelu_mul`, as `activation` names it: "silu", "gelu" or "gelu_tanh"."""
+        if activation == "silu":
+            return self.silu_mul(gate_up)
+        return self.gelu_mul(gate_up, approximate=activation == "gelu_tanh")
+
+    def experts(
+        self, x: Tensor, scores: Tensor, experts: Experts, shared: Tensor | None = None
+    ) -> Tensor:
+        """Each row's experts of `x` [T, hidden], weighted by their shares and added -> [T, hidden].
+
+        Shazeer et al. 2017; Jiang et al. 2024 (Mixtral). `scores` [T, experts] float32. `shared`
+        [T, hidden], what an expert of all rows gave, is added times the sigmoid of one more score
+        (Qwen2-MoE). Sums are float32, over ascending experts.
+        """
+        count = len(experts.gate)
+        ids, shares = choose_experts(scores[:, :count], experts.top_k, experts.normalise)
+        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        if shared is not None:
+            total = shared.float() / (1 + torch.exp(-scores[:, count:]))
+        choices = ids.flatten().argsort(stable=True)  # those of an expert together, rows in order
+        counts = torch.bincount(ids.flatten(), minlength=count).tolist()
+        for expert, chosen in enumerate(choices.split(counts)):
+            if len(chosen) == 0:
+                continue
+            rows = chosen // experts.top_k
+            here = x[rows]
+            gate_up = (self.linear(here, w[expert]) for w in (experts.gate, experts.up))
+            inner = self.gated(torch.cat(tuple(gate_up), dim=-1), experts.activation)
+            part = self.linear(inner, experts.down[expert]).float()
+            total.index_add_(0, rows, part * shares.flatten()[chosen].unsqueeze(1))
+        return total.to(x.dtype)
+
     def softcap(self, x: Tensor, cap: float) -> Tensor:
         """cap * tanh(x / cap): keeps |x| below `cap`."""
         return torch.tanh(x / cap) * cap
@@ -229,6 +262,18 @@ def compile_row_ops(ops: ReferenceOps) -> None:
     for name in ROW_OPS:
         if getattr(type(ops), name) is getattr(ReferenceOps, name):
             setattr(ops, name, torch.compile(getattr(ops, name), dynamic=True))
+
+
+def choose_experts(scores: Tensor, top_k: int, normalise: bool) -> tuple[Tensor, Tensor]:
+    """The `top_k` highest of `scores` [T, experts] float32: ids int64 and shares, [T, top_k] each.
+
+    Of equal scores the lower expert's comes first. Shares are a softmax over all experts, or with
+    `normalise` over the chosen ones.
+    """
+    ranked, ids = scores.sort(dim=-1, descending=True, stable=True)
+    exponents = torch.exp(ranked - ranked[:, :1])
+    among = exponents[:, :top_k] if normalise else exponents
+    return ids[:, :top_k], exponents[:, :top_k] / among.sum(dim=-1, keepdim=True)
 
 
 def _padded_linear(x: Tensor, weight: Tensor) -> Tensor:

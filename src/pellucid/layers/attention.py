@@ -46,20 +46,24 @@ class Attention:
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
         if config.qk_norm:
-            self.q_norm = RMSNorm(loader, f"{name}.q_norm", head_dim, config.norm_eps)
-            self.k_norm = RMSNorm(loader, f"{name}.k_norm", head_dim, config.norm_eps)
+            sizes = [config.norm_size(heads), config.norm_size(kv_heads)]
+            self.q_norm = RMSNorm(loader, f"{name}.q_norm", sizes[0], config.norm_eps)
+            self.k_norm = RMSNorm(loader, f"{name}.k_norm", sizes[1], config.norm_eps)
 
     def __call__(self, x: Tensor, inputs: AttentionInputs, kv: KVLayer) -> Tensor:
         """[T, hidden] -> [T, hidden]; stores this step's K and V in `kv` on the way."""
-        q, k, v = (
-            part.view(len(x), part.shape[1] // self.head_dim, self.head_dim)
-            for part in torch.split(self.qkv(x), self.sizes, dim=-1)
-        )
+        q, k, v = torch.split(self.qkv(x), self.sizes, dim=-1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = (norm(_parts(y, norm.size)) for norm, y in ((self.q_norm, q), (self.k_norm, k)))
+        q, k, v = (_parts(y, self.head_dim) for y in (q, k, v))
         if self.rope is None:
             self.ops.write_kv(k, v, inputs, kv)
         else:
             q = self.ops.rope_and_write_kv(q, k, v, self.rope.cos, self.rope.sin, inputs, kv)
         mixed = self.ops.paged_attention(q, kv, inputs, self.scale, self.window, self.softcap)
         return self.out(mixed.flatten(1))
+
+
+def _parts(x: Tensor, size: int) -> Tensor:
+    """Rows as parts of `size`: [T, parts, size]."""
+    return x.view(len(x), x[0].numel() // size, size)

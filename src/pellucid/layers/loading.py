@@ -72,8 +72,16 @@ class Loader:
             raise ModelError(f"{name} has shape {tuple(found.shape)}, the model needs {shape}")
         return found.to(device=self.device, dtype=wanted)
 
-    def matrix(self, names: Sequence[str], sizes: Sequence[int], in_size: int) -> Weight:
+    def matrix(
+        self,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        in_size: int,
+        dtype: torch.dtype | None = None,
+    ) -> Weight:
         """The matrices `names` [size, in_size], one above the other, as the ops want them.
+
+        What is not quantised is in `dtype`, or else in the model's.
 
         Raises:
             ModelError: see `tensor`; or a matrix holds numbers that its format does not allow.
@@ -83,6 +91,6 @@ class Loader:
             for name, size in zip(names, sizes, strict=True)
         ]
         try:
-            return self.ops.pack(parts, self.dtype, self.device)
+            return self.ops.pack(parts, self.dtype if dtype is None else dtype, self.device)
         except ValueError as error:
             raise ModelError(f"{', '.join(names)}: {error}") from None

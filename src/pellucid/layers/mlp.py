@@ -12,8 +12,11 @@ from pellucid.models.config import ModelConfig
 class GatedMLP:
     """down(act(gate(x)) * up(x)), with gate and up stacked in one weight."""
 
-    def __init__(self, loader: Loader, config: ModelConfig, name: str) -> None:
-        hidden, inner = config.hidden_size, config.intermediate_size
+    def __init__(
+        self, loader: Loader, config: ModelConfig, name: str, inner_size: int | None = None
+    ) -> None:
+        hidden = config.hidden_size
+        inner = config.intermediate_size if inner_size is None else inner_size
         names = [f"{name}.gate_proj", f"{name}.up_proj"]
         self.ops = loader.ops
         self.activation = config.activation
@@ -24,7 +27,4 @@ class GatedMLP:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        gate_up = self.gate_up(x)
-        if self.activation == "silu":
-            return self.down(self.ops.silu_mul(gate_up))
-        return self.down(self.ops.gelu_mul(gate_up, approximate=self.activation == "gelu_tanh"))
+        return self.down(self.ops.gated(self.gate_up(x), self.activation))

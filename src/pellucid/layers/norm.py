@@ -14,6 +14,7 @@ class RMSNorm:
     def __init__(self, loader: Loader, name: str, size: int, eps: float) -> None:
         self.ops = loader.ops
         self.weight = loader.tensor(f"{name}.weight", (size,), torch.float32)
+        self.size = size
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:

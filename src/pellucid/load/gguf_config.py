@@ -11,11 +11,15 @@ from typing import Any
 
 from pellucid.errors import ModelError
 from pellucid.load import limits
+from pellucid.load.experts import gguf_experts
 from pellucid.load.fields import Fields, positive_numbers
 from pellucid.load.gguf import GGUFFile
 from pellucid.models.config import ModelConfig, RopeScaling
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2")
+ARCHITECTURES = (
+    *("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2"),
+    *("qwen2moe", "qwen3moe", "olmoe"),  # Mixtral is a llama with experts
+)
 
 # llama.cpp's periods: one full-attention layer closes each group of so many.
 _SLIDING_PERIOD = {"gemma2": 2, "gemma3": 6}
@@ -46,7 +50,7 @@ def parse_gguf_config(file: GGUFFile) -> ModelConfig:
             f" supported are {', '.join(ARCHITECTURES)}"
         )
     fields = Fields(file.metadata, where, prefix=f"{architecture}.")
-    _refuse_unsupported(file, fields)
+    _refuse_parts(file)
     hidden = fields.integer("embedding_length", 1, limits.HIDDEN)
     heads = fields.integer("attention.head_count", 1, limits.HEADS)
     head_dim = fields.integer("attention.key_length", 1, limits.HEAD_DIM, hidden // heads)
@@ -71,6 +75,7 @@ def parse_gguf_config(file: GGUFFile) -> ModelConfig:
         **_rope(file, architecture, fields, head_dim),
         **_biases(file),
         **_family(architecture, fields, hidden, heads),
+        **gguf_experts(architecture, fields),
     )
 
 
@@ -92,14 +97,12 @@ def _token_id(fields: Fields, kind: str, vocab_size: int) -> int | None:
     return fields.optional_integer(f"tokenizer.ggml.{kind}_token_id", 0, vocab_size - 1)
 
 
-def _refuse_unsupported(file: GGUFFile, fields: Fields) -> None:
+def _refuse_parts(file: GGUFFile) -> None:
     where = file.path.name
     if Fields(file.metadata, where).integer("split.count", 0, 1 << 16, 0) > 1:
         raise ModelError(
             f"{where} is one part of a split model; join the parts with `gguf-split --merge` first"
         )
-    if fields.integer("expert_count", 0, 1 << 16, 0) > 0:
-        raise ModelError(f"{where}: mixture-of-experts models are not supported")
 
 
 def _vocab_size(file: GGUFFile) -> int:
@@ -134,7 +137,7 @@ def _biases(file: GGUFFile) -> dict[str, Any]:
 
 def _family(architecture: str, fields: Fields, hidden: int, heads: int) -> dict[str, Any]:
     """What an architecture implies without a key of its own, and its windows."""
-    family: dict[str, Any] = {"qk_norm": architecture in ("qwen3", "gemma3")}
+    family: dict[str, Any] = {"qk_norm": architecture in ("qwen3", "gemma3", "qwen3moe", "olmoe")}
     family["attention_scale"] = fields.optional_number("attention.scale", 1e-6, 1e6)
     window = fields.integer(
         "attention.sliding_window", 0, limits.POSITION, _SLIDING_DEFAULT.get(architecture, 0)

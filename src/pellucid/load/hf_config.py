@@ -12,6 +12,7 @@ from typing import Any
 
 from pellucid.errors import ModelError
 from pellucid.load import limits
+from pellucid.load.experts import HF_DEFAULTS, hf_experts
 from pellucid.load.fields import Fields, read_json
 from pellucid.load.hf_rope import parse_rope
 from pellucid.models.config import Activation, ModelConfig
@@ -25,6 +26,10 @@ _ARCHITECTURES = {
     "Gemma3ForCausalLM": "gemma3",
     "Gemma3ForConditionalGeneration": "gemma3",  # its text_config; images are not supported
     "Phi3ForCausalLM": "phi3",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen2MoeForCausalLM": "qwen2moe",
+    "Qwen3MoeForCausalLM": "qwen3moe",
+    "OlmoeForCausalLM": "olmoe",
     "GPT2LMHeadModel": "gpt2",
 }
 
@@ -38,6 +43,7 @@ _GEMMA = {
 }
 _QWEN = {"max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28}
 _DEFAULTS: dict[str, dict[str, Any]] = {
+    **HF_DEFAULTS,
     "llama": {"max_position_embeddings": 2048},
     "mistral": {"max_position_embeddings": 131_072, "sliding_window": 4096},
     "qwen2": _QWEN,
@@ -82,11 +88,12 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
+_EXPERTS = dict.fromkeys(("num_experts", "num_local_experts"), "experts in this architecture")
+
 # Features that change the forward pass; a file that asks for one is refused, not half obeyed.
 _REFUSED = {
     "quantization_config": "quantised Hugging Face checkpoints (use a GGUF file instead)",
-    "num_experts": "mixture of experts",
-    "num_local_experts": "mixture of experts",
+    **_EXPERTS,
     "add_cross_attention": "cross-attention",
     "is_encoder_decoder": "encoder-decoder models",
     "scale_attn_by_inverse_layer_idx": "attention scaled by the layer's index",
@@ -104,19 +111,20 @@ def parse_hf_config(folder: Path) -> ModelConfig:
     architecture = _architecture(top)
     fields = _merged(top, architecture)
     for key, feature in _REFUSED.items():
-        if fields.get(key):
+        if fields.get(key) and not (key in _EXPERTS and architecture in HF_DEFAULTS):
             raise ModelError(f"config.json: {key} is set, but {feature} are not supported")
     vocab_size = fields.integer("vocab_size", 1, limits.VOCAB)
     hidden = fields.integer("hidden_size", 1, limits.HIDDEN)
     heads = fields.integer("num_attention_heads", 1, limits.HEADS)
     inner = 4 * hidden if architecture == "gpt2" else None
+    layers = fields.integer("num_hidden_layers", 1, limits.LAYERS)
     rope = parse_rope(fields, architecture)
     bos = _token_ids(fields, "bos_token_id", vocab_size)
     return ModelConfig(
         architecture=architecture,
         vocab_size=vocab_size,
         hidden_size=hidden,
-        num_layers=fields.integer("num_hidden_layers", 1, limits.LAYERS),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=fields.integer("num_key_value_heads", 1, limits.HEADS, heads),
         head_dim=fields.integer("head_dim", 1, limits.HEAD_DIM, hidden // heads),
@@ -134,6 +142,7 @@ def parse_hf_config(folder: Path) -> ModelConfig:
         **_attention(architecture, fields),
         **_window(architecture, fields),
         **_gemma(architecture, fields, hidden),
+        **hf_experts(architecture, fields, layers),
     )
 
 
@@ -179,20 +188,25 @@ def _attention(architecture: str, fields: Fields) -> dict[str, Any]:
             "attention_scale": None if scaled else 1.0,
         }
     bias = fields.flag("attention_bias")
+    if architecture == "qwen2moe":
+        bias = fields.flag("qkv_bias", True)
+    qwen2 = architecture in ("qwen2", "qwen2moe")
     return {
         "attention_bias": bias or architecture == "qwen2",
-        "attention_out_bias": bias and architecture != "qwen2",
+        "attention_out_bias": bias and not qwen2,
         "mlp_bias": architecture == "llama" and fields.flag("mlp_bias"),
-        "qk_norm": architecture in ("qwen3", "gemma3"),
+        "qk_norm": architecture in ("qwen3", "gemma3", "qwen3moe", "olmoe"),
     }
 
 
 def _window(architecture: str, fields: Fields) -> dict[str, Any]:
     """Which layers attend to the last `sliding_window` tokens only."""
-    window = fields.optional_integer("sliding_window", 1, limits.POSITION)
-    if architecture in ("llama", "gpt2") or window is None:
+    if architecture in ("llama", "gpt2", "qwen2moe", "qwen3moe", "olmoe"):
         return {}
-    if architecture in ("mistral", "phi3"):
+    window = fields.optional_integer("sliding_window", 1, limits.POSITION)
+    if window is None:
+        return {}
+    if architecture in ("mistral", "mixtral", "phi3"):
         return {"sliding_window": window}
     qwen = architecture in ("qwen2", "qwen3")
     if qwen and not fields.flag("use_sliding_window"):

@@ -61,7 +61,7 @@ def parse_rope(fields: Fields, architecture: str) -> Rope:
 
 
 def _default_theta(architecture: str) -> float:
-    return _GEMMA3_THETA if architecture == "gemma3" else 10_000.0
+    return {"gemma3": _GEMMA3_THETA, "mixtral": 1_000_000.0}.get(architecture, 10_000.0)
 
 
 def _local_theta(local: Fields, fields: Fields) -> float:

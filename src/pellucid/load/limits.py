@@ -6,6 +6,7 @@ VOCAB = 1 << 22
 HIDDEN = 1 << 20
 LAYERS = 1 << 10
 HEADS = 1 << 12
+EXPERTS = 1 << 10  # as csrc/program/experts.h has it
 HEAD_DIM = 1 << 12
 POSITION = 1 << 27
 ROPE_BASE = 1e12

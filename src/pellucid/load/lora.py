@@ -104,8 +104,11 @@ def read_adapter(path: Path, config: ModelConfig, max_rank: int) -> LoraAdapter:
 
 
 def _updates(file: _File, config: ModelConfig, max_rank: int) -> dict[str, LowRank]:
-    names = {name for name in weight_shapes(config) if name.endswith("_proj.weight")}
-    shapes = {name: shape for name, shape in weight_shapes(config).items() if name in names}
+    shapes = {
+        name: shape
+        for name, shape in weight_shapes(config).items()
+        if name.endswith("_proj.weight") and ".experts." not in name
+    }
     stored = {name: replace(file.location(name), transposed=False) for name in shapes}
     wanted = stored_shapes(stored, shapes)
     ranks = _ranks(file, wanted, max_rank)
@@ -151,7 +154,8 @@ def _ranks(file: _File, wanted: Mapping[str, Shape], max_rank: int) -> dict[str,
     if unknown:
         raise ModelError(
             f"{file.where}: tensor {min(unknown)!r:.120} ({len(unknown)} in all) belongs to no"
-            " projection of this model; adapters may change those of attention and MLP alone"
+            " projection of this model; adapters may change those of attention and MLP alone, and"
+            " not those of experts"
         )
     if not ranks:
         raise ModelError(f"{file.where} changes nothing")
@@ -220,7 +224,7 @@ class _PeftFolder(_File):
         self.shapes = self._tensors.shapes
 
     def location(self, name: str) -> Stored:
-        return hf_location(name, self._config)
+        return hf_location(name, self._config, ())
 
     def names(self, weight: str) -> tuple[str, str]:
         module = PEFT_PREFIX + weight.removesuffix(".weight")
@@ -298,7 +302,7 @@ class _GGUFFile(_File):
         self.shapes = {tensor.name: tensor.shape for tensor in file.tensors.values()}
 
     def location(self, name: str) -> Stored:
-        return gguf_location(name, self._config)
+        return gguf_location(name, self._config, ())
 
     def names(self, weight: str) -> tuple[str, str]:
         return f"{weight}.lora_a", f"{weight}.lora_b"

@@ -16,7 +16,8 @@ from pellucid.quant.rounding import can_round, join, round_matrix, round_tensor
 # Rows of these are looked up, or scored against each other: an error here meets no later layer
 # that could average it out.
 AT_LEAST_8_BITS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
-_POSITIONS = "wpe.weight"
+# A router's scores decide between experts: what is rounded there sends tokens elsewhere.
+_KEPT = ("wpe.weight", "mlp.gate.weight", "mlp.shared_expert_gate.weight")
 
 
 Scheme = Literal["none", "int8", "int4"]
@@ -69,7 +70,7 @@ class QuantizedWeights(Weights):
         self._inner.close()
 
     def _is_rounded(self, name: str) -> bool:
-        is_matrix = can_round(self.shape(name)) and not name.endswith(_POSITIONS)
+        is_matrix = can_round(self.shape(name)) and not name.endswith(_KEPT)
         if not is_matrix or (parts := self._inner.integers(name)) is None:
             return is_matrix
         may_lose = self._once_more and not name.endswith(AT_LEAST_8_BITS)

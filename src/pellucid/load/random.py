@@ -51,6 +51,23 @@ SHAPES = {
         num_kv_heads=8, head_dim=128, intermediate_size=12288, max_position=40960, rope_theta=1e6,
         qk_norm=True,
     ),
+    "tiny-moe": ModelConfig(
+        architecture="qwen3moe", vocab_size=512, hidden_size=128, num_layers=4, num_heads=4,
+        num_kv_heads=2, head_dim=32, intermediate_size=256, max_position=2048, qk_norm=True,
+        num_experts=16, experts_per_token=4, expert_size=64, normalise_experts=True,
+        tie_embeddings=True,
+    ),
+    "olmoe-1b-7b": ModelConfig(
+        architecture="olmoe", vocab_size=50304, hidden_size=2048, num_layers=16, num_heads=16,
+        num_kv_heads=16, head_dim=128, intermediate_size=1024, max_position=4096, norm_eps=1e-5,
+        qk_norm=True, qk_norm_whole=True, num_experts=64, experts_per_token=8, expert_size=1024,
+    ),
+    "qwen3-30b-a3b": ModelConfig(
+        architecture="qwen3moe", vocab_size=151936, hidden_size=2048, num_layers=48, num_heads=32,
+        num_kv_heads=4, head_dim=128, intermediate_size=6144, max_position=40960, rope_theta=1e6,
+        qk_norm=True, num_experts=128, experts_per_token=8, expert_size=768,
+        normalise_experts=True,
+    ),
 }  # fmt: skip
 
 

@@ -44,18 +44,28 @@ class SafetensorsFolder:
             if name not in self.shapes:
                 raise ModelError(f"{shard} does not hold tensor {name!r:.80}, which {INDEX} lists")
 
-    def read(self, name: str, rows: slice | None = None, *, transposed: bool = False) -> Tensor:
+    def read(
+        self,
+        name: str,
+        rows: slice | None = None,
+        *,
+        expert: int | None = None,
+        transposed: bool = False,
+    ) -> Tensor:
         """A tensor, or a part of it, as it is stored; it may share the file's memory.
 
         Args:
             rows: part of the first dimension after transposing.
+            expert: which matrix of a stack of them, before anything else.
             transposed: swap the two dimensions of a matrix.
         """
         try:
             view = self._file_of[name].get_slice(name)
             whole = slice(None)
-            if transposed:
-                tensor: Tensor = view[whole, rows or whole].T
+            if expert is not None:
+                tensor: Tensor = view[expert : expert + 1, rows or whole][0]
+            elif transposed:
+                tensor = view[whole, rows or whole].T
             else:
                 tensor = view[rows or whole]
         except (SafetensorError, RuntimeError) as error:

@@ -41,6 +41,11 @@ def shard_config(config: ModelConfig, size: int) -> ModelConfig:
     Raises:
         ConfigError: the model does not divide so.
     """
+    if config.num_experts and size > 1:
+        raise ConfigError(
+            "tensor_parallel_size: a mixture of experts cannot be divided yet",
+            param="tensor_parallel_size",
+        )
     kv_heads = config.num_kv_heads
     counts = {
         "attention heads": config.num_heads,

@@ -92,7 +92,7 @@ class GGUFWeights(Weights):
 
     def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
         shapes = weight_shapes(config)
-        self._stored = {name: gguf_location(name, config) for name in shapes}
+        self._stored = {name: gguf_location(name, config, file.tensors) for name in shapes}
         if ROPE_FREQS in file.tensors:
             rotated = round(config.head_dim * config.partial_rotary)
             shapes[ROPE_FREQS] = (rotated // 2,)
@@ -152,16 +152,19 @@ class SafetensorsWeights(Weights):
     def __init__(self, files: ModelFiles, config: ModelConfig) -> None:
         shapes = weight_shapes(config)
         super().__init__(shapes)
-        self._stored = {name: hf_location(name, config) for name in shapes}
         self._folder = SafetensorsFolder(files.path)
         self._real_name = _real_names(self._folder.shapes, config)
+        self._stored = {name: hf_location(name, config, self._real_name) for name in shapes}
         present = {name: self._folder.shapes[real] for name, real in self._real_name.items()}
         _check(self._stored, shapes, present, files.name)
 
     def get(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         stored = self._stored[name]
         tensor = self._folder.read(
-            self._real_name[stored.name], stored.rows, transposed=stored.transposed
+            self._real_name[stored.name],
+            stored.rows,
+            expert=stored.expert,
+            transposed=stored.transposed,
         )
         if stored.plus_one:
             tensor = 1.0 + tensor.float()
@@ -179,6 +182,9 @@ def _canonical_rows(tensor: GGUFTensor, stored: Stored) -> NDArray[np.uint8]:
     raw = tensor.raw
     if len(tensor.shape) == 1:
         raw = raw.reshape(-1, GGML_TYPES_BY_NAME[tensor.ggml_type].block_bytes)
+    if stored.expert is not None:
+        height = tensor.shape[1]
+        raw = raw[stored.expert * height : (stored.expert + 1) * height]
     if stored.rows is not None:
         raw = raw[stored.rows]
     if stored.interleaved_heads:
@@ -246,9 +252,13 @@ def stored_shapes(stored: Mapping[str, Stored], shapes: Mapping[str, Shape]) -> 
     for name, location in stored.items():
         shape = shapes[name]
         if location.rows is not None:  # a fused tensor is as high as its last part reaches
-            stop = location.rows.stop
-            shape = (max(stop, wanted.get(location.name, (0,))[0]), *shape[1:])
-        wanted[location.name] = shape
+            shape = (location.rows.stop, *shape[1:])
+        if location.expert is not None:
+            shape = (location.expert + 1, *shape)
+        if location.squeezed:
+            shape = shape[1:]
+        before = wanted.get(location.name, shape)
+        wanted[location.name] = tuple(map(max, shape, before))
     # Transposed only once the heights of all parts are known.
     transposed = {location.name for location in stored.values() if location.transposed}
     return {n: shape[::-1] if n in transposed else shape for n, shape in wanted.items()}

@@ -62,6 +62,11 @@ class Model:
     lm_head: LMHead
     adapters: Adapters | None = None
 
+    @property
+    def expert_bytes(self) -> int:
+        """What weights of experts take, all of them; 0 for a model without."""
+        return 0
+
     def embed(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """The first update and the stream before it, [T, hidden] each; None if that is empty."""
         raise NotImplementedError

@@ -39,7 +39,7 @@ class RopeScaling:
 class ModelConfig:
     """Everything the decoder needs to know. Flags describe behaviour, never a model's name."""
 
-    architecture: str  # llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, gpt2
+    architecture: str  # one of models.registry.ARCHITECTURES
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -65,6 +65,7 @@ class ModelConfig:
     attention_out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm on q and k per head (qwen3, gemma3)
+    qk_norm_whole: bool = False  # ... but over all heads at once (olmoe)
     attention_scale: float | None = None  # default head_dim ** -0.5
     sliding_window: int | None = None  # tokens a query sees, itself included
     sliding_layers: tuple[bool, ...] = ()  # per layer; empty: all layers if sliding_window is set
@@ -74,6 +75,22 @@ class ModelConfig:
     # gemma
     embedding_scale: float | None = None  # sqrt(hidden_size)
     post_norms: bool = False  # a second norm after attention and after the MLP
+
+    # mixture of experts, if there are any
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_size: int = 0  # of each, as intermediate_size is that of layers without experts
+    shared_expert_size: int = 0  # of the one that works on all tokens; 0: there is none (qwen2moe)
+    normalise_experts: bool = False  # shares of the chosen experts add up to one
+    sparse_layers: tuple[bool, ...] = ()  # which layers have experts; empty: all
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether `layer` has experts instead of one MLP."""
+        return self.num_experts > 0 and (not self.sparse_layers or self.sparse_layers[layer])
+
+    def norm_size(self, heads: int) -> int:
+        """What a norm of q or k spans, of so many `heads`."""
+        return heads * self.head_dim if self.qk_norm_whole else self.head_dim
 
     def window(self, layer: int) -> int | None:
         """Sliding window of `layer`, None for full attention."""

@@ -1,4 +1,4 @@
-"""One decoder for Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3 and Phi-3.
+"""One decoder for Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, Phi-3, and their kin with experts.
 
 They are the same network, the one that `base.py` draws; `ModelConfig` says which of a few
 variations a model has:
@@ -7,6 +7,8 @@ variations a model has:
 - a sliding window on all layers (Mistral, Phi-3) or on some (Gemma), with its own rotary base
 - norms also on what attention and MLP put out, and a scaled embedding (Gemma)
 - soft caps on attention scores and logits (Gemma 2)
+- a mixture of experts in place of the MLP, in all layers or some (Mixtral, Qwen2-MoE, Qwen3-MoE,
+  OLMoE, whose norms on q and k span all heads)
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pellucid.layers.attention import Attention
 from pellucid.layers.embedding import LMHead, TokenEmbedding
 from pellucid.layers.loading import Loader, WeightSource
 from pellucid.layers.mlp import GatedMLP
+from pellucid.layers.moe import SparseMLP
 from pellucid.layers.norm import RMSNorm
 from pellucid.layers.rope import RopeTable
 from pellucid.models.base import Model
@@ -40,7 +43,8 @@ class DecoderLayer:
         self.attention_norm = norm("input_layernorm")
         self.attention = Attention(loader, config, f"{name}.self_attn", rope, self.window)
         self.attention_post_norm: RMSNorm | None = None
-        self.mlp = GatedMLP(loader, config, f"{name}.mlp")
+        mlp = SparseMLP if config.is_sparse(index) else GatedMLP
+        self.mlp = mlp(loader, config, f"{name}.mlp")
         self.mlp_post_norm: RMSNorm | None = None
         if config.post_norms:
             self.attention_post_norm = norm("post_attention_layernorm")
@@ -97,6 +101,11 @@ class Decoder(Model):
     def embed(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, None]:
         """The embedding is the first update to an empty stream."""
         return self.embedding(token_ids), None
+
+    @property
+    def expert_bytes(self) -> int:
+        mlps = [layer.mlp for layer in self.layers if isinstance(layer, DecoderLayer)]
+        return sum(mlp.experts.nbytes for mlp in mlps if isinstance(mlp, SparseMLP))
 
 
 def _rope_tables(

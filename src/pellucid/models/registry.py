@@ -17,7 +17,9 @@ from pellucid.models.decoder import Decoder
 from pellucid.models.gpt2 import GPT2
 from pellucid.models.shapes import weight_shapes
 
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
+SPARSE = ("mixtral", "qwen2moe", "qwen3moe", "olmoe")  # mixtures of experts
+DECODERS = (*DENSE, *SPARSE)
 ARCHITECTURES = (*DECODERS, "gpt2")
 
 

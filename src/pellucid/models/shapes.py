@@ -34,11 +34,12 @@ def _decoder_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
             yield f"{prefix}{norm}.weight", (hidden,)
         yield from _attention(config, f"{prefix}self_attn.")
         if config.qk_norm:
-            yield f"{prefix}self_attn.q_norm.weight", (config.head_dim,)
-            yield f"{prefix}self_attn.k_norm.weight", (config.head_dim,)
-        for name in ("gate_proj", "up_proj"):
-            yield from _projection(f"{prefix}mlp.{name}", inner, hidden, config.mlp_bias)
-        yield from _projection(f"{prefix}mlp.down_proj", hidden, inner, config.mlp_bias)
+            yield f"{prefix}self_attn.q_norm.weight", (config.norm_size(config.num_heads),)
+            yield f"{prefix}self_attn.k_norm.weight", (config.norm_size(config.num_kv_heads),)
+        if config.is_sparse(layer):
+            yield from _sparse_mlp(config, f"{prefix}mlp.")
+        else:
+            yield from _gated_mlp(f"{prefix}mlp.", hidden, inner, config.mlp_bias)
     yield "model.norm.weight", (hidden,)
 
 
@@ -62,6 +63,24 @@ def _attention(config: ModelConfig, prefix: str) -> Iterator[tuple[str, Shape]]:
     for part, size in (("q", query), ("k", kv), ("v", kv)):
         yield from _projection(f"{prefix}{part}_proj", size, hidden, config.attention_bias)
     yield from _projection(f"{prefix}o_proj", hidden, query, config.attention_out_bias)
+
+
+def _gated_mlp(prefix: str, hidden: int, inner: int, bias: bool) -> Iterator[tuple[str, Shape]]:
+    for name in ("gate_proj", "up_proj"):
+        yield from _projection(f"{prefix}{name}", inner, hidden, bias)
+    yield from _projection(f"{prefix}down_proj", hidden, inner, bias)
+
+
+def _sparse_mlp(config: ModelConfig, prefix: str) -> Iterator[tuple[str, Shape]]:
+    hidden = config.hidden_size
+    yield f"{prefix}gate.weight", (config.num_experts, hidden)
+    if config.shared_expert_size:
+        yield f"{prefix}shared_expert_gate.weight", (1, hidden)
+        shared = config.shared_expert_size
+        yield from _gated_mlp(f"{prefix}shared_expert.", hidden, shared, config.mlp_bias)
+    for expert in range(config.num_experts):
+        name = f"{prefix}experts.{expert}."
+        yield from _gated_mlp(name, hidden, config.expert_size, bias=False)
 
 
 def _projection(name: str, out: int, inner: int, bias: bool) -> Iterator[tuple[str, Shape]]:

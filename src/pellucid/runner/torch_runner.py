@@ -77,6 +77,8 @@ class TorchRunner:
             if model is None
             else as_loaded(model)
         )
+        if self._model.config.num_experts:
+            self._graphs = None  # the host has to know how many rows each expert has
         self._check_speculation(config)
         self._draft = self._load_draft(config) if draft is None else as_loaded(draft)
         ranks.enter(self.device)
@@ -256,6 +258,8 @@ class TorchRunner:
             kv_dtype=str(self._kv[0].k.dtype).removeprefix("torch."),
             weight_bytes=self._loaded.weight_bytes(self._dtype, num_ranks),
             num_parameters=self._loaded.num_parameters,
+            expert_weight_bytes=self._model.expert_bytes,
+            active_experts=shape.experts_per_token / (shape.num_experts or 1) or 1.0,
             hidden_size=shape.hidden_size,
             tensor_parallel_size=num_ranks,
             draft_model="" if draft is None else draft.name,
