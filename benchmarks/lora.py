@@ -27,7 +27,7 @@ from pellucid.sampling_params import SamplingParams
 RANKS = (16, 64)
 ADAPTERS = 8  # of each rank
 BATCHES = (1, 32)
-PROMPT, ANSWER = 64, 48  # tokens, of those that decode
+PROMPT, ANSWER = 64, 32  # tokens, of those that decode
 LONG_PROMPT = 256  # a step's budget
 ROUNDS = 5
 PLAIN = "none"

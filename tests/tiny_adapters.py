@@ -20,7 +20,12 @@ from safetensors.numpy import load_file
 from tests.tiny_models import _permuted
 
 LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-TARGETS = {"phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]  # experts have no room for adapters
+TARGETS = {
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_fc"],
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"), ATTENTION),
+}
 
 
 def make_peft(base: Path, folder: Path, *, seed: int = 1, **settings: Any) -> Any:
@@ -43,8 +48,8 @@ def adapter_to_gguf(base: Path, folder: Path, path: Path, **metadata: Any) -> No
     """Convert a folder of `make_peft` for the model in `base`; `metadata` replaces keys."""
     config = json.loads((base / "config.json").read_text())
     adapter = json.loads((folder / "adapter_config.json").read_text())
-    arch = config["model_type"].removesuffix("_text")
-    arch = "llama" if arch == "mistral" else arch
+    arch = config["model_type"].removesuffix("_text").replace("_moe", "moe")
+    arch = "llama" if arch in ("mistral", "mixtral") else arch
     writer = gguf.GGUFWriter(path, arch)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pellucid.config import EngineConfig
 from pellucid.engine.adapters import Adapter
@@ -119,28 +118,18 @@ def test_equal_prompts_wait_for_each_other_under_equal_adapters_alone(core: Engi
     assert core.scheduler.counters.prefix_hits == 32
 
 
-@given(st.data())
-def test_blocks_have_equal_names_only_for_equal_adapters_salts_and_tokens(
-    data: st.DataObject,
-) -> None:
+def test_blocks_have_equal_names_only_for_equal_adapters_salts_and_tokens() -> None:
+    """A salt that spells an adapter's digest is no way to its blocks."""
     kv = KVCacheManager(8, 4)
-    digests = st.sampled_from([None, b"a" * 32, b"b" * 32])
-    salts = st.sampled_from([None, "a" * 32, "b" * 32, "a"])
-    tokens = st.sampled_from([(1,) * 8, (2,) * 8])
-
-    def drawn() -> tuple[tuple[Any, ...], list[bytes]]:
-        digest, salt, ids = data.draw(digests), data.draw(salts), data.draw(tokens)
-        message = AddRequest(
-            request_id="x",
-            prompt=pack_tokens(list(ids)),
-            sampling=SamplingParams(max_tokens=1),
-            arrival_time=0.0,
-            cache_salt=salt,
-        )
-        adapter = None if digest is None else Adapter(data.draw(st.integers(0, 9)), "n", digest)
-        made = Request(message, max_model_len=99, eos_token_ids=frozenset(), adapter=adapter)
-        return (digest, salt, ids), kv._names_of(made, 2)
-
-    (first, names), (second, others) = drawn(), drawn()
-    for name, other in zip(names, others, strict=True):
-        assert (name == other) == (first == second)
+    places: dict[bytes, tuple[Any, ...]] = {}
+    digests, salts = (None, b"a" * 32, b"b" * 32), (None, "a" * 32, "b" * 32, "a" * 64, "a")
+    for digest, salt, token in itertools.product(digests, salts, (1, 2)):
+        for number in (0, 5):  # which is of no account
+            message = request("x", cache_salt=salt)
+            message.prompt = pack_tokens([token] * 8)
+            adapter = None if digest is None else Adapter(number, "n", digest)
+            made = Request(message, max_model_len=99, eos_token_ids=frozenset(), adapter=adapter)
+            for index, name in enumerate(kv._names_of(made, 2)):
+                place = (digest, salt, token, index)
+                assert places.setdefault(name, place) == place
+    assert len(places) == len(digests) * len(salts) * 2 * 2

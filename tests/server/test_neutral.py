@@ -89,7 +89,9 @@ def test_all_neutral_values_and_nulls_are_accepted(site: Live) -> None:
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_an_adapter_is_refused_with_the_reason(site: Live, path: str) -> None:
     response = site.post(path, **body_for(path, {"lora": [{"id": 0, "scale": 1.0}]}))
-    assert refused(response, "lora") == "lora is not supported: this server has no adapters"
+    assert refused(response, "lora") == (
+        "lora is not supported: an adapter is asked for by its name, as `model`"
+    )
 
 
 def test_openais_newer_names_for_the_user_and_the_cache(site: Live) -> None:

@@ -291,7 +291,8 @@ class _GGUFFile(_File):
             if fields.get(key) != right:
                 raise fields.wrong(key, repr(right))
         # GGUF knows Mistral as Llama, whose rotary halves it interleaves.
-        architecture = "llama" if config.architecture == "mistral" else config.architecture
+        is_llama = config.architecture in ("mistral", "mixtral")
+        architecture = "llama" if is_llama else config.architecture
         if fields.get("general.architecture") != architecture:
             raise fields.wrong("general.architecture", f"{architecture!r}, as the model's is")
         if "adapter.alora.invocation_tokens" in fields:

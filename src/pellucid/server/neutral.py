@@ -71,8 +71,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 # What there is to add to "is not supported".
 REASONS: dict[str, str] = {
-    "lora": "this server has no adapters",
-    "lora_request": "this server has no adapters",
+    "lora": "an adapter is asked for by its name, as `model`",
+    "lora_request": "an adapter is asked for by its name, as `model`",
     "thread": "nothing is kept between requests",
 }
 
