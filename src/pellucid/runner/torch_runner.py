@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 
@@ -33,6 +34,8 @@ from pellucid.runner.memory import (
     model_len_limit,
 )
 from pellucid.runner.steps import WARM_UP_TOKENS, Steps, warm_up
+
+logger = logging.getLogger(__name__)
 
 
 class TorchRunner:
@@ -70,7 +73,8 @@ class TorchRunner:
             raise ConfigError(
                 "--speculative does not work with --kernels triton yet", param="speculative"
             )
-        if model.config.num_experts:
+        if model.config.num_experts and self._graphs is not None:
+            logger.warning("--cuda-graphs is not used: a model with experts cannot be recorded")
             self._graphs = None  # the host has to know how many rows each expert has
         self._model = model
         self._take_memory(config)
