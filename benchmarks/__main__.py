@@ -16,6 +16,7 @@ NAMES = (
     "front_end",
     "token_budget",
     "engine_speed",
+    "experts",
     "prefix_ttft",
     "speculation",
     "lora",

@@ -38,6 +38,7 @@ SLIDING = replace(
     PLAIN, architecture="gemma3", sliding_window=40, sliding_layers=(True, False), qk_norm=True,
     attention_softcap=20.0, post_norms=True,
 )  # fmt: skip
+EXPERTS = replace(PLAIN, architecture="mixtral", num_experts=4, experts_per_token=2, expert_size=32)
 GPT2 = replace(PLAIN, architecture="gpt2", num_heads=2, mlp_bias=True, activation="gelu_tanh")
 
 
@@ -67,6 +68,14 @@ def make_jobs() -> dict[str, Job]:
         prompt = [(7 * k * k + i) % PLAIN.vocab_size for k in range(length)]
         jobs[f"r{i}"] = Job(prompt, params, num_tokens=3 + 2 * i)
     return jobs
+
+
+def test_experts_run_without_graphs(caplog: pytest.LogCaptureFixture) -> None:
+    """Who has which rows is known to the host only after it has waited for the device."""
+    runner = make_runner(EXPERTS, TapeRecorder())
+    assert not isinstance(runner._executor, GraphExecutor)
+    assert "a model with experts cannot be recorded" in caplog.text
+    runner.close()
 
 
 @pytest.mark.parametrize("config", [PLAIN, SLIDING, GPT2], ids=lambda c: c.architecture)

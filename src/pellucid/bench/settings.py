@@ -47,7 +47,8 @@ class RandomModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         bool, _about("Measure random weights, in the shape that --shape names.")
     ] = False
     shape: Annotated[
-        str | None, _about("tiny, smollm2-135m (default), qwen3-0.6b, llama3-8b, or another.")
+        str | None,
+        _about("tiny, smollm2-135m (default), qwen3-0.6b, llama3-8b, olmoe-1b-7b, or another."),
     ] = None
 
     def __post_init__(self) -> None:

@@ -66,4 +66,4 @@ class Attention:
 
 def _parts(x: Tensor, size: int) -> Tensor:
     """Rows as parts of `size`: [T, parts, size]."""
-    return x.view(len(x), x[0].numel() // size, size)
+    return x.view(len(x), x.shape[1:].numel() // size, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,8 @@ from pellucid.runner.memory import (
     model_len_limit,
 )
 from pellucid.runner.steps import WARM_UP_TOKENS, Steps, warm_up
+
+logger = logging.getLogger(__name__)
 
 
 class TorchRunner:
@@ -77,7 +80,8 @@ class TorchRunner:
             if model is None
             else as_loaded(model)
         )
-        if self._model.config.num_experts:
+        if self._model.config.num_experts and self._graphs is not None:
+            logger.warning("--cuda-graphs is not used: a model with experts cannot be recorded")
             self._graphs = None  # the host has to know how many rows each expert has
         self._check_speculation(config)
         self._draft = self._load_draft(config) if draft is None else as_loaded(draft)
