@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pellucid.errors import ConfigError
 from pellucid.kernels.ranks import Ranks
 from pellucid.kernels.reference import ReferenceOps
 from pellucid.load.files import ModelFiles
@@ -22,10 +23,11 @@ from pellucid.models.base import Model
 from pellucid.models.registry import build_model
 from tests.models.stepping import logits, random_tokens
 from tests.models.test_logits import CPU, VARIANTS, assert_same, ours, theirs
-from tests.tiny_models import ARCHITECTURES, make_hf, write_gguf
+from tests.tiny_models import DENSE, SPARSE, make_hf, write_gguf
 
 VOCAB = 98  # of three ranks two have more rows of it than the third
 LENGTH = 40
+DENSE_VARIANTS = {name: each for name, each in VARIANTS.items() if each[0] not in SPARSE}
 
 
 class Table:
@@ -86,7 +88,7 @@ def together(path: Path, size: int, tokens: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", DENSE)
 def test_logits_equal_transformers(arch: str, size: int, tmp_path: Path) -> None:
     # Of two key/value heads each has a rank, or two ranks.
     heads = {3: (6, 3), 4: (4, 2), 2: (4, 2)}[size]
@@ -98,11 +100,17 @@ def test_logits_equal_transformers(arch: str, size: int, tmp_path: Path) -> None
     assert_same(together(tmp_path, size, tokens), theirs(reference, tokens))
 
 
-@pytest.mark.parametrize(("arch", "overrides"), VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(("arch", "overrides"), DENSE_VARIANTS.values(), ids=DENSE_VARIANTS)
 def test_variants_equal_transformers(arch: str, overrides: dict[str, Any], tmp_path: Path) -> None:
     reference = make_hf(arch, tmp_path, **overrides)
     tokens = random_tokens(LENGTH, 96)
     assert_same(together(tmp_path, 2, tokens), theirs(reference, tokens))
+
+
+def test_experts_are_refused_by_name(tmp_path: Path) -> None:
+    make_hf("mixtral", tmp_path)
+    with pytest.raises(ConfigError, match="tensor_parallel_size: a mixture of experts"):
+        share(tmp_path, ThreadRanks(0, Table(2)))
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
