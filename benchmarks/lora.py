@@ -29,7 +29,7 @@ ADAPTERS = 8  # of each rank
 BATCHES = (1, 32)
 PROMPT, ANSWER = 64, 32  # tokens, of those that decode
 LONG_PROMPT = 256  # a step's budget
-ROUNDS = 5
+ROUNDS = 3
 PLAIN = "none"
 
 
