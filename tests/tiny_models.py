@@ -309,7 +309,8 @@ def _write_tensor(
     writer: gguf.GGUFWriter, name: str, data: np.ndarray, quant: gguf.GGMLQuantizationType | None
 ) -> None:
     data = np.ascontiguousarray(data, dtype=np.float32)
-    if quant is None or data.ndim < 2 or data.shape[-1] % gguf.GGML_QUANT_SIZES[quant][0]:
+    is_kept = data.ndim < 2 or "ffn_gate_inp" in name  # routers, as llama.cpp keeps them
+    if quant is None or is_kept or data.shape[-1] % gguf.GGML_QUANT_SIZES[quant][0]:
         writer.add_tensor(name, data)
     else:
         writer.add_tensor(name, gguf.quants.quantize(data, quant), raw_dtype=quant)

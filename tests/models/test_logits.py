@@ -16,7 +16,7 @@ from pellucid.load.model_config import load_config
 from pellucid.load.weights import open_weights
 from pellucid.models.base import Model
 from pellucid.models.registry import build_model
-from tests.models.stepping import logits, random_tokens
+from tests.models.stepping import Stepper, logits, random_tokens
 from tests.tiny_models import ARCHITECTURES, ROPE, SPARSE, make_hf, write_gguf
 
 CPU = torch.device("cpu")
@@ -102,6 +102,21 @@ def test_variants_equal_transformers(arch: str, overrides: dict[str, Any], tmp_p
     reference = make_hf(arch, tmp_path, **overrides)
     tokens = random_tokens(5 * WINDOW, VOCAB)
     assert_same(logits(ours(tmp_path), tokens), theirs(reference, tokens))
+
+
+@pytest.mark.parametrize("arch", SPARSE)
+def test_greedy_tokens_equal_transformers(arch: str, tmp_path: Path) -> None:
+    reference = make_hf(arch, tmp_path, seed=3)
+    model, prompt = ours(tmp_path), random_tokens(7, VOCAB)
+    whole = reference.generate(
+        torch.tensor([prompt]), do_sample=False, max_new_tokens=12, eos_token_id=None
+    )[0].tolist()
+    stepper = Stepper(model, [prompt], torch.float32, room=12)
+    (found,) = stepper.step({0: len(prompt)})
+    for _ in range(12):
+        stepper.sequences[0].append(int(found[-1].argmax()))
+        (found,) = stepper.step({0: 1})
+    assert stepper.sequences[0] == whole
 
 
 @pytest.mark.parametrize("arch", SPARSE)

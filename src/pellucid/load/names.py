@@ -69,7 +69,7 @@ _GGUF_POST_NORMS = {
 }
 
 
-def gguf_location(name: str, config: ModelConfig, present: Container[str]) -> Stored:
+def gguf_location(name: str, config: ModelConfig, present: Container[str] = ()) -> Stored:
     """Where a GGUF file that holds the tensors `present` keeps canonical weight `name`."""
     layer, module, kind = _split(name)
     if layer is None:
@@ -108,7 +108,7 @@ _GPT2_CONV1D = {
 _MIXTRAL = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
-def hf_location(name: str, config: ModelConfig, present: Container[str]) -> Stored:
+def hf_location(name: str, config: ModelConfig, present: Container[str] = ()) -> Stored:
     """Where a Hugging Face checkpoint keeps canonical weight `name`, before its own prefix.
 
     `present` are the names that it holds.
