@@ -29,6 +29,8 @@ BASES: dict[str, dict[str, Any]] = {
     "/v1/messages": {"model": MODEL, "messages": [TURN], "max_tokens": 1},
     "/v1/models/load": {"model": MODEL},
     "/v1/models/unload": {"model": MODEL},
+    "/v1/load_lora_adapter": {"lora_name": "mine", "lora_path": "mine"},
+    "/v1/unload_lora_adapter": {"lora_name": "mine"},
     "/api/chat": {"model": MODEL, "messages": [TURN]},
     "/api/generate": {"model": MODEL, "prompt": "Hi"},
     "/api/embed": {"model": MODEL, "input": "Hi"},
