@@ -6,10 +6,11 @@ import pytest
 
 from pellucid.bench.settings import Workload
 from pellucid.bench.throughput import Throughput, measure
-from pellucid.config import CacheSettings, SchedulerSettings
+from pellucid.config import CacheSettings, EngineConfig, SchedulerSettings
 from pellucid.engine.core import EngineCore
 from pellucid.errors import ConfigError, PellucidError
 from pellucid.messages import AddRequest, unpack_tokens
+from pellucid.runner.factory import create_random_runner
 from pellucid.runner.fake import FakeRunner
 
 
@@ -130,3 +131,17 @@ def test_refused_request_is_an_error() -> None:
 def test_shared_prefix_longer_than_the_prompt_is_refused() -> None:
     with pytest.raises(ConfigError, match="--shared-prefix: must be at most --input-len, 8"):
         Workload(input_len=8, shared_prefix=9)
+
+
+def test_of_experts_only_those_that_are_chosen_are_read() -> None:
+    config = EngineConfig.of(kernels="reference", dtype="float32", num_kv_blocks=20, max_num_seqs=4)
+    runner = create_random_runner(config, "tiny-moe")
+    info = runner.info()
+    runner.close()
+    assert info.weight_bytes == 4 * info.num_parameters
+    assert info.expert_weight_bytes == 4 * (4 * 16 * 3 * 128 * 64)  # layers, experts, matrices
+    for tokens, chosen in ((1, 1 / 4), (2, 7 / 16)):  # a token has four of sixteen
+        read = info.weight_bytes - (1 - chosen) * info.expert_weight_bytes
+        assert info.bytes_read(tokens) == pytest.approx(read)
+    dense = core().info
+    assert dense.bytes_read(1) == dense.bytes_read(30) == dense.weight_bytes
