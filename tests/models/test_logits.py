@@ -108,9 +108,10 @@ def test_variants_equal_transformers(arch: str, overrides: dict[str, Any], tmp_p
 def test_greedy_tokens_equal_transformers(arch: str, tmp_path: Path) -> None:
     reference = make_hf(arch, tmp_path, seed=3)
     model, prompt = ours(tmp_path), random_tokens(7, VOCAB)
-    whole = reference.generate(
-        torch.tensor([prompt]), do_sample=False, max_new_tokens=12, eos_token_id=None
-    )[0].tolist()
+    ids = torch.tensor([prompt])
+    seen = torch.ones_like(ids)  # or it would take a 0 for padding
+    settings = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": None}
+    whole = reference.generate(ids, attention_mask=seen, **settings)[0].tolist()
     stepper = Stepper(model, [prompt], torch.float32, room=12)
     (found,) = stepper.step({0: len(prompt)})
     for _ in range(12):
