@@ -60,7 +60,8 @@ def test_memory(memory: ModuleType, found: tuple[object, object]) -> None:
     rows = {row[0]: row for row in findings.tables[0].rows}
     assert rows["KV pool, reserved"][3] == pytest.approx(1)
     _, pool, backed, _ = rows["KV pool, backed at the end"]
-    assert 0 < backed <= pool + 16 * mmap.PAGESIZE / 1e6  # 8 tensors begin and end within pages
+    # With their scales four layers have 16 tensors, which begin and end within pages.
+    assert 0 < backed <= pool + 32 * mmap.PAGESIZE / 1e6
     assert rows["activations, arena"][2] is None or 0.5 < rows["activations, arena"][3] < 2
     raw = findings.raw["found"]
     assert raw["samples"][-1]["blocks"] == raw["samples"][-1]["tokens"] == 0

@@ -78,7 +78,7 @@ def test_a_stack_of_several_formats_or_ragged_parts_is_several_pieces() -> None:
     ragged = [Stored("Q4_K", 5, 256), Stored("Q4_K", 16, 256)]
     weight = pack_matrices(ragged, torch.float32)
     assert [piece.n for piece in weight.pieces] == [5, 16]
-    with pytest.raises(ValueError, match="2 formats cannot be looked up"):
+    with pytest.raises(ValueError, match="a table or an expert of 2 formats cannot be read"):
         _ = weight.table
 
 

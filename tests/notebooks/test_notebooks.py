@@ -64,16 +64,18 @@ def outcome(name: str, environment: dict[str, str], *variables: str) -> list[Any
 
 
 def test_kv_cache(environment: dict[str, str]) -> None:
-    same, positions, lengths, survived, remembered = outcome(
+    same, positions, lengths, survived, remembered, at_24_bits = outcome(
         "kv-cache",
         environment,
         *("same_text", "positions", "[len(prompt), NUM_TOKENS]", "survived", "remembered"),
+        "[setattr(Rounded, 'bits', 24), agreement('rounded')][1]",
     )
     prompt, count = lengths
     assert same
     assert positions["none"] == sum(prompt + i for i in range(count))
     assert positions["paged"] == positions["contiguous"] == prompt + count - 1
-    assert survived["8"] > survived["2"]
+    # How far a random model's text gets on few bits is chance; on float32's it is all the way.
+    assert survived["2"] < at_24_bits == count
     assert remembered[str(prompt + count)] == count > remembered[str(prompt)]
 
 
