@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "program/blocks.h"
 #include "program/instruction.h"
 
 namespace pellucid {
@@ -12,7 +13,6 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kPiecesPerThread = 2;      // before a task does all heads of one
 constexpr int64_t kWholeTasksPerThread = 8;  // before a task does several
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t whole_lines(int64_t floats) { return divide_up(floats, 16) * 16; }
 
 }  // namespace

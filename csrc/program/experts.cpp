@@ -6,20 +6,15 @@
 #include <stdexcept>
 #include <string>
 
+#include "program/blocks.h"
 #include "program/outliers.h"
 
 namespace pellucid {
 
 namespace {
 
-constexpr int64_t kBlockRows = 96;  // as products have them, see linear.cpp
-constexpr int64_t kBlockColumns = 32;
-constexpr int64_t kPartColumns = 256;
-constexpr int64_t kRoom = kBlockRows * kPartColumns;
 constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kRowsPerTask = 8;  // that are routed or copied
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void require(bool condition, const std::string& message) {
     if (!condition) throw std::invalid_argument(message);
@@ -91,7 +86,7 @@ void Experts::visit_writes(const Visitor& visit) {
     for (Columns* workspace : {&choices_, &places_, &gathered_, &inner_}) visit(*workspace);
 }
 
-int64_t Experts::scratch_floats() const { return 3 * kRoom; }
+int64_t Experts::scratch_floats() const { return 3 * kPartFloats; }
 
 uint32_t Experts::num_tasks(const Step& step, uint32_t stage) const {
     const int64_t n = rows(step);
@@ -220,7 +215,7 @@ void Experts::compute_inner(const Step& step, uint32_t task, const Worker& worke
 
 void Experts::inner_part(const Step& step, int64_t expert, Block block, int64_t begin, int64_t end,
                          const Worker& worker) const {
-    float *const gate = worker.scratch, *const up = gate + kRoom, *const row = up + kRoom;
+    float *const gate = worker.scratch, *const up = gate + kPartFloats, *const row = up + kPartFloats;
     const bool alone = rows(step) == 1;
     QuantRows integers;
     const float* floats = nullptr;

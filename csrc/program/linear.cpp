@@ -2,20 +2,11 @@
 
 #include <algorithm>
 
+#include "program/blocks.h"
 #include "program/instruction.h"
 #include "strip_layout.h"
 
 namespace pellucid {
-
-namespace {
-
-constexpr int64_t kBlockRows = 96;          // their activations stay in the L2 cache while columns pass by
-constexpr int64_t kBlockColumns = 32;       // blocks are multiples of this, which share what they load of the rows
-constexpr int64_t kPartColumns = 256;       // at a time, between a product and what is done with it
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-}  // namespace
 
 void Linear::visit_writes(const Visitor& visit) {
     visit(y);
@@ -63,7 +54,7 @@ Upcoming Linear::upcoming(const Step& step) const {
             .apart = gated ? static_cast<uint64_t>(width() / kStripColumns * bytes) : 0};
 }
 
-int64_t Linear::scratch_floats() const { return activates || ends ? 3 * kBlockRows * kPartColumns : 0; }
+int64_t Linear::scratch_floats() const { return activates || ends ? 3 * kPartFloats : 0; }
 
 void Linear::run(const Step& step, uint32_t, uint32_t task, const Worker& worker) const {
     const Block here = block(step, task);
@@ -97,19 +88,18 @@ FloatView Linear::multiply(const Step& step, const Block& rows, int64_t begin, i
 
 // The product of a block a few columns at a time, and what follows it while these are in the cache.
 void Linear::in_parts(const Step& step, const Block& block, const Worker& worker) const {
-    constexpr int64_t kRoom = kBlockRows * kPartColumns;
     for (int64_t begin = block.column_begin; begin < block.column_end; begin += kPartColumns) {
         const int64_t end = std::min(begin + kPartColumns, block.column_end), count = end - begin;
         const FloatView product = multiply(step, block, begin, end, worker);
         FloatView up = product;
         if (activates && activation.gated())
-            up = multiply(step, block, width() + begin, width() + end, {worker.thread, worker.scratch + kRoom});
+            up = multiply(step, block, width() + begin, width() + end, {worker.thread, worker.scratch + kPartFloats});
         for (int64_t r = 0; r < block.rows(); ++r) {
             const int64_t row = block.row_begin + r;
             const float* x = product.row(r);
             if (activates) {
                 const bool to_scratch = step.is_unread(out.buffer) || (ends && step.likeliest);
-                float* const to = to_scratch ? worker.scratch + 2 * kRoom : step.floats(out).row(row) + begin;
+                float* const to = to_scratch ? worker.scratch + 2 * kPartFloats : step.floats(out).row(row) + begin;
                 activation.apply(x, up.row(r), to, count);
                 x = to;
             }

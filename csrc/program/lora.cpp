@@ -4,6 +4,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "program/blocks.h"
+
 namespace pellucid {
 
 namespace {
@@ -11,8 +13,6 @@ namespace {
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kDownColumns = 32;
 constexpr int64_t kUpColumns = 512;  // times the rows of a run, what a thread's caches hold
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import torch
 from pellucid.config import EngineConfig
 from pellucid.engine.ahead import create_core
 from pellucid.messages import AddRequest, TokenDelta, pack_tokens
-from pellucid.runner.base import KVCapacity, Runner, StepPlan
+from pellucid.runner.base import Runner, StepPlan
 from pellucid.runner.factory import create_runner
 from pellucid.sampling_params import SamplingParams
 from tests.device import DEVICE, INVARIANT_KERNELS, float_weights_too
+from tests.e2e.test_invariance import SmallPool
 from tests.runner.driver import Driver, Job
 from tests.runner.test_torch_runner import make_jobs
 from tests.tiny_models import make_hf
@@ -85,19 +85,6 @@ def test_batched_chunked_and_preempted_equal_alone_bit_for_bit(
     runner: Runner, alone: dict[str, Job], how: dict[str, int]
 ) -> None:
     assert_same_bits(run(runner, make_jobs(), seed=len(str(how)), **how), alone)
-
-
-class SmallPool:
-    """A runner that owns up to fewer blocks than it has."""
-
-    drafter = None
-
-    def __init__(self, runner: Runner, num_blocks: int) -> None:
-        self.execute, self.info, self.close = runner.execute, runner.info, runner.close
-        self._capacity = replace(runner.kv_capacity(), num_blocks=num_blocks)
-
-    def kv_capacity(self) -> KVCapacity:
-        return self._capacity
 
 
 def answers(runner: Runner, **settings: Any) -> tuple[Any, Counter[str]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import asdict
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -135,6 +134,7 @@ def _kernels(engine: EngineConfig) -> list[dict[str, Any]]:
 
 def _model(files: ModelFiles) -> dict[str, Any]:
     from pellucid.load.model_config import load_config
+    from pellucid.models.shapes import count_parameters
 
     config = load_config(files)
     return {
@@ -145,7 +145,7 @@ def _model(files: ModelFiles) -> dict[str, Any]:
         "architecture": config.architecture,
         "layers": config.num_layers,
         "context": config.max_position,
-        "parameters": _num_parameters(config),
+        "parameters": count_parameters(config),
     }
 
 
@@ -184,13 +184,14 @@ def _sizes(
     """Bytes of a model's weights, and of its keys and values in a block."""
     from pellucid.kernels.interface import kv_head_bytes
     from pellucid.load.model_config import load_config
+    from pellucid.models.shapes import count_parameters
     from pellucid.runner import device as device_api
     from pellucid.runner.memory import kv_block_bytes
 
     config, ranks = load_config(files), engine.runner.tensor_parallel_size
     dtype = device_api.pick_dtype(engine.model.dtype, device)
     kv_dtype = device_api.pick_kv_dtype(engine, device, kernels, config.plain_keys)
-    weights = _num_parameters(config) * dtype.itemsize
+    weights = count_parameters(config) * dtype.itemsize
     if kernels == "native" and files.kind == "gguf":  # whose blocks stay as small as they are
         weights = _size_on_disk(files)
     head_bytes = kv_head_bytes(config.head_dim, kv_dtype)
@@ -219,12 +220,6 @@ def _size_on_disk(files: ModelFiles) -> int:
     if files.kind == "gguf":
         return files.path.stat().st_size
     return sum(path.stat().st_size for path in files.path.iterdir() if path.is_file())
-
-
-def _num_parameters(config: ModelConfig) -> int:
-    from pellucid.models.shapes import weight_shapes
-
-    return sum(map(prod, weight_shapes(config).values()))
 
 
 def _address(server: ServerConfig, problems: list[str]) -> dict[str, Any]:

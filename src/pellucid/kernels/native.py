@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pellucid.kernels.interface import AttentionInputs, Experts, KVLayer, Matrix
-from pellucid.kernels.lora import AdaptedRows, LoraSlot
+from pellucid.kernels.lora import LoraSlot
 from pellucid.kernels.native_tape import ROWS, Tape
 from pellucid.kernels.native_weights import NativeLoraSlot, NativeWeight, pack_matrices
 from pellucid.kernels.reference import ReferenceOps
@@ -97,6 +97,7 @@ class NativeOps(ReferenceOps):
     """Ops that record. They compute nothing: `record` a model, then run the program."""
 
     name = "native"
+    lora_slot = NativeLoraSlot
 
     def __init__(self) -> None:
         self.weight_bytes = 0
@@ -160,16 +161,6 @@ class NativeOps(ReferenceOps):
         for part, piece, piece_bias in zip(parts, weight.pieces, biases, strict=True):
             tape.program.linear(tape.columns(part), tape.columns(x), piece, piece_bias)
         return out
-
-    def lora_slot(
-        self,
-        sizes: Sequence[int],
-        in_size: int,
-        max_rank: int,
-        rows: AdaptedRows,
-        device: torch.device,
-    ) -> LoraSlot:
-        return NativeLoraSlot(sizes, in_size, max_rank, rows, device)
 
     def add_lora(self, y: Tensor, x: Tensor, slot: LoraSlot) -> Tensor:
         if not isinstance(slot, NativeLoraSlot):

@@ -24,7 +24,7 @@ from torch import Tensor
 from pellucid.kernels import reference_attention
 from pellucid.kernels.int8_heads import round_heads
 from pellucid.kernels.interface import AttentionInputs, Experts, KVLayer, Matrix, Weight
-from pellucid.kernels.lora import AdaptedRows, LoraSlot
+from pellucid.kernels.lora import LoraSlot
 from pellucid.kernels.ranks import ALONE, Ranks
 
 LOGIT_ROWS = 4096  # of the head, widened at a time: they should stay in the cache
@@ -46,6 +46,7 @@ class ReferenceOps:
     name = "reference"
     weight_bytes = 0  # of packed matrices, where a backend holds them in a form of its own
     ranks: Ranks = ALONE  # who computes the model together
+    lora_slot: type[LoraSlot] = LoraSlot  # keeps what adapters add to a product for `add_lora`
 
     def activation_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What activations are in when the model's dtype is `dtype`; biases are in it, too."""
@@ -73,17 +74,6 @@ class ReferenceOps:
         if x.dtype == torch.float32 and x.device.type == "cpu":
             return _linear_in_tiles(x, weight, bias)
         return F.linear(x, weight, bias)
-
-    def lora_slot(
-        self,
-        sizes: Sequence[int],
-        in_size: int,
-        max_rank: int,
-        rows: AdaptedRows,
-        device: torch.device,
-    ) -> LoraSlot:
-        """Room for what adapters add to one product; see `LoraSlot`."""
-        return LoraSlot(sizes, in_size, max_rank, rows, device)
 
     def add_lora(self, y: Tensor, x: Tensor, slot: LoraSlot) -> Tensor:
         """`y` [T, out], the product of `x` [T, in], plus what the rows' adapters add to it."""

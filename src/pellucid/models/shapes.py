@@ -6,6 +6,7 @@ projections are [out, in], and a norm's weight is what it multiplies by.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from pellucid.models.config import ModelConfig
@@ -20,6 +21,11 @@ def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
     if not config.tie_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
     return shapes
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """The numbers in all of these weights."""
+    return sum(math.prod(shape) for shape in weight_shapes(config).values())
 
 
 def _decoder_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:

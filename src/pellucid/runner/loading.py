@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from pellucid.load.weights import Weights
 from pellucid.models.base import Model
 from pellucid.models.config import ModelConfig
 from pellucid.models.registry import build_model
-from pellucid.models.shapes import weight_shapes
+from pellucid.models.shapes import count_parameters
 from pellucid.runner.memory import model_len_limit
 
 
@@ -117,10 +116,6 @@ def _random(shape: str, device: torch.device) -> tuple[ModelConfig, Weights, str
 
     model_config = named_shape(shape)
     return model_config, RepeatedNoise(model_config, device), f"{shape}, random weights"
-
-
-def count_parameters(config: ModelConfig) -> int:
-    return sum(math.prod(shape) for shape in weight_shapes(config).values())
 
 
 def _select_ops(
