@@ -40,5 +40,8 @@ class Prophet:
     def learn(self, request_id: str, num_proposed: int, num_accepted: int) -> None:
         self.learned.append((num_proposed, num_accepted))
 
+    def took(self, num_tokens: int, seconds: float) -> None:
+        assert num_tokens > 0
+
     def forget(self, request_id: str) -> None:
         self.present.discard(request_id)

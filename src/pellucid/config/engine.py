@@ -122,12 +122,12 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         float, about("Seconds a request may take in all before it ends with an error.", gt=0.0)
     ] = 600.0
     speculative: Annotated[
-        Literal["none", "ngram", "draft"],
+        Literal["auto", "none", "ngram", "draft"],
         about(
             "Guess tokens and check several in one step; ngram: what followed the same words;"
-            " draft: what --draft-model says."
+            " draft: what --draft-model says; auto: ngram with native kernels."
         ),
-    ] = "none"
+    ] = "auto"
     draft_model: Annotated[
         str | None,
         about("Small model with the same vocabulary that guesses tokens; named as --model is."),
@@ -137,8 +137,8 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     ] = 6
     speculative_step_tokens: Annotated[
         Count,
-        about("Steps of fewer tokens are filled up to so many with guesses; larger ones are busy."),
-    ] = 16
+        about("Steps of fewer tokens are filled up to so many with guesses, at most."),
+    ] = 128
     prompt_lookup_min: Annotated[
         int, about("Fewest last tokens that have to recur for a guess by ngram.", ge=1, le=32)
     ] = 2

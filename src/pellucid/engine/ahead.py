@@ -115,7 +115,7 @@ def create_core(runner: Runner, cache: CacheSettings, scheduler: SchedulerSettin
     Raises:
         ConfigError: the policy cannot be loaded, or two settings exclude each other.
     """
-    if scheduler.async_scheduling and scheduler.speculative != "none":
+    if scheduler.async_scheduling and scheduler.speculative in ("ngram", "draft"):
         raise ConfigError(
             "--speculative needs the tokens that --async-scheduling does not wait for",
             param="speculative",

@@ -147,6 +147,8 @@ class EngineCore:
             result = self.runner.execute(plan).result()
             deltas += self.scheduler.update(plan, result, time.monotonic())
         stats = self._stats(plan, result, before, planned - begin)
+        if self.scheduler.drafting is not None:
+            self.scheduler.drafting.took(plan.chunks, stats.time - begin)
         return self._output(plan, deltas, stats, begin, planned)
 
     def _take_news(self, now: float) -> list[TokenDelta]:

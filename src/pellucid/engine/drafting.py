@@ -19,7 +19,7 @@ at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 from pellucid.config import SchedulerSettings
@@ -42,14 +42,21 @@ class Drafting:
 
     @classmethod
     def from_settings(
-        cls, settings: SchedulerSettings, draft_model: Drafter | None = None
+        cls, settings: SchedulerSettings, drafter: Drafter | None = None
     ) -> Drafting | None:
-        """None without speculation; `draft_model` is the runner's. Raises ConfigError."""
-        if settings.speculative == "none":
-            return None
-        drafter = draft_model if settings.speculative == "draft" else _ngrams(settings)
-        if drafter is None:
+        """None without speculation; `drafter` is the runner's, if it has one. Raises ConfigError."""
+        shortest, longest = settings.prompt_lookup_min, settings.prompt_lookup_max
+        if shortest > longest:
+            raise ConfigError(
+                f"--prompt-lookup-min {shortest} is more than --prompt-lookup-max {longest}",
+                param="prompt_lookup_min",
+            )
+        if drafter is None and settings.speculative == "ngram":
+            drafter = NgramDrafter(shortest, longest)
+        if drafter is None and settings.speculative == "draft":
             raise ConfigError("--speculative draft is for --runner torch", param="speculative")
+        if drafter is None or settings.speculative == "none":
+            return None
         return cls(drafter, settings.num_speculative_tokens, settings.speculative_step_tokens)
 
     def extend(
@@ -81,6 +88,11 @@ class Drafting:
             for name, drafts in zip(wanted, proposed, strict=True):
                 _put(chunks[name], drafts, running[name])
         self.seconds = time.monotonic() - begin
+
+    def took(self, chunks: Sequence[Chunk], seconds: float) -> None:
+        """What the step of these chunks took, planning and guessing included."""
+        if chunks and all(c.samples and c.num_tokens == 1 + len(c.drafts) for c in chunks):
+            self.drafter.took(sum(c.num_tokens for c in chunks), seconds - self.seconds)
 
     def _reserve(
         self,
@@ -117,12 +129,3 @@ def _put(chunk: Chunk, drafts: list[int], request: Request) -> None:
     chunk.drafts = list(takewhile(lambda token: token not in request.stop_ids, drafts))
     chunk.num_tokens += len(chunk.drafts)
 
-
-def _ngrams(settings: SchedulerSettings) -> Drafter:
-    if settings.prompt_lookup_min > settings.prompt_lookup_max:
-        raise ConfigError(
-            f"--prompt-lookup-min {settings.prompt_lookup_min} is more than"
-            f" --prompt-lookup-max {settings.prompt_lookup_max}",
-            param="prompt_lookup_min",
-        )
-    return NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max)

@@ -117,7 +117,10 @@ class Runner(Protocol):
 
     @property
     def drafter(self) -> Drafter | None:
-        """The draft model, whose K/V lie in blocks of the same numbers; None if none was loaded."""
+        """What guesses tokens, if this runner has anything that does.
+
+        A draft model's K/V lie in blocks of the same numbers.
+        """
         ...
 
     def info(self) -> EngineInfo: ...

@@ -22,30 +22,23 @@ where the two models agree in their probabilities they mostly agree in the token
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
-import torch
 
 from pellucid.errors import ModelError
-from pellucid.runner import device as device_api
 from pellucid.runner.base import Chunk, NewRow
-from pellucid.runner.batch import Batch, Ints, StepRows
+from pellucid.runner.batch import Batch, Ints
 from pellucid.runner.executor import Executor
 from pellucid.runner.sampling import RowSampling
 from pellucid.runner.steps import WARM_UP_TOKENS
 from pellucid.sampling_params import SamplingParams
 from pellucid.spec.drafter import Wanted
 from pellucid.spec.length import Acceptance, StepTimes, best_length
-
-# To learn what guesses cost, steps of so many tokens are timed at the start, so many times.
-MEASURED_ROWS = (1, 2, 4, 8, 16)
-MEASURED_TIMES = 5
 
 
 @dataclass(slots=True)
@@ -68,7 +61,7 @@ class DraftModel:
         vocab_sizes: of the small and of the large model; tokens that only one has end a guess.
         max_model_len: of the small model.
         max_rows: of one step of `executor`.
-        ratio: see `StepTimes.ratio`.
+        times: what steps of the two models take.
     """
 
     def __init__(
@@ -80,14 +73,14 @@ class DraftModel:
         max_num_seqs: int,
         block_size: int,
         max_rows: int,
-        ratio: Callable[[int, int], float],
+        times: StepTimes,
     ) -> None:
         self._executor = executor
         self._num_readable, self._num_sayable = vocab_sizes
         self._max_model_len = max_model_len
         self._block_size = block_size
         self._max_rows = max_rows
-        self._ratio = ratio
+        self._times = times
         self._batch = Batch(max_num_seqs, max_model_len, block_size)
         self._sampling = RowSampling(executor.sampler, max_num_seqs, [], self._num_readable)
         self._texts: dict[str, _Text] = {}
@@ -100,8 +93,8 @@ class DraftModel:
         self, request_id: str, token_ids: Sequence[int], most: int, num_decoding: int
     ) -> int:
         acceptance = self._acceptances.setdefault(request_id, Acceptance())
-        most = min(most, self._max_model_len - len(token_ids))
-        length = best_length(acceptance.value, partial(self._ratio, num_decoding), most)
+        most = max(0, min(most, self._max_model_len - len(token_ids)))
+        length = best_length(repeat(acceptance.value, most), partial(self._times.ratio, num_decoding))
         if length == 0:
             acceptance.forget()
         return length
@@ -121,6 +114,9 @@ class DraftModel:
         acceptance = self._acceptances.get(request_id)
         if acceptance is not None:
             acceptance.learn(num_proposed, num_accepted)
+
+    def took(self, num_tokens: int, seconds: float) -> None:
+        self._times.learn(num_tokens, seconds)
 
     def forget(self, request_id: str) -> None:
         self._acceptances.pop(request_id, None)
@@ -253,39 +249,3 @@ class DraftModel:
         if not self.propose([Wanted(name, [0] * length, length, params, blocks, [], 2)])[0]:
             raise ModelError("the draft model's logits are not finite")
         self.forget(name)
-
-
-def measured(
-    model: Executor, draft: Executor, room: int, block_size: int, device: torch.device
-) -> StepTimes:
-    """What steps of the two models take. To be called before anybody holds a block.
-
-    The two take turns, as they do in use: neither finds its weights in a cache. A text may have
-    `room` tokens.
-    """
-    seconds: dict[Executor, dict[int, float]] = {model: {}, draft: {}}
-    sizes = [rows for rows in MEASURED_ROWS if rows <= room]
-    for rows in (
-        sizes * MEASURED_TIMES
-    ):  # in turn: what disturbs one measurement is over by the next
-        step = _measured_step(rows, block_size)
-        for executor, known in seconds.items():
-            begin = time.perf_counter()
-            executor.launch(step, step.positions).logits(0, rows)
-            device_api.synchronize(device)
-            known[rows] = min(known.get(rows, math.inf), time.perf_counter() - begin)
-    return StepTimes(seconds[model], seconds[draft])
-
-
-def _measured_step(rows: int, block_size: int) -> StepRows:
-    """The first tokens of a text; they attend to next to nothing."""
-    places = np.arange(rows)
-    return StepRows(
-        rows=np.zeros(1, np.int64),
-        query_start=np.array([0, rows], np.int32),
-        seq_lens=np.array([rows], np.int32),
-        token_ids=np.zeros(rows, np.int64),
-        positions=places,
-        slot_mapping=places,
-        block_tables=np.arange(-(-rows // block_size), dtype=np.int32)[None],
-    )

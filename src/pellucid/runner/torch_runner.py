@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from pellucid.config import EngineConfig
+from pellucid.config import EngineConfig, SchedulerSettings
 from pellucid.errors import ConfigError, ModelError
 from pellucid.kernels.interface import allocate_kv, kv_head_bytes
 from pellucid.kernels.ranks import ALONE, Ranks
@@ -20,7 +20,7 @@ from pellucid.messages import EngineInfo
 from pellucid.models.base import Model
 from pellucid.runner import device as device_api
 from pellucid.runner.base import AdapterInfo, KVCapacity, PendingStep, StepPlan
-from pellucid.runner.draft_model import DraftModel, measured
+from pellucid.runner.draft_model import DraftModel
 from pellucid.runner.executor import Executor, make_executor
 from pellucid.runner.first_touch import FirstTouch
 from pellucid.runner.loading import Loaded, as_loaded, load_draft, load_model
@@ -31,7 +31,11 @@ from pellucid.runner.memory import (
     kv_pool_blocks,
     model_len_limit,
 )
+from pellucid.runner.step_times import measured
 from pellucid.runner.steps import WARM_UP_TOKENS, Steps, warm_up
+from pellucid.spec.drafter import Drafter
+from pellucid.spec.length import StepTimes
+from pellucid.spec.ngram import NgramDrafter
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +87,7 @@ class TorchRunner:
         if self._model.config.num_experts and self._graphs is not None:
             logger.warning("--cuda-graphs is not used: a model with experts cannot be recorded")
             self._graphs = None  # the host has to know how many rows each expert has
-        self._check_speculation(config)
+        speculative = self._speculation(config)
         self._draft = self._load_draft(config) if draft is None else as_loaded(draft)
         ranks.enter(self.device)
         self._take_memory(config)
@@ -100,7 +104,11 @@ class TorchRunner:
         )
         self._executor = lead(executor)
         self._info = self._describe(config)
-        self.drafter = self._make_drafter(config, self._draft, max_rows)
+        self.drafter: Drafter | None = None
+        if self._draft is not None:
+            self.drafter = self._draft_model(config, self._draft, max_rows)
+        elif speculative == "ngram" and ranks.rank == 0:
+            self.drafter = self._ngrams(config.scheduler, max_rows)
         self._steps = Steps(self._executor, self._info, config.scheduler.max_num_seqs, self.device)
         if ranks.rank == 0:
             kernels = self._model.ops.name
@@ -157,11 +165,17 @@ class TorchRunner:
 
     # ---- start
 
-    def _check_speculation(self, config: EngineConfig) -> None:
-        if config.scheduler.speculative != "none" and self._model.ops.name == "triton":
+    def _speculation(self, config: EngineConfig) -> str:
+        """What guesses: as asked for, or where it is known to pay and never to cost."""
+        asked, kernels = config.scheduler.speculative, self._model.ops.name
+        if asked == "auto":
+            pays = kernels == "native" and not config.scheduler.async_scheduling
+            return "ngram" if pays else "none"
+        if asked != "none" and kernels == "triton":
             raise ConfigError(
                 "--speculative does not work with --kernels triton yet", param="speculative"
             )
+        return asked
 
     def _load_draft(self, config: EngineConfig) -> Loaded | None:
         wanted = config.draft()
@@ -211,11 +225,16 @@ class TorchRunner:
         plain_keys = model.config.plain_keys
         return device_api.pick_kv_dtype(config, self.device, model.ops.name, plain_keys)
 
-    def _make_drafter(
-        self, config: EngineConfig, draft: Loaded | None, max_rows: int
-    ) -> DraftModel | None:
-        if draft is None:
-            return None
+    def _ngrams(self, settings: SchedulerSettings, max_rows: int) -> NgramDrafter:
+        times = self._measured(None, max_rows)
+        return NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max, times)
+
+    def _measured(self, draft: Executor | None, room: int) -> StepTimes:
+        num_blocks, block_size = self._capacity.num_blocks, self._capacity.block_size
+        room = min(room, num_blocks * block_size, self._max_model_len)
+        return measured(self._executor, draft, room, block_size, self.device)
+
+    def _draft_model(self, config: EngineConfig, draft: Loaded, max_rows: int) -> DraftModel:
         max_num_seqs, shape = config.scheduler.max_num_seqs, draft.model.config
         max_model_len = min(shape.max_position, self._max_model_len)
         executor = make_executor(
@@ -228,9 +247,7 @@ class TorchRunner:
             threads=1,
             beside=self._executor,
         )
-        num_blocks, block_size = self._capacity.num_blocks, self._capacity.block_size
-        room = min(num_blocks * block_size, max_model_len)
-        times = measured(self._executor, executor, room, block_size, self.device)
+        times = self._measured(executor, min(max_rows, max_model_len))
         cost = times.ratio(1, 1) - 1.0
         self._info = msgspec.structs.replace(self._info, draft_cost=round(cost, 3))
         drafter = DraftModel(
@@ -238,11 +255,11 @@ class TorchRunner:
             vocab_sizes=(shape.vocab_size, self._model.config.vocab_size),
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
-            block_size=block_size,
+            block_size=self._capacity.block_size,
             max_rows=max_rows,
-            ratio=times.ratio,
+            times=times,
         )
-        drafter.warm_up(num_blocks)
+        drafter.warm_up(self._capacity.num_blocks)
         return drafter
 
     def _describe(self, config: EngineConfig) -> EngineInfo:

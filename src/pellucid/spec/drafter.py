@@ -43,6 +43,10 @@ class Drafter(Protocol):
         """How many of its last guesses were right."""
         ...
 
+    def took(self, num_tokens: int, seconds: float) -> None:
+        """What a step of so many tokens took, guessing aside; all of them answers or guesses."""
+        ...
+
     def forget(self, request_id: str) -> None:
         """The request has left, or gave up its blocks; it may be unknown."""
         ...

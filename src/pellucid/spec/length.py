@@ -1,13 +1,14 @@
 """How many tokens to guess, where guesses cost time: Leviathan et al. (2023), section 3.3.
 
-Of k guesses, each right with probability a if those before it are, a step yields (1 - a^(k+1)) /
-(1 - a) tokens on average. What it takes is not simply proportional to k: a step of few tokens waits
-for memory and one more costs little, a step of many computes and one more costs what it costs.
+Of k guesses, where the i-th is right with probability a_i if those before it are, a step yields
+1 + a_1 + a_1 a_2 + ... tokens on average. What it takes is not simply proportional to k: a step of
+few tokens waits for memory and one more costs little, a step of many computes and one more costs
+what it costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 
 FIRST_ACCEPTANCE = 0.8  # believed of a request of which nothing is known
@@ -15,14 +16,15 @@ NEWS = 0.1  # weight of one guess against all that were seen before
 FORGETTING = 0.005  # of what was seen, with each step that does not guess: a few steps in 100 try
 
 
-def best_length(acceptance: float, ratio: Callable[[int], float], most: int) -> int:
-    """The number of guesses, 0 to `most`, with the most tokens per time; the least among equals.
+def best_length(acceptances: Iterable[float], ratio: Callable[[int], float]) -> int:
+    """The number of guesses with the most tokens per time; the least among equals, perhaps none.
 
-    `ratio` says of a number of guesses what its step takes, as a part of one without guesses.
+    `acceptances` are a_1, a_2 and so on, as many as there may be guesses; `ratio` says of a number
+    of guesses what its step takes, as a part of one without guesses.
     """
     best, best_rate = 0, 1.0
     tokens, right = 1.0, 1.0
-    for length in range(1, most + 1):
+    for length, acceptance in enumerate(acceptances, 1):
         right *= acceptance
         tokens += right
         rate = tokens / ratio(length)
@@ -34,26 +36,40 @@ def best_length(acceptance: float, ratio: Callable[[int], float], most: int) -> 
 class StepTimes:
     """What steps take, by their number of tokens, between and beyond what was measured.
 
+    That was done with short texts and nothing else to do. What steps take in addition, for
+    attention to long texts, for planning, for others who use the machine, is learned from them.
+
     Args:
-        model, draft: seconds by number of tokens, of the model that answers and of the one that
-            guesses; one token among them.
+        model: seconds by number of tokens, of the model that answers; one token among them.
+        draft: of one that guesses; without it guesses cost only their check.
     """
 
-    def __init__(self, model: Mapping[int, float], draft: Mapping[int, float]) -> None:
-        self._model, self._draft = _rising(model), _rising(draft)
-        self._ratios: dict[tuple[int, int], float] = {}
+    def __init__(
+        self, model: Mapping[int, float], draft: Mapping[int, float] | None = None
+    ) -> None:
+        self._model, self._draft = _rising(model), _rising(draft or {1: 0.0})
+        self._known: dict[int, float] = {}  # what steps of the model take, where it was asked for
+        self._more = 0.0  # seconds that a step takes in addition
 
     def ratio(self, num_decoding: int, length: int) -> float:
         """A step with `length` guesses for each of `num_decoding` requests, and the guessing.
 
         As a part of a step without guesses.
         """
-        key = num_decoding, length
-        if key not in self._ratios:
-            checking = _at(self._model, num_decoding * (1 + length))
-            guessing = length * _at(self._draft, num_decoding)
-            self._ratios[key] = (checking + guessing) / _at(self._model, num_decoding)
-        return self._ratios[key]
+        checking = self._step(num_decoding * (1 + length)) + self._more
+        guessing = length * _at(self._draft, num_decoding)
+        return (checking + guessing) / (self._step(num_decoding) + self._more)
+
+    def learn(self, num_tokens: int, seconds: float) -> None:
+        """A step of so many tokens took so long, from its beginning to that of the next one."""
+        known = self._step(num_tokens)
+        more = min(max(0.0, seconds - known), known)  # no more than that, or it was a stall
+        self._more += NEWS * (more - self._more)
+
+    def _step(self, num_tokens: int) -> float:
+        if num_tokens not in self._known:
+            self._known[num_tokens] = _at(self._model, num_tokens)
+        return self._known[num_tokens]
 
 
 def _rising(seconds: Mapping[int, float]) -> list[tuple[int, float]]:

@@ -1,83 +1,132 @@
 """Prompt lookup: the last few tokens stood somewhere before; what followed them may follow again.
 
+    token_ids   a b c d e f   x y   a b c d | e f ...
+                        ^               the guess, from here on
+                        source      |-----| the last `matched` tokens are those before `source`
+
 Saxena's prompt lookup decoding (2023). It needs no second model, costs microseconds, and is right
 where an answer repeats its prompt or itself: summaries, edits of code, extraction, lists.
+
+A place that was found is followed as long as the text goes on as it did there, guessed for or not.
+So it is known of every token whether a guess would have been right, and how often guesses are,
+by how many tokens had agreed before: `Experience`. A guess of several tokens is as long as pays.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
+from functools import partial
 
 from pellucid.spec.drafter import Wanted
+from pellucid.spec.length import StepTimes, best_length
 
-TOKEN_BYTES = 4
+MOST_MATCHED = 32  # tokens that agree: more say no more
+NEWS = 0.02  # weight of one token against all that were seen before
+# Texts that come with so many new tokens are prompts: they are only read, not followed.
+READ_AT_ONCE = 64
+
+
+class Experience:
+    """How likely the next token is the one that followed before, by how many had agreed.
+
+    Of all requests together: how far a text agrees with its past says more than whose it is.
+    """
+
+    def __init__(self) -> None:
+        # To begin with: two that agree say little, ten say a lot.
+        self._rates = [matched / (matched + 1.0) for matched in range(MOST_MATCHED + 1)]
+
+    def learn(self, matched: int, right: bool) -> None:
+        index = min(matched, MOST_MATCHED)
+        self._rates[index] += NEWS * (right - self._rates[index])
+
+    def ahead(self, matched: int, count: int) -> list[float]:
+        """Of `count` tokens in turn, each if those before it were right."""
+        first = min(matched, MOST_MATCHED)
+        rates = self._rates[first : first + count]
+        return rates + [self._rates[-1]] * (count - len(rates))
 
 
 class _Text:
-    """A request's tokens as bytes, which are searched faster than a list."""
+    """A request's tokens: where which of them last stood, and which place they follow now."""
 
-    __slots__ = ("begin", "data", "num_trusted")
+    __slots__ = ("matched", "num_read", "places", "source")
 
     def __init__(self) -> None:
-        self.data = bytearray()
-        self.begin = 0  # of what is guessed to follow once more
-        self.num_trusted: int | None = None  # tokens that the next guess may have; None: any number
-
-    def __len__(self) -> int:
-        return len(self.data) // TOKEN_BYTES
-
-    def last(self, pattern: bytes) -> int | None:
-        """The index of the token behind the latest `pattern` that something follows."""
-        end = len(self.data) - TOKEN_BYTES
-        while (at := self.data.rfind(pattern, 0, end)) >= 0:
-            if at % TOKEN_BYTES == 0:
-                return (at + len(pattern)) // TOKEN_BYTES
-            end = at + len(pattern) - 1  # it began inside a token
-        return None
+        self.places: dict[tuple[int, ...], int] = {}  # some tokens -> the index behind the last
+        self.num_read = 0
+        self.source = 0  # the index of what may come next; 0 if nothing is known
+        self.matched = 0
 
 
 class NgramDrafter:
     """Implements `Drafter`.
 
-    Of the last `longest` tokens it looks for the latest place where they stood before, then of one
-    less, down to `shortest`. After a guess that was wrong the request's next ones are shorter, and
-    longer again as they come true.
+    Args:
+        shortest, longest: so many of the last tokens have to recur; more are looked for first.
+        times: what steps take; without them guesses cost nothing.
     """
 
-    def __init__(self, shortest: int, longest: int) -> None:
+    def __init__(self, shortest: int, longest: int, times: StepTimes | None = None) -> None:
+        self.experience = Experience()
         self._lengths = range(longest, shortest - 1, -1)
+        self._times = times or StepTimes({1: 1.0})
         self._texts: dict[str, _Text] = {}
 
     def length(
         self, request_id: str, token_ids: Sequence[int], most: int, num_decoding: int
     ) -> int:
-        text = self._texts.setdefault(request_id, _Text())
-        text.data += array("i", token_ids[len(text) :]).tobytes()
-        if text.num_trusted is not None:
-            most = min(most, text.num_trusted)
-        for length in self._lengths:
-            if length < len(text):
-                begin = text.last(bytes(text.data[-length * TOKEN_BYTES :]))
-                if begin is not None:
-                    text.begin = begin
-                    return most
-        return 0
+        text = self._texts.get(request_id)
+        if text is None:
+            text = self._texts[request_id] = _Text()
+        if len(token_ids) - text.num_read > READ_AT_ONCE:
+            self._read(text, token_ids)
+        for end in range(text.num_read + 1, len(token_ids) + 1):
+            self._follow(text, token_ids, end)
+        text.num_read = len(token_ids)
+        if not text.source:
+            return 0
+        rates = self.experience.ahead(text.matched, most)
+        return best_length(rates, partial(self._times.ratio, num_decoding))
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         return [
-            _continued(each.token_ids, self._texts[each.request_id].begin, each.count)
+            _continued(each.token_ids, self._texts[each.request_id].source, each.count)
             for each in wanted
         ]
 
     def learn(self, request_id: str, num_proposed: int, num_accepted: int) -> None:
-        text = self._texts.get(request_id)
-        if text is not None:
-            right = num_accepted == num_proposed
-            text.num_trusted = 2 * num_proposed if right else num_accepted + 1
+        """It learns from the texts."""
+
+    def took(self, num_tokens: int, seconds: float) -> None:
+        self._times.learn(num_tokens, seconds)
 
     def forget(self, request_id: str) -> None:
         self._texts.pop(request_id, None)
+
+    def _read(self, text: _Text, token_ids: Sequence[int]) -> None:
+        """Remember where tokens stand, all but what ends with the last one."""
+        for length in self._lengths:
+            begin = max(0, text.num_read + 1 - length)
+            grams = zip(*(token_ids[begin + i : -1] for i in range(length)), strict=False)
+            text.places.update(zip(grams, range(begin + length, len(token_ids)), strict=False))
+        text.num_read = len(token_ids) - 1
+        text.source = 0
+
+    def _follow(self, text: _Text, token_ids: Sequence[int], end: int) -> None:
+        """Take note of the token before `end`."""
+        if text.source:
+            right = token_ids[text.source] == token_ids[end - 1]
+            self.experience.learn(text.matched, right)
+            text.source = text.source + 1 if right else 0
+            text.matched += right
+        for length in self._lengths:
+            if length <= end:
+                gram = tuple(token_ids[end - length : end])
+                if not text.source and gram in text.places:
+                    text.source = text.places[gram]
+                    text.matched = length
+                text.places[gram] = end
 
 
 def _continued(token_ids: Sequence[int], begin: int, count: int) -> list[int]:

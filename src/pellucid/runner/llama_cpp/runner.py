@@ -215,7 +215,7 @@ def check_settings(config: EngineConfig) -> None:
             "--async-scheduling is not for --runner llama-cpp, whose cells follow each step's end",
             param="async_scheduling",
         )
-    if config.scheduler.speculative != "none":
+    if config.scheduler.speculative in ("ngram", "draft"):
         raise ConfigError("--speculative is not for --runner llama-cpp", param="speculative")
     for name, is_set in refused.items():
         if is_set:
