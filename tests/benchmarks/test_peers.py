@@ -152,7 +152,8 @@ def engine_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EnginePro
         "class Driver:\n"
         "    def echo(self, value):\n        print('chatter')\n        return {'value': value}\n"
         "    def fail(self):\n        raise MemoryError('no room')\n"
-        "    def work(self):\n        while sum(os.times()[:2]) < 0.1:\n            pass\n        return {}\n"
+        "    def work(self):\n        while sum(os.times()[:2]) < 0.1:\n            pass\n"
+        "        return {}\n"
         "    def die(self):\n        sys.exit('segmentation fault, as it were')\n"
         "serve(Driver())\n"
     )

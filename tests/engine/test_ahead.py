@@ -73,6 +73,7 @@ def engine(kernels: str, *, ahead: bool, num_blocks: int = 24) -> EngineCore:
         max_num_seqs=5,
         max_num_batched_tokens=40,
         async_scheduling=ahead,
+        speculative="none",  # or the plain loop would tell of several tokens at once
         cuda_graphs=True,
     )
     ops = select_ops(kernels, CPU)

@@ -22,6 +22,7 @@ from pellucid.runner.factory import create_runner
 from pellucid.runner.fake import FakeRunner
 from pellucid.runner.llama_cpp.runner import check_settings
 from pellucid.runner.torch_runner import TorchRunner
+from pellucid.spec.length import StepTimes
 from tests.engine.helpers import message, tokens
 from tests.engine.test_ahead import CPU, MODEL
 from tests.runner.test_drafts import PROMPTS, run, told, with_grammar
@@ -54,7 +55,9 @@ def engine(kernels: str, draft: Any = None, **settings: Any) -> EngineCore:
     """With a draft model of these weights, if there are any."""
     if kernels == "native" and obstacle(CPU) is not None:
         pytest.skip("the C++ part is not built")
-    named = {"speculative": "draft", "draft_model": "in memory"} if draft is not None else {}
+    named = {"speculative": "draft", "draft_model": "in memory"}
+    if draft is None:
+        named = {"speculative": "none"}
     config = EngineConfig.of(
         **{
             "device": "cpu",
@@ -73,7 +76,7 @@ def engine(kernels: str, draft: Any = None, **settings: Any) -> EngineCore:
     runner = TorchRunner(config, model=model(kernels, random_weights(MODEL)), draft=small)
     if runner.drafter is not None:
         # Of two models of one size a guess would never pay.
-        runner.drafter._ratio = lambda num_decoding, length: 1.0 + 0.05 * length
+        runner.drafter._times = StepTimes({1: 1.0}, {1: 0.05})
     return create_core(runner, config.cache, config.scheduler)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import accumulate
+from math import prod
 
 import pytest
 from hypothesis import given
@@ -14,17 +15,19 @@ from pellucid.spec.length import FIRST_ACCEPTANCE, Acceptance, StepTimes, best_l
 CHANCES = st.floats(0.0, 1.0)
 
 
-def tokens_per_time(acceptance: float, ratio: float, length: int) -> float:
+def tokens_per_time(acceptances: list[float], ratio: float) -> float:
     """Over all ways that a guess of this length can turn out."""
-    chances = [acceptance**k * (1.0 - acceptance) for k in range(length)] + [acceptance**length]
+    wrong = [prod(acceptances[:k]) * (1.0 - each) for k, each in enumerate(acceptances)]
+    chances = [*wrong, prod(acceptances)]
     return sum(chance * (right + 1) for right, chance in enumerate(chances)) / ratio
 
 
-@given(CHANCES, st.lists(st.floats(0.01, 2.0), max_size=12))
-def test_no_other_length_is_better(acceptance: float, costs: list[float]) -> None:
-    ratios = list(accumulate(costs, initial=1.0))
-    chosen = best_length(acceptance, lambda k: ratios[k], len(costs))
-    rates = [tokens_per_time(acceptance, ratio, k) for k, ratio in enumerate(ratios)]
+@given(st.lists(st.tuples(CHANCES, st.floats(0.01, 2.0)), max_size=12))
+def test_no_other_length_is_better(tokens: list[tuple[float, float]]) -> None:
+    acceptances = [acceptance for acceptance, _ in tokens]
+    ratios = list(accumulate((cost for _, cost in tokens), initial=1.0))
+    chosen = best_length(acceptances, lambda k: ratios[k])
+    rates = [tokens_per_time(acceptances[:k], ratio) for k, ratio in enumerate(ratios)]
     assert rates[chosen] >= max(rates) * (1 - 1e-9)
 
 
@@ -33,9 +36,10 @@ def proportional(cost: float) -> Callable[[int], float]:
 
 
 def test_what_is_always_right_is_guessed_as_long_as_may_be() -> None:
-    assert best_length(1.0, proportional(0.3), 6) == 6
-    assert best_length(0.2, proportional(0.3), 6) == 0  # a guess costs more than it brings
-    assert best_length(1.0, proportional(1.2), 6) == 0
+    assert best_length([1.0] * 6, proportional(0.3)) == 6
+    assert best_length([0.2] * 6, proportional(0.3)) == 0  # a guess costs more than it brings
+    assert best_length([1.0] * 6, proportional(1.2)) == 0
+    assert best_length([], proportional(0.3)) == 0
 
 
 @given(CHANCES)
@@ -62,7 +66,7 @@ def test_who_was_wrong_is_tried_again_some_day() -> None:
     for _ in range(40):
         acceptance.learn(1, 0)
     steps = 0
-    while best_length(acceptance.value, proportional(0.3), 6) == 0:
+    while best_length([acceptance.value] * 6, proportional(0.3)) == 0:
         acceptance.forget()
         steps += 1
     assert 20 < steps < 200
@@ -81,6 +85,29 @@ def test_what_a_step_takes_is_told_between_and_beyond_what_was_measured() -> Non
 
 def test_in_company_guesses_are_fewer() -> None:
     times = StepTimes({1: 10.0, 4: 11.0, 8: 13.0, 16: 25.0}, {1: 2.0, 4: 3.0})
-    lengths = [best_length(0.8, lambda k, n=n: times.ratio(n, k), 6) for n in (1, 2, 4, 8)]
+    lengths = [best_length([0.8] * 6, lambda k, n=n: times.ratio(n, k)) for n in (1, 2, 4, 8)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > lengths[-1] == 0
+
+
+def test_what_steps_take_beside_their_tokens_is_learned() -> None:
+    times = StepTimes({1: 10.0, 2: 20.0})
+    assert times.ratio(1, 1) == 2.0
+    for _ in range(100):
+        times.learn(1, 15.0)
+    assert times.ratio(1, 1) == pytest.approx(25 / 15, rel=1e-3)
+    for _ in range(100):
+        times.learn(2, 19.0)  # as fast as it was measured, and faster
+    assert times.ratio(1, 1) == pytest.approx(2.0, rel=1e-3)
+
+
+def test_a_step_that_stalled_counts_as_one_that_took_twice_as_long() -> None:
+    stalled, slow = StepTimes({1: 10.0, 2: 20.0}), StepTimes({1: 10.0, 2: 20.0})
+    stalled.learn(1, 1e6)
+    slow.learn(1, 20.0)
+    assert stalled.ratio(1, 1) == slow.ratio(1, 1) > 1.0
+
+
+def test_without_a_draft_model_guesses_cost_their_check() -> None:
+    times = StepTimes({1: 10.0, 4: 13.0})
+    assert times.ratio(1, 3) == pytest.approx(1.3)

@@ -44,7 +44,7 @@ class Drafting:
     def from_settings(
         cls, settings: SchedulerSettings, drafter: Drafter | None = None
     ) -> Drafting | None:
-        """None without speculation; `drafter` is the runner's, if it has one. Raises ConfigError."""
+        """None without speculation; `drafter` is the runner's, if any. Raises ConfigError."""
         shortest, longest = settings.prompt_lookup_min, settings.prompt_lookup_max
         if shortest > longest:
             raise ConfigError(
@@ -128,4 +128,3 @@ def _put(chunk: Chunk, drafts: list[int], request: Request) -> None:
     # Nothing follows a token that ends the answer, and it needs no draft to come.
     chunk.drafts = list(takewhile(lambda token: token not in request.stop_ids, drafts))
     chunk.num_tokens += len(chunk.drafts)
-

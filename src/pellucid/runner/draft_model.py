@@ -94,7 +94,8 @@ class DraftModel:
     ) -> int:
         acceptance = self._acceptances.setdefault(request_id, Acceptance())
         most = max(0, min(most, self._max_model_len - len(token_ids)))
-        length = best_length(repeat(acceptance.value, most), partial(self._times.ratio, num_decoding))
+        ratio = partial(self._times.ratio, num_decoding)
+        length = best_length(repeat(acceptance.value, most), ratio)
         if length == 0:
             acceptance.forget()
         return length
