@@ -63,6 +63,7 @@ class Meter:
             num_kv_blocks=BLOCKS,
             block_size=BLOCK_SIZE,
             max_num_seqs=max(BATCHES),
+            speculative="none",
         )
         self._runner: Any = create_runner(config)
         self._limits = limits

@@ -37,7 +37,8 @@ GREEDY = SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True)
 
 
 def make_engine(settings: dict[str, str]) -> EngineCore:
-    config = EngineConfig.of(**settings, max_num_seqs=32)
+    """Its steps give each sequence one token, unless the settings say otherwise."""
+    config = EngineConfig.of(**{"speculative": "none", **settings}, max_num_seqs=32)
     return EngineCore(create_runner(config), config.cache, config.scheduler)
 
 

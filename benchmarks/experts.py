@@ -34,7 +34,12 @@ def make_engine() -> EngineCore:
     weights = quantized(RepeatedNoise(shape), "int4")
     model = build_model(shape, weights, select_ops("native", cpu), dtype, cpu)
     config = EngineConfig.of(
-        kernels="native", threads=THREADS, max_num_seqs=32, num_kv_blocks=400, max_model_len=256
+        kernels="native",
+        threads=THREADS,
+        max_num_seqs=32,
+        num_kv_blocks=400,
+        max_model_len=256,
+        speculative="none",
     )
     return EngineCore(TorchRunner(config, model=model), config.cache, config.scheduler)
 

@@ -21,7 +21,7 @@ import msgspec
 import torch
 
 from pellucid.bench.settings import Workload
-from pellucid.bench.throughput import measure
+from pellucid.bench.throughput import measure, undrafted
 from pellucid.config import EngineConfig
 from pellucid.engine.ahead import create_core
 from pellucid.runner.factory import create_random_runner
@@ -38,7 +38,7 @@ def main() -> None:
     load = msgspec.convert(
         {name: settings.pop(name) for name in of_load & settings.keys()}, Workload, strict=False
     )
-    config = EngineConfig.of(**settings)
+    config = undrafted(EngineConfig.of(**settings))
     report = run(config, load, given.shape)
     text = json.dumps(report, indent=2)
     print(text)

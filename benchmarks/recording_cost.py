@@ -146,7 +146,9 @@ async def whole_side() -> dict[str, Any]:
     `of_nobody` is the median of the rounds' ratios to the run of the same round with no listener.
     """
     rates: dict[str, list[float]] = {"nobody": [], "record": [], "page": []}
-    config = EngineConfig.of(kernels="native", max_num_seqs=BATCH, prefix_caching=False)
+    config = EngineConfig.of(
+        kernels="native", max_num_seqs=BATCH, speculative="none", prefix_caching=False
+    )
     async with AsyncLLM(config) as llm:
         await streams_per_second(llm)  # warm
         for first in range(STREAM_ROUNDS):

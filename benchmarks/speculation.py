@@ -23,20 +23,24 @@ from typing import Any, NamedTuple
 
 from benchmarks.fidelity_prompts import PROMPTS
 from benchmarks.report import RESULTS, save
-from pellucid.config import EngineConfig
+from pellucid.config import EngineConfig, SchedulerSettings
 from pellucid.engine.core import EngineCore
 from pellucid.engine.drafting import Drafting
 from pellucid.frontend.text import ModelText, load_text
 from pellucid.load.hub import resolve
 from pellucid.messages import AddRequest, EngineInfo, pack_tokens
 from pellucid.runner.factory import create_runner
+from pellucid.runner.step_times import measured
+from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
+from pellucid.spec.ngram import NgramDrafter
 
 ROOT = Path(__file__).parents[1]
-STREAMS = (1, 4)
+STREAMS = (1, 4, 16)
 RUNS = 3
 STANDSTILL = 8.0  # seconds that no step takes: whoever shares the machine stopped us
 MODEL_LEN = 2048
+PRICED_TOKENS, BLOCK_SIZE = 128, 16
 Prompts = list[list[int]]
 
 
@@ -190,14 +194,14 @@ def main(*arguments: str) -> None:
         prefix_caching=False,
         **drafts,
     )
-    engine = EngineCore(create_runner(config), config.cache, config.scheduler)
-    ngram = Drafting.from_settings(EngineConfig.of(speculative="ngram").scheduler)
+    runner = create_runner(config)
+    assert isinstance(runner, TorchRunner)
+    engine = EngineCore(runner, config.cache, config.scheduler)
     own = engine.scheduler.drafting
-    assert ngram is not None
     assert own is not None
-    draftings, size = {"ngram": ngram}, LARGE
+    draftings, size = {"ngram": own}, LARGE
     if options.draft_model is not None:
-        draftings, size = {"ngram": ngram, "draft": own}, SMALL
+        draftings, size = {"ngram": lookup(runner, config.scheduler), "draft": own}, SMALL
     text = load_text(resolve(config.model), config.model)
     results: dict[str, Any] = {}
     for name, questions in requests(size.requests).items():
@@ -209,6 +213,13 @@ def main(*arguments: str) -> None:
                 for drafter, gained in found.items():
                     tell(f"{name:10} {streams} {drafter:5}", gained)
     _save(results, config, size, engine.info)
+
+
+def lookup(runner: TorchRunner, settings: SchedulerSettings) -> Drafting:
+    """Prompt lookup beside a draft model. Before anybody holds a block."""
+    times = measured(runner.executor, None, PRICED_TOKENS, BLOCK_SIZE, runner.device)
+    drafter = NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max, times)
+    return Drafting(drafter, settings.num_speculative_tokens, settings.speculative_step_tokens)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -79,7 +79,9 @@ class Load:
 
 
 def main() -> None:
-    config = EngineConfig.of(max_num_seqs=CLIENTS, max_num_batched_tokens=max(BUDGETS))
+    config = EngineConfig.of(
+        max_num_seqs=CLIENTS, max_num_batched_tokens=max(BUDGETS), speculative="none"
+    )
     engine = EngineCore(create_runner(config), config.cache, config.scheduler)
     Load(engine, answers_per_client=1).run()
     runs: dict[int, list[dict[str, float]]] = {budget: [] for budget in BUDGETS}

@@ -24,6 +24,7 @@ from benchmarks.peers.environments import LOGS, PEERS
 from benchmarks.peers.process import EngineError
 from benchmarks.peers.report import Report, merge, note_failure
 from benchmarks.peers.rounds import Turn, alternate, spread
+from pellucid.config import SchedulerSettings
 
 LOAD_GENERATOR = "vllm"  # the environment that it comes from
 READY_SECONDS = 300.0
@@ -53,6 +54,10 @@ def _pellucid(model: str, port: int) -> list[str | Path]:
     return [sys.executable, "-m", "pellucid", "serve", model, *options.split()]
 
 
+def _pellucid_plain(model: str, port: int) -> list[str | Path]:
+    return [*_pellucid(model, port), "--speculative", "none"]
+
+
 def _llama_server(model: str, port: int) -> list[str | Path]:
     options = (
         f"--port {port} --parallel {SLOTS} --ctx-size {SLOTS * SLOT_TOKENS} --threads {THREADS} "
@@ -72,15 +77,28 @@ def _vllm(model: str, port: int) -> list[str | Path]:
     return [_vllm_command(), "serve", model, *options.split()]
 
 
+def _vllm_ngram(model: str, port: int) -> list[str | Path]:
+    """With as many guesses, of as many last tokens, as pellucid makes by default."""
+    lookup = {
+        "method": "ngram",
+        "num_speculative_tokens": SchedulerSettings().num_speculative_tokens,
+        "prompt_lookup_min": SchedulerSettings().prompt_lookup_min,
+        "prompt_lookup_max": SchedulerSettings().prompt_lookup_max,
+    }
+    return [*_vllm(model, port), "--speculative-config", json.dumps(lookup)]
+
+
 def _vllm_command() -> Path:
     return PEERS["vllm"].folder / "env" / "bin" / "vllm"
 
 
 SERVERS = {
     PELLUCID: Server("pellucid", None, "gguf", _pellucid),
+    "pellucid-plain": Server("pellucid, nothing guessed", None, "gguf", _pellucid_plain),
     "llama.cpp-q4_1": Server("llama.cpp, Q4_1", "llama.cpp", "gguf", _llama_server),
     "llama.cpp-q4_0": Server("llama.cpp, Q4_0", "llama.cpp", "q4_0", _llama_server),
     "vllm": Server("vLLM, bfloat16", "vllm", "checkpoint", _vllm),
+    "vllm-ngram": Server("vLLM, bfloat16, guesses by ngram", "vllm", "checkpoint", _vllm_ngram),
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pellucid.bench.settings import Workload
-from pellucid.bench.throughput import Throughput, measure
+from pellucid.bench.throughput import Throughput, measure, undrafted
 from pellucid.config import CacheSettings, EngineConfig, SchedulerSettings
 from pellucid.engine.core import EngineCore
 from pellucid.errors import ConfigError, PellucidError
@@ -145,3 +145,9 @@ def test_of_experts_only_those_that_are_chosen_are_read() -> None:
         assert info.bytes_read(tokens) == pytest.approx(read)
     dense = core().info
     assert dense.bytes_read(1) == dense.bytes_read(30) == dense.weight_bytes
+
+
+def test_nothing_is_guessed_unless_it_is_asked_for() -> None:
+    assert undrafted(EngineConfig.of()).scheduler.speculative == "none"
+    asked = EngineConfig.of(speculative="ngram", max_num_seqs=3)
+    assert undrafted(asked) == asked

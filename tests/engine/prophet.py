@@ -18,6 +18,7 @@ class Prophet:
         self.wrong = wrong
         self.texts: dict[str, list[int]] = {}  # prompts with their answers
         self.learned: list[tuple[int, int]] = []
+        self.steps: list[tuple[int, float]] = []  # tokens and seconds
         self.num_guesses = 0
         self.present: set[str] = set()
 
@@ -41,7 +42,7 @@ class Prophet:
         self.learned.append((num_proposed, num_accepted))
 
     def took(self, num_tokens: int, seconds: float) -> None:
-        assert num_tokens > 0
+        self.steps.append((num_tokens, seconds))
 
     def forget(self, request_id: str) -> None:
         self.present.discard(request_id)

@@ -148,6 +148,18 @@ def test_a_step_that_is_busy_gets_no_drafts() -> None:
     assert stats[2].drafted == [1]
 
 
+def test_the_drafter_is_told_what_steps_of_answers_took() -> None:
+    engine, prophet = prophetic([4], max_num_batched_tokens=16)
+    add(engine, prophet, "a", [5, 6], max_tokens=8)
+    engine.step()
+    add(engine, prophet, "b", [7] * 4, max_tokens=8)
+    engine.step()
+    assert prophet.steps == [], "these had prompts"
+    steps(engine)
+    assert prophet.steps
+    assert all(1 < num_tokens <= 10 and 0 <= seconds < 1 for num_tokens, seconds in prophet.steps)
+
+
 def test_drafts_never_cost_anybody_their_memory() -> None:
     engine, prophet = prophetic([9], num_blocks=4)
     add(engine, prophet, "a", [5] * 3, max_tokens=5)

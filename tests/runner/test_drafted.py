@@ -80,6 +80,26 @@ def engine(kernels: str, draft: Any = None, **settings: Any) -> EngineCore:
     return create_core(runner, config.cache, config.scheduler)
 
 
+@pytest.mark.parametrize(
+    ("kernels", "settings", "guesses"),
+    [
+        ("native", {"speculative": "auto"}, "ngram"),
+        ("native", {"speculative": "auto", "async_scheduling": True}, "none"),
+        ("native", {"speculative": "none"}, "none"),
+        ("reference", {"speculative": "auto"}, "none"),
+        ("reference", {"speculative": "ngram"}, "ngram"),
+    ],
+)
+def test_who_guesses_by_itself(kernels: str, settings: dict[str, Any], guesses: str) -> None:
+    core = engine(kernels, **settings)
+    assert core.info.speculative == guesses
+    core.add(message("a", [7] * 40, max_tokens=30, temperature=0.0, ignore_eos=True))
+    outputs = [core.step() for _ in range(60) if core.has_work]
+    has_guessed = any(output.stats.drafted for output in outputs)
+    assert (core.scheduler.drafting is not None) == (guesses == "ngram")
+    assert not has_guessed or guesses == "ngram"
+
+
 def counted(core: EngineCore) -> tuple[dict[str, Any], int, int]:
     """What came of a request of each kind; guesses, and how many were right."""
     drafted, accepted = [], []

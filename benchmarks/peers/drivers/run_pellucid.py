@@ -17,7 +17,7 @@ from pellucid.sampling_params import SamplingParams
 
 class Driver:
     def load(self, model: str, **settings: Any) -> dict[str, Any]:
-        config = EngineConfig.of(model=model, device="cpu", **settings)
+        config = EngineConfig.of(model=model, device="cpu", speculative="none", **settings)
         self.core = EngineCore(create_runner(config), config.cache, config.scheduler)
         info = self.core.info
         about = {"version": __version__, "kernels": info.kernels, "dtype": info.dtype, **settings}

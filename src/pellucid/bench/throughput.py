@@ -26,6 +26,7 @@ import numpy as np
 
 from pellucid.bench.settings import Workload
 from pellucid.bench.summary import Summary, summarize
+from pellucid.config import EngineConfig
 from pellucid.errors import ConfigError, PellucidError
 from pellucid.messages import AddRequest, EngineInfo, StepOutput, pack_tokens
 from pellucid.sampling_params import SamplingParams
@@ -81,6 +82,14 @@ class _Tally:
     cached_tokens: int = 0
     mixed_steps: int = 0
     preemptions: int = 0
+
+
+def undrafted(config: EngineConfig) -> EngineConfig:
+    """Without speculation, unless it was asked for: on random prompts it says nothing."""
+    if config.scheduler.speculative != "auto":
+        return config
+    scheduler = msgspec.structs.replace(config.scheduler, speculative="none")
+    return msgspec.structs.replace(config, scheduler=scheduler)
 
 
 def measure(

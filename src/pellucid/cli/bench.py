@@ -35,14 +35,15 @@ def throughput(
     Prompts are random token ids; greedy, EOS ignored; waves of --batch-size after a warm-up wave.
     Prefill rate: prompt tokens over the seconds of steps that compute prompt tokens. Decode rate:
     tokens over the seconds of all other steps. Seconds are wall-clock around a whole engine step.
-    With --random-weights no model is needed.
+    With --random-weights no model is needed. Nothing is guessed unless --speculative asks for it.
     """
-    from pellucid.bench.throughput import measure
+    from pellucid.bench.throughput import measure, undrafted
     from pellucid.cli.console import notes, progress_bar
     from pellucid.cli.download import fetch_all
     from pellucid.engine.ahead import create_core
     from pellucid.runner.factory import create_random_runner, create_runner
 
+    engine = undrafted(engine)
     if load.batch_size > engine.scheduler.max_num_seqs:
         raise ConfigError(
             f"--batch-size: must be at most --max-num-seqs, {engine.scheduler.max_num_seqs}"

@@ -8,12 +8,13 @@ logits behind the draft choose the one after it, in the same step; and so on unt
 Each token is drawn from the same logits, with the same random number, as it would be without
 drafts. So an answer does not change by a bit, greedy or not; only how many steps it takes does.
 
-A wrong draft costs a row of a step, and the K/V it wrote is written again. A step of few rows waits
-for memory, and a row more costs it little; one of many computes, and a row costs what a token does.
-Hence steps are only filled up with drafts, to `speculative_step_tokens`, when everybody has their
-share; and drafts never take somebody else's memory. Blocks come first and guesses then, since a
-draft model (`runner/draft_model.py`) keeps its K/V in the very blocks; all requests are guessed for
-at once.
+A draft costs a row of a step, and what a wrong one wrote of K/V is written again. A step of few
+rows waits for memory, and a row more costs it little; one of many computes, and a row costs almost
+what a token does. How many drafts pay is for the drafter to say (`spec/length.py`), which knows how
+likely they are right, and what steps take. Here they get what a step has left when everybody has
+their share, up to `speculative_step_tokens`; and they never take somebody else's memory. Blocks
+come first and guesses then, since a draft model (`runner/draft_model.py`) keeps its K/V in the very
+blocks; all requests are guessed for at once.
 """
 
 from __future__ import annotations

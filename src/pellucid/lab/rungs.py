@@ -40,7 +40,7 @@ RUNGS = {
     NATIVE: "C++ kernels on the file's integers instead of torch.",
 }
 WHY_NOT_SPECULATION = (
-    "Speculation (--speculative ngram) is no rung: what it gains depends on how much a text"
+    "Speculation (--speculative) is no rung: what it gains depends on how much a text"
     " repeats, and these prompts are random."
 )
 

@@ -96,7 +96,8 @@ class Subject:
         Args:
             weights: to be used instead of the file's.
             model: to be used instead of loading one, so that several engines can share it.
-            settings: of `EngineConfig`, by their names.
+            settings: of `EngineConfig`, by their names. A step gives each sequence one token,
+                unless they say otherwise.
 
         Raises:
             ConfigError: the settings do not fit the machine or the model.
@@ -106,7 +107,7 @@ class Subject:
 
         if self.files is not None:
             settings = {"model": str(self.files.path), **settings}
-        config = EngineConfig.of(**{"device": "cpu", **settings})
+        config = EngineConfig.of(**{"device": "cpu", "speculative": "none", **settings})
         runner: Runner
         if config.runner.runner != "torch":
             if self.files is None:

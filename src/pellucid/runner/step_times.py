@@ -31,6 +31,8 @@ def measured(
     executors = [model] if draft is None else [model, draft]
     seconds: dict[Executor, dict[int, float]] = {executor: {} for executor in executors}
     sizes = [rows for rows in MEASURED_ROWS if rows <= room]
+    for executor in executors:
+        _timed(executor, _step(1, block_size), device)  # the first of all meets cold memory
     # In turn: what disturbs one measurement is over by the next.
     for _ in range(MEASURED_TIMES):
         for rows in sizes:

@@ -103,7 +103,7 @@ class TorchRunner:
             graphs=self._graphs,
         )
         self._executor = lead(executor)
-        self._info = self._describe(config)
+        self._info = self._describe(config, speculative)
         self.drafter: Drafter | None = None
         if self._draft is not None:
             self.drafter = self._draft_model(config, self._draft, max_rows)
@@ -262,7 +262,7 @@ class TorchRunner:
         drafter.warm_up(self._capacity.num_blocks)
         return drafter
 
-    def _describe(self, config: EngineConfig) -> EngineInfo:
+    def _describe(self, config: EngineConfig, speculative: str) -> EngineInfo:
         shape, draft, num_ranks = self._model.config, self._draft, self._ranks.size
         return EngineInfo(
             model=config.model.served_model_name or self._loaded.name,
@@ -283,6 +283,7 @@ class TorchRunner:
             active_experts=shape.experts_per_token / (shape.num_experts or 1) or 1.0,
             hidden_size=shape.hidden_size,
             tensor_parallel_size=num_ranks,
+            speculative=speculative,
             draft_model="" if draft is None else draft.name,
             draft_weight_bytes=0 if draft is None else draft.weight_bytes(self._dtype),
         )

@@ -251,9 +251,9 @@ class Hosted:
         self._supervisor = self._engines.supervisor(llm, self._gateway.count_restart)
         self._supervising = asyncio.create_task(self._supervise(self._supervisor))
         logger.info(
-            "loaded %s in %.1f s: %d MiB of weights, %d MiB for the KV cache",
+            "loaded %s in %.1f s: %d MiB of weights, %d MiB for the KV cache, --speculative %s",
             *(self.name, time.monotonic() - began),
-            *(llm.info.weight_bytes // MIB, kv_bytes(llm.info) // MIB),
+            *(llm.info.weight_bytes // MIB, kv_bytes(llm.info) // MIB, llm.info.speculative),
         )
         if llm.info.draft_model:
             logger.info(
