@@ -197,5 +197,5 @@ def test_it_excludes_planning_ahead() -> None:
 
 
 def test_the_fewest_words_are_no_more_than_the_most() -> None:
-    with pytest.raises(ConfigError, match=r"--prompt-lookup-min 5 is more than .* 4"):
+    with pytest.raises(ConfigError, match=r"--prompt-lookup-min 5 is more than .* 2"):
         core(speculative="ngram", prompt_lookup_min=5)

@@ -134,17 +134,17 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     ] = None
     num_speculative_tokens: Annotated[
         int, about("Most tokens that are guessed of one request in one step.", ge=1, le=32)
-    ] = 6
+    ] = 8
     speculative_step_tokens: Annotated[
         Count,
         about("Steps of fewer tokens are filled up to so many with guesses, at most."),
     ] = 128
     prompt_lookup_min: Annotated[
         int, about("Fewest last tokens that have to recur for a guess by ngram.", ge=1, le=32)
-    ] = 2
+    ] = 1
     prompt_lookup_max: Annotated[
         int, about("Last tokens that are looked for first by ngram.", ge=1, le=32)
-    ] = 4
+    ] = 2
 
     def token_budget(self, device: str) -> int:
         """`max_num_batched_tokens`, or what suits the device ("cpu", "cuda:0").
