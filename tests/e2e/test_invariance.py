@@ -113,7 +113,7 @@ class SmallPool:
 
 
 def engine(runner: Runner, **settings: object) -> EngineCore:
-    config = EngineConfig.of(**settings)
+    config = EngineConfig.of(**{"speculative": "none", **settings})
     return EngineCore(runner, config.cache, config.scheduler)
 
 
@@ -207,6 +207,18 @@ def test_speculated(runner: Runner, alone: Answers) -> None:
         core = speculating(runner, alone)
         assert run(core, [name]) == {name: alone[name]}
         assert core.scheduler._step < ANSWER  # some were right
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_guessed_by_prompt_lookup(runner: Runner, alone: Answers, temperature: float) -> None:
+    if temperature:
+        alone = {}
+        for name in PROMPTS:
+            alone |= run(engine(runner, prefix_caching=False), [name], temperature=temperature)
+    for settings in ({}, {"max_chunk_tokens": 7}, {"max_num_batched_tokens": 53}):
+        core = engine(runner, speculative="ngram", **settings)
+        for _ in range(2):
+            assert run(core, list(PROMPTS), temperature=temperature) == alone
 
 
 def test_sampled_answers_are_as_independent_as_greedy_ones(runner: Runner) -> None:
