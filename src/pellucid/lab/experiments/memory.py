@@ -37,8 +37,8 @@ def run(settings: Settings, lab: Lab) -> Findings:
         "max_model_len": min(settings.context, subject.config.max_position),
         "kv_cache_memory_mib": settings.pool_mib,
     }
-    settings = msgspec.structs.asdict(subject.settings)
-    config = EngineConfig.of(**{**settings, "speculative": "none", **limits})
+    model = msgspec.structs.asdict(subject.settings)
+    config = EngineConfig.of(**{**model, "speculative": "none", **limits})
     predicted = predict(lab.subject, config)
     rng = np.random.default_rng(settings.seed)
     prompts, answers = (
