@@ -17,9 +17,9 @@ from pellucid.runner.base import Runner, StepPlan
 from pellucid.runner.factory import create_runner
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
-from pellucid.spec.length import StepTimes
 from tests.device import DEVICE
 from tests.e2e.test_invariance import SmallPool
+from tests.spec.fixed_times import FixedTimes
 
 pytestmark = pytest.mark.model
 
@@ -45,7 +45,7 @@ def runner(smollm2_path: Path, request: pytest.FixtureRequest) -> Iterator[Torch
     made = create_runner(config)
     assert isinstance(made, TorchRunner)
     assert made.drafter is not None
-    made.drafter._times = StepTimes({1: 1.0}, {1: 0.05})  # or none would pay
+    made.drafter._times = FixedTimes({1: 1.0}, {1: 0.05})  # or none would pay
     yield made
     made.close()
 

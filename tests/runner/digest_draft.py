@@ -14,7 +14,7 @@ from pellucid.runner.draft_model import DraftModel
 from pellucid.runner.fake import _mix, _next_token
 from pellucid.sample.backends import TorchSampler
 from pellucid.spec.drafter import Wanted
-from pellucid.spec.length import StepTimes
+from tests.spec.fixed_times import FixedTimes
 
 VOCAB = 1000
 ANSWERS = range(100, VOCAB)
@@ -89,7 +89,7 @@ class CheckedDraftModel(DraftModel):
             max_num_seqs=max_num_seqs,
             block_size=capacity.block_size,
             max_rows=max_rows,
-            times=StepTimes({1: 1.0}, {1: 0.1}),
+            times=FixedTimes({1: 1.0}, {1: 0.1}),
         )
         self.wrong_every = wrong_every
         self.num_guessed = self.num_idle = 0  # proposals with guesses, and without

@@ -22,10 +22,10 @@ from pellucid.runner.factory import create_runner
 from pellucid.runner.fake import FakeRunner
 from pellucid.runner.llama_cpp.runner import check_settings
 from pellucid.runner.torch_runner import TorchRunner
-from pellucid.spec.length import StepTimes
 from tests.engine.helpers import message, tokens
 from tests.engine.test_ahead import CPU, MODEL
 from tests.runner.test_drafts import PROMPTS, run, told, with_grammar
+from tests.spec.fixed_times import FixedTimes
 from tests.tiny_models import make_hf
 
 KERNELS = ["reference", "native"]
@@ -76,7 +76,7 @@ def engine(kernels: str, draft: Any = None, **settings: Any) -> EngineCore:
     runner = TorchRunner(config, model=model(kernels, random_weights(MODEL)), draft=small)
     if runner.drafter is not None:
         # Of two models of one size a guess would never pay.
-        runner.drafter._times = StepTimes({1: 1.0}, {1: 0.05})
+        runner.drafter._times = FixedTimes({1: 1.0}, {1: 0.05})
     return create_core(runner, config.cache, config.scheduler)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import prod
 
 import pytest
@@ -73,14 +73,34 @@ def test_who_was_wrong_is_tried_again_some_day() -> None:
 
 
 def test_what_a_step_takes_is_told_between_and_beyond_what_was_measured() -> None:
-    times = StepTimes({1: 10.0, 4: 13.0, 8: 12.0, 16: 29.0}, {1: 2.0, 4: 5.0})
+    times = StepTimes({1: 10.0, 4: 13.0, 8: 15.0, 16: 29.0}, {1: 2.0, 4: 5.0})
     assert times.ratio(1, 0) == 1.0
     assert times.ratio(1, 1) == pytest.approx((11 + 2) / 10)
-    assert times.ratio(1, 6) == pytest.approx((13 + 6 * 2) / 10)  # eight take no less than four
-    assert times.ratio(2, 3) == pytest.approx((13 + 3 * 3) / 11)
+    assert times.ratio(1, 5) == pytest.approx((14 + 5 * 2) / 10)
+    assert times.ratio(2, 3) == pytest.approx((15 + 3 * 3) / 11)
     assert times.ratio(4, 3) == pytest.approx((29 + 3 * 5) / 13)
-    assert times.ratio(6, 3) == pytest.approx((29 + 8 * 2 + 3 * 7) / 13)
+    assert times.ratio(6, 3) == pytest.approx((29 + 8 * 14 / 8 + 3 * 7) / 14)
     assert StepTimes({1: 4.0}, {1: 1.0}).ratio(3, 2) == pytest.approx(1.5)
+
+
+@given(
+    st.lists(st.floats(0.0, 3.0), min_size=7, max_size=7),
+    st.floats(0.1, 10.0),
+    st.floats(0.01, 1.0),
+    st.sets(st.integers(0, 6)),
+)
+def test_what_disturbed_a_measurement_is_seen_where_it_contradicts_the_others(
+    noise: list[float], fixed: float, each: float, disturbed: set[int]
+) -> None:
+    rows = [1 << k for k in range(7)]
+    true = {n: fixed + each * n for n in rows}
+    found = {n: t * (1 + noise[k] * (k in disturbed)) for k, (n, t) in enumerate(true.items())}
+    cleared = [StepTimes(found).ratio(1, n - 1) for n in rows]
+    assert cleared == sorted(cleared), "more tokens take no less"
+    per_token = [ratio / n for ratio, n in zip(cleared, rows, strict=True)]
+    assert all(a >= b * (1 - 1e-9) for a, b in pairwise(per_token)), "nor more than in proportion"
+    if not disturbed:
+        assert cleared == [pytest.approx(t / true[1]) for t in true.values()]
 
 
 def test_in_company_guesses_are_fewer() -> None:
@@ -97,8 +117,21 @@ def test_what_steps_take_beside_their_tokens_is_learned() -> None:
         times.learn(1, 15.0)
     assert times.ratio(1, 1) == pytest.approx(25 / 15, rel=1e-3)
     for _ in range(100):
-        times.learn(2, 19.0)  # as fast as it was measured, and faster
+        times.learn(2, 20.0)
     assert times.ratio(1, 1) == pytest.approx(2.0, rel=1e-3)
+
+
+def test_steps_that_are_faster_than_those_that_were_measured_are_believed() -> None:
+    """Or prices from a busy hour would leave no room for what steps take in addition."""
+    busy, quiet = StepTimes({1: 20.0, 2: 38.0}), StepTimes({1: 10.0, 2: 19.0})
+    for _ in range(200):
+        busy.learn(1, 10.0)
+    assert busy.ratio(1, 1) == pytest.approx(quiet.ratio(1, 1), rel=1e-3)
+    for times in (busy, quiet):
+        for _ in range(200):
+            times.learn(1, 14.0)
+    assert busy.ratio(1, 1) < 1.7
+    assert busy.ratio(1, 1) == pytest.approx(quiet.ratio(1, 1), rel=1e-2)
 
 
 def test_a_step_that_stalled_counts_as_one_that_took_twice_as_long() -> None:

@@ -16,7 +16,7 @@ from pellucid.spec.length import StepTimes
 # Steps of so many tokens are timed, each so many times; none larger than one that took so long,
 # since what follows it is in proportion: a start should not wait for a large model.
 MEASURED_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-MEASURED_TIMES = 3
+MEASURED_TIMES = 4
 LONG_SECONDS = 0.25
 
 

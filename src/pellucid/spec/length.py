@@ -36,8 +36,9 @@ def best_length(acceptances: Iterable[float], ratio: Callable[[int], float]) -> 
 class StepTimes:
     """What steps take, by their number of tokens, between and beyond what was measured.
 
-    That was done with short texts and nothing else to do. What steps take in addition, for
-    attention to long texts, for planning, for others who use the machine, is learned from them.
+    That was done with short texts and nothing else to do, or so it should have been. What steps
+    take in addition, for attention to long texts, for planning, for others who use the machine, is
+    learned from them; and that they take less, if the machine was busy when they were measured.
 
     Args:
         model: seconds by number of tokens, of the model that answers; one token among them.
@@ -47,8 +48,9 @@ class StepTimes:
     def __init__(
         self, model: Mapping[int, float], draft: Mapping[int, float] | None = None
     ) -> None:
-        self._model, self._draft = _rising(model), _rising(draft or {1: 0.0})
+        self._model, self._draft = _cleared(model), _cleared(draft or {1: 0.0})
         self._known: dict[int, float] = {}  # what steps of the model take, where it was asked for
+        self._pace = 1.0  # what they really take, as a part of what was measured
         self._more = 0.0  # seconds that a step takes in addition
 
     def ratio(self, num_decoding: int, length: int) -> float:
@@ -57,25 +59,32 @@ class StepTimes:
         As a part of a step without guesses.
         """
         checking = self._step(num_decoding * (1 + length)) + self._more
-        guessing = length * _at(self._draft, num_decoding)
+        guessing = length * self._pace * _at(self._draft, num_decoding)
         return (checking + guessing) / (self._step(num_decoding) + self._more)
 
     def learn(self, num_tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long, from its beginning to that of the next one."""
         known = self._step(num_tokens)
+        if seconds < known:
+            self._pace *= 1.0 - NEWS * (1.0 - seconds / known)
         more = min(max(0.0, seconds - known), known)  # no more than that, or it was a stall
         self._more += NEWS * (more - self._more)
 
     def _step(self, num_tokens: int) -> float:
         if num_tokens not in self._known:
             self._known[num_tokens] = _at(self._model, num_tokens)
-        return self._known[num_tokens]
+        return self._pace * self._known[num_tokens]
 
 
-def _rising(seconds: Mapping[int, float]) -> list[tuple[int, float]]:
-    """By number of tokens; more of them never take less, whatever was measured."""
+def _cleared(seconds: Mapping[int, float]) -> list[tuple[int, float]]:
+    """By number of tokens, without some of what disturbed the measurement, which only adds.
+
+    More tokens never take less, and no more than in proportion.
+    """
     rows = sorted(seconds)
-    return list(zip(rows, accumulate((seconds[n] for n in rows), max), strict=True))
+    falling = accumulate((seconds[n] for n in reversed(rows)), min)
+    rising = list(zip(rows, reversed(list(falling)), strict=True))
+    return [(n, min(n * (t / m) for m, t in rising if m <= n)) for n, _ in rising]
 
 
 def _at(points: list[tuple[int, float]], rows: int) -> float:
