@@ -31,6 +31,7 @@ READY_SECONDS = 300.0
 MODEL = "model"  # the name that every server gives it
 SLOTS = 32
 SLOT_TOKENS = 512
+LOOKUP = SchedulerSettings()  # who guesses by ngram does so of as many tokens as pellucid
 # Workload name -> (clients at once, requests)
 WARMUP = (8, 8)
 WORKLOADS = {"http_1": (1, 8), "http_8": (8, 32), "http_32": (32, 96)}
@@ -68,6 +69,14 @@ def _llama_server(model: str, port: int) -> list[str | Path]:
     return [binary, "--model", model, *options.split()]
 
 
+def _llama_server_ngram(model: str, port: int) -> list[str | Path]:
+    options = (
+        f"--spec-type ngram-simple --spec-ngram-simple-size-n {LOOKUP.prompt_lookup_max} "
+        f"--spec-ngram-simple-size-m {LOOKUP.num_speculative_tokens}"
+    )
+    return [*_llama_server(model, port), *options.split()]
+
+
 def _vllm(model: str, port: int) -> list[str | Path]:
     options = (
         f"--port {port} --dtype bfloat16 --max-model-len 2048 --max-num-seqs {SLOTS} "
@@ -78,12 +87,11 @@ def _vllm(model: str, port: int) -> list[str | Path]:
 
 
 def _vllm_ngram(model: str, port: int) -> list[str | Path]:
-    """With as many guesses, of as many last tokens, as pellucid makes by default."""
     lookup = {
         "method": "ngram",
-        "num_speculative_tokens": SchedulerSettings().num_speculative_tokens,
-        "prompt_lookup_min": SchedulerSettings().prompt_lookup_min,
-        "prompt_lookup_max": SchedulerSettings().prompt_lookup_max,
+        "num_speculative_tokens": LOOKUP.num_speculative_tokens,
+        "prompt_lookup_min": LOOKUP.prompt_lookup_min,
+        "prompt_lookup_max": LOOKUP.prompt_lookup_max,
     }
     return [*_vllm(model, port), "--speculative-config", json.dumps(lookup)]
 
@@ -97,6 +105,9 @@ SERVERS = {
     "pellucid-plain": Server("pellucid, nothing guessed", None, "gguf", _pellucid_plain),
     "llama.cpp-q4_1": Server("llama.cpp, Q4_1", "llama.cpp", "gguf", _llama_server),
     "llama.cpp-q4_0": Server("llama.cpp, Q4_0", "llama.cpp", "q4_0", _llama_server),
+    "llama.cpp-q4_0-ngram": Server(
+        "llama.cpp, Q4_0, guesses by ngram", "llama.cpp", "q4_0", _llama_server_ngram
+    ),
     "vllm": Server("vLLM, bfloat16", "vllm", "checkpoint", _vllm),
     "vllm-ngram": Server("vLLM, bfloat16, guesses by ngram", "vllm", "checkpoint", _vllm_ngram),
 }
