@@ -40,7 +40,7 @@ STREAMS = (1, 4, 16)
 RUNS = 3
 STANDSTILL = 8.0  # seconds that no step takes: whoever shares the machine stopped us
 MODEL_LEN = 2048
-PRICED_TOKENS, BLOCK_SIZE = 128, 16
+PRICED_TOKENS = 128
 Prompts = list[list[int]]
 
 
@@ -217,7 +217,15 @@ def main(*arguments: str) -> None:
 
 def lookup(runner: TorchRunner, settings: SchedulerSettings) -> Drafting:
     """Prompt lookup beside a draft model. Before anybody holds a block."""
-    times = measured(runner.executor, None, PRICED_TOKENS, BLOCK_SIZE, runner.device)
+    info = runner.info()
+    times = measured(
+        runner.executor,
+        None,
+        room=PRICED_TOKENS,
+        vocab_size=info.vocab_size,
+        block_size=info.block_size,
+        device=runner.device,
+    )
     drafter = NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max, times)
     return Drafting(drafter, settings.num_speculative_tokens, settings.speculative_step_tokens)
 

@@ -116,9 +116,7 @@ class EngineInfo(_Message, tag="ready"):
     hidden_size: int = 0  # of the vectors that pooling gives
     process_bytes: int = 0  # its memory at the start, weights included but no KV; 0: not known
     speculative: str = "none"  # what guesses tokens: "ngram", "draft"
-    draft_model: str = (
-        ""  # the one that guesses tokens; kv_block_bytes counts its keys and values, too
-    )
+    draft_model: str = ""  # kv_block_bytes counts its keys and values, too
     draft_weight_bytes: int = 0
     draft_cost: float = 0.0  # time of a guess and its check, as a part of what a token takes
     tensor_parallel_size: int = 1  # processes that share the weights; sizes are those of all

@@ -11,6 +11,7 @@ import torch
 from pellucid.runner import step_times
 from pellucid.runner.batch import Ints, StepRows
 from pellucid.runner.step_times import MEASURED_ROWS, measured
+from pellucid.spec.length import StepTimes
 
 CPU = torch.device("cpu")
 
@@ -44,6 +45,7 @@ class Stopped:
         num_tokens = len(step.token_ids)
         assert wanted.tolist() == step.positions.tolist() == list(range(num_tokens))
         assert step.seq_lens.tolist() == [num_tokens]
+        assert len(set(step.token_ids.tolist())) == min(num_tokens, 100)
         assert step.block_tables.size * 16 >= num_tokens
         self.clock.now += self.fixed + num_tokens * self.each + (0.0 if self.sizes else 10.0)
         self.sizes.append(num_tokens)
@@ -51,6 +53,10 @@ class Stopped:
 
     def logits(self, begin: int, end: int) -> Any:
         return np.zeros((end - begin, 1), np.float32)
+
+
+def priced(model: Any, draft: Any = None, *, room: int = 4096) -> StepTimes:
+    return measured(model, draft, room=room, vocab_size=100, block_size=16, device=CPU)
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.mark.parametrize("finds_likeliest", [True, False])
 def test_prices_are_those_of_the_steps(clock: Clock, finds_likeliest: bool) -> None:
     model = Stopped(clock, 0.05, 0.001, finds_likeliest=finds_likeliest)
-    times = measured(model, None, 4096, 16, CPU)  # type: ignore[arg-type]
+    times = priced(model)
     assert set(model.sizes) == set(MEASURED_ROWS)
     assert times.ratio(1, 6) == pytest.approx(0.057 / 0.051)
     assert times.ratio(30, 5) == pytest.approx(0.23 / 0.08)
@@ -72,19 +78,19 @@ def test_prices_are_those_of_the_steps(clock: Clock, finds_likeliest: bool) -> N
 def test_a_draft_models_steps_count_once_for_each_guess(clock: Clock) -> None:
     model = Stopped(clock, 0.05, 0.001, finds_likeliest=True)
     draft = Stopped(clock, 0.01, 0.0, finds_likeliest=False)
-    times = measured(model, draft, 4096, 16, CPU)  # type: ignore[arg-type]
+    times = priced(model, draft)
     assert model.sizes == draft.sizes
     assert times.ratio(1, 3) == pytest.approx((0.054 + 0.03) / 0.051)
 
 
 def test_no_step_is_larger_than_there_is_room(clock: Clock) -> None:
     model = Stopped(clock, 0.05, 0.001, finds_likeliest=True)
-    measured(model, None, 10, 16, CPU)  # type: ignore[arg-type]
+    priced(model, room=10)
     assert set(model.sizes) == {1, 2, 4, 8}
 
 
 def test_a_start_does_not_wait_for_the_largest_steps_of_a_large_model(clock: Clock) -> None:
     model = Stopped(clock, 0.1, 0.02, finds_likeliest=True)
-    times = measured(model, None, 4096, 16, CPU)  # type: ignore[arg-type]
+    times = priced(model)
     assert max(model.sizes) == 8  # the first that takes a quarter of a second
     assert times.ratio(16, 1) == pytest.approx((0.1 + 32 * 0.02) / (0.1 + 16 * 0.02))

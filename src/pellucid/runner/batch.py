@@ -47,6 +47,20 @@ class StepRows:
     new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
     adapters: NDArray[np.int32] | None = None  # [T] numbers or NO_ADAPTER; None: no row has one
 
+    @classmethod
+    def of_text(cls, token_ids: Ints, block_size: int) -> StepRows:
+        """A text of its own, [T], from its first token on, in the first blocks of the pool."""
+        num_tokens, places = len(token_ids), np.arange(len(token_ids))
+        return cls(
+            rows=np.zeros(1, np.int64),
+            query_start=np.array([0, num_tokens], np.int32),
+            seq_lens=np.array([num_tokens], np.int32),
+            token_ids=token_ids,
+            positions=places,
+            slot_mapping=places,
+            block_tables=np.arange(-(-num_tokens // block_size), dtype=np.int32)[None],
+        )
+
     @property
     def is_decode(self) -> bool:
         """Every chunk is a single token."""

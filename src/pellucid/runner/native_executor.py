@@ -74,17 +74,9 @@ class NativeExecutor:
         num_blocks, block_size = self._kv[0].k.shape[:2]
         room = num_blocks * block_size
         length = min(SAMPLE_TOKENS, self._max_rows, self._max_model_len, room)
-        places = np.arange(length)
-        step = StepRows(
-            rows=np.zeros(1, np.int64),
-            query_start=np.array([0, length], np.int32),
-            seq_lens=np.array([length], np.int32),
-            token_ids=places * SAMPLE_STRIDE % self._vocab_size,
-            positions=places,
-            slot_mapping=places,
-            block_tables=np.arange(-(-length // block_size), dtype=np.int32)[None],
-        )
-        rows = places[: self.max_logits]
+        token_ids = np.arange(length) * SAMPLE_STRIDE % self._vocab_size
+        step = StepRows.of_text(token_ids, block_size)
+        rows = step.positions[: self.max_logits]
         _call(program.learn_outliers, step, rows, np.empty((len(rows), columns), np.float32))
 
     def launch(self, step: StepRows, wanted: Ints) -> NativeForward:

@@ -21,22 +21,33 @@ LONG_SECONDS = 0.25
 
 
 def measured(
-    model: Executor, draft: Executor | None, room: int, block_size: int, device: torch.device
+    model: Executor,
+    draft: Executor | None,
+    *,
+    room: int,
+    vocab_size: int,
+    block_size: int,
+    device: torch.device,
 ) -> StepTimes:
     """What steps of a model take, and those of one that guesses.
 
     To be called before anybody holds a block. The two take turns, as they do in use: neither finds
-    its weights in a cache. A step may have `room` tokens.
+    its weights in a cache. A step may have `room` tokens; they differ, as do the experts they go
+    to. They are the first of a text, so they attend to next to nothing.
     """
+
+    def step_of(rows: int) -> StepRows:
+        return StepRows.of_text(np.arange(rows) % vocab_size, block_size)
+
     executors = [model] if draft is None else [model, draft]
     seconds: dict[Executor, dict[int, float]] = {executor: {} for executor in executors}
     sizes = [rows for rows in MEASURED_ROWS if rows <= room]
     for executor in executors:
-        _timed(executor, _step(1, block_size), device)  # the first of all meets cold memory
+        _timed(executor, step_of(1), device)  # the first of all meets cold memory
     # In turn: what disturbs one measurement is over by the next.
     for _ in range(MEASURED_TIMES):
         for rows in sizes:
-            step = _step(rows, block_size)
+            step = step_of(rows)
             for executor, known in seconds.items():
                 known[rows] = min(known.get(rows, math.inf), _timed(executor, step, device))
             if seconds[model][rows] > LONG_SECONDS:
@@ -53,17 +64,3 @@ def _timed(executor: Executor, step: StepRows, device: torch.device) -> float:
         executor.launch(step, wanted).logits(0, len(wanted))
     device_api.synchronize(device)
     return time.perf_counter() - begin
-
-
-def _step(rows: int, block_size: int) -> StepRows:
-    """The first tokens of a text; they attend to next to nothing."""
-    places = np.arange(rows)
-    return StepRows(
-        rows=np.zeros(1, np.int64),
-        query_start=np.array([0, rows], np.int32),
-        seq_lens=np.array([rows], np.int32),
-        token_ids=np.zeros(rows, np.int64),
-        positions=places,
-        slot_mapping=places,
-        block_tables=np.arange(-(-rows // block_size), dtype=np.int32)[None],
-    )

@@ -231,8 +231,14 @@ class TorchRunner:
 
     def _measured(self, draft: Executor | None, room: int) -> StepTimes:
         num_blocks, block_size = self._capacity.num_blocks, self._capacity.block_size
-        room = min(room, num_blocks * block_size, self._max_model_len)
-        return measured(self._executor, draft, room, block_size, self.device)
+        return measured(
+            self._executor,
+            draft,
+            room=min(room, num_blocks * block_size, self._max_model_len),
+            vocab_size=self._model.config.vocab_size,
+            block_size=block_size,
+            device=self.device,
+        )
 
     def _draft_model(self, config: EngineConfig, draft: Loaded, max_rows: int) -> DraftModel:
         max_num_seqs, shape = config.scheduler.max_num_seqs, draft.model.config
