@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,9 @@ class ProcessRanks(Ranks):
         self._folder = folder
         self._before_entering = before_entering
         self._device: torch.device | None = None
+        # Kept until the ranks have ended: one that is given up while somebody removes the folder
+        # may wait for minutes for its file to come back.
+        self._store: Any = None  # a FileStore
 
     def enter(self, device: torch.device) -> None:
         if dist.is_initialized():
@@ -51,9 +55,11 @@ class ProcessRanks(Ranks):
         self._before_entering()
         is_cuda = device.type == "cuda"
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = LOOPBACK
+        self._store = dist.FileStore(str(self._folder / "ranks"))  # type: ignore[attr-defined]
+        self._store.set_timeout(PATIENCE)
         dist.init_process_group(
             "nccl" if is_cuda else "gloo",
-            init_method=(self._folder / "ranks").as_uri(),
+            store=self._store,
             rank=self.rank,
             world_size=self.size,
             timeout=PATIENCE,
