@@ -15,13 +15,16 @@ NUM_CASES = 500
 
 def test_answers_are_what_the_document_says() -> None:
     with live(policy="priority") as site:
-        report = fuzz(site.url, NUM_CASES)
-    assert report.failures == {}
-    assert report.num_cases >= NUM_CASES
-    assert report.num_events > 20
+        # Of valid data few bodies pass what a document cannot say: with one seed, sometimes none.
+        reports = [fuzz(site.url, NUM_CASES, seed) for seed in range(3)]
+    for report in reports:
+        assert report.failures == {}
+        assert report.num_cases >= NUM_CASES
+        assert report.num_events > 20
+        for route in ROUTES:
+            assert report.statuses[f"POST {route}, invalid data"].keys() == {"400"}
     for route in ROUTES:
-        assert report.statuses[f"POST {route}, valid data"]["200"] > 0
-        assert report.statuses[f"POST {route}, invalid data"].keys() == {"400"}
+        assert sum(each.statuses[f"POST {route}, valid data"]["200"] for each in reports) > 0
 
 
 def test_streams_are_looked_at_event_by_event() -> None:
