@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -200,25 +201,31 @@ def test_preempted_in_a_pool_too_small_for_all(runner: AdaptableRunner, alone: A
     assert core.scheduler.counters.preemptions > 0
 
 
-def test_speculated(runner: Runner, alone: Answers) -> None:
-    core = speculating(runner, alone)
-    assert run(core, list(PROMPTS)) == alone
-    for name in PROMPTS:
-        core = speculating(runner, alone)
-        assert run(core, [name]) == {name: alone[name]}
-        assert core.scheduler._step < ANSWER  # some were right
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_guessed_by_prompt_lookup(runner: Runner, alone: Answers, temperature: float) -> None:
+def test_speculated(runner: Runner, alone: Answers, temperature: float) -> None:
     if temperature:
         alone = {}
         for name in PROMPTS:
             alone |= run(engine(runner, prefix_caching=False), [name], temperature=temperature)
+    core = speculating(runner, alone)
+    assert run(core, list(PROMPTS), temperature=temperature) == alone
+    for name in PROMPTS:
+        core = speculating(runner, alone)
+        assert run(core, [name], temperature=temperature) == {name: alone[name]}
+        assert core.scheduler._step < ANSWER  # some were right
+
+
+def test_guessed_by_prompt_lookup(runner: Runner, alone: Answers) -> None:
+    num_guessed = 0
     for settings in ({}, {"max_chunk_tokens": 7}, {"max_num_batched_tokens": 53}):
         core = engine(runner, speculative="ngram", **settings)
-        for _ in range(2):
-            assert run(core, list(PROMPTS), temperature=temperature) == alone
+        assert core.scheduler.drafting is not None
+        drafter = core.scheduler.drafting.drafter
+        with patch.object(drafter, "propose", wraps=drafter.propose) as propose:
+            for _ in range(2):
+                assert run(core, list(PROMPTS)) == alone
+        num_guessed += propose.call_count
+    assert num_guessed > 0
 
 
 def test_sampled_answers_are_as_independent_as_greedy_ones(runner: Runner) -> None:

@@ -63,7 +63,7 @@ class StepTimes:
         return (checking + guessing) / (self._step(num_decoding) + self._more)
 
     def learn(self, num_tokens: int, seconds: float) -> None:
-        """A step of so many tokens took so long, from its beginning to that of the next one."""
+        """A step of so many tokens took so long, from plan to result, guessing aside."""
         known = self._step(num_tokens)
         if seconds < known:
             self._pace *= 1.0 - NEWS * (1.0 - seconds / known)
