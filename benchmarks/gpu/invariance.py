@@ -113,7 +113,7 @@ def _compare(
         found["replayed = launched"] = every == together[way.like]
     if not answers.preemptions:
         raise AssertionError(f"no request was preempted: {found}")
-    if way.replayed and context.device.type == "cuda":
+    if way.replayed and context.device.type == "cuda" and not context.tiny:
         rows, contexts = (set(part) for part in zip(*found["buckets"], strict=True))
         if len(rows) < 3 or len(contexts) < 2:
             raise AssertionError(f"fewer buckets than were meant to be compared: {found}")

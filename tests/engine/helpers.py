@@ -17,7 +17,7 @@ def message(
     request_id: str, prompt: list[int], *, arrival: float = 0.0, **fields: Any
 ) -> AddRequest:
     """An AddRequest; keyword arguments go to it if it has such a field, else to its sampling."""
-    names = ("priority", "user", "cache_salt", "deadline", "pooling")
+    names = ("priority", "user", "cache_salt", "deadline", "pooling", "adapter")
     own = {name: fields.pop(name) for name in names if name in fields}
     return AddRequest(
         request_id=request_id,

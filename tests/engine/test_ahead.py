@@ -63,9 +63,11 @@ VOCABULARY = Vocabulary(
 )
 
 
-def engine(kernels: str, *, ahead: bool, num_blocks: int = 24) -> EngineCore:
+def engine(
+    kernels: str, *, ahead: bool, num_blocks: int = 24, device: torch.device = CPU
+) -> EngineCore:
     config = EngineConfig.of(
-        device="cpu",
+        device=str(device),
         dtype="float32",
         threads=1,
         block_size=4,
@@ -76,8 +78,8 @@ def engine(kernels: str, *, ahead: bool, num_blocks: int = 24) -> EngineCore:
         speculative="none",  # or the plain loop would tell of several tokens at once
         cuda_graphs=True,
     )
-    ops = select_ops(kernels, CPU)
-    model = build_model(MODEL, random_weights(MODEL), ops, torch.float32, CPU)
+    ops = select_ops(kernels, device)
+    model = build_model(MODEL, random_weights(MODEL), ops, torch.float32, device)
     return create_core(TorchRunner(config, model=model), config.cache, config.scheduler)
 
 

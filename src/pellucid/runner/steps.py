@@ -21,6 +21,7 @@ from pellucid.runner.batch import UNKNOWN, Batch, Ints, StepRows
 from pellucid.runner.executor import Executor, Forward, Likeliest
 from pellucid.runner.pooling import PoolingStep, Pools
 from pellucid.runner.sampling import Draw, RowSampling
+from pellucid.sample.transfer import to_device
 from pellucid.sampling_params import SamplingParams
 
 # Prompt logprobs are computed for so many tokens at a time: logits of a whole prompt over a large
@@ -198,7 +199,7 @@ class Steps:
             first = work.drafts.first_of(depth)
             drawn_from = _slice(forward, first, first + len(places))
             rows = work.rows[[places[i] for i in right]]
-            drawn = self._draw(drawn_from[right], rows)
+            drawn = self._draw(_rows(drawn_from, right), rows)
             choice = self._sampling.choose(drawn)
             # A row without a token is drawn again as the next step's first, and then says why.
             told = [k for k in range(len(rows)) if k not in choice.errors]
@@ -224,6 +225,13 @@ class Steps:
 def _slice(forward: Forward | Likeliest, begin: int, end: int) -> Any | Likeliest:
     """What the tokens of some of the wanted rows are drawn from."""
     return forward[begin:end] if isinstance(forward, Likeliest) else forward.logits(begin, end)
+
+
+def _rows(drawn_from: Any | Likeliest, rows: list[int]) -> Any | Likeliest:
+    """Some rows of it, for which the host does not wait."""
+    if isinstance(drawn_from, torch.Tensor):
+        return drawn_from[to_device(np.array(rows), drawn_from.device)]
+    return drawn_from[rows]
 
 
 @dataclass(frozen=True, slots=True)
