@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from triton.runtime import interpreter
 
-from tests.pretend_gpu.tensors import WORK, Making, Pretending, held, tensors
+from tests.pretend_gpu.tensors import NUM_GPUS, WORK, Current, Making, Pretending, held, tensors
 
 MEMORY = 8 << 30
 # As an H200 says of itself.
@@ -109,9 +110,9 @@ def pretend() -> None:
     for name, value in {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "set_device": lambda device: None,
+        "device_count": lambda: NUM_GPUS,
+        "current_device": lambda: Current.index,
+        "set_device": _set_device,
         "get_device_name": lambda device=None: PROPERTIES.name,
         "get_device_properties": lambda device=None: PROPERTIES,
         "get_device_capability": lambda device=None: (9, 0),
@@ -129,6 +130,7 @@ def pretend() -> None:
         "graph_pool_handle": lambda: (0, 0),
     }.items():
         setattr(torch.cuda, name, value)
+    dist.init_process_group = _init_process_group
     torch.Generator = Generator  # type: ignore[misc]
     interpreter.GridExecutor.__call__ = _launch  # type: ignore[method-assign]
     interpreter.InterpreterBuilder.create_dot = _dot  # type: ignore[method-assign]
@@ -136,6 +138,15 @@ def pretend() -> None:
     _build_guard()
     Making().__enter__()
     Pretending().__enter__()
+
+
+def _set_device(device: torch.device | int) -> None:
+    Current.index = torch.device("cuda", device).index if isinstance(device, int) else device.index
+
+
+def _init_process_group(backend: str, *, device_id: torch.device | None, **options: Any) -> None:
+    """Gloo does on the CPU's tensors what NCCL would on those that hold them."""
+    _init_plain("gloo" if backend == "nccl" else backend, **options)
 
 
 def _build_guard() -> None:
@@ -151,6 +162,7 @@ def _build_guard() -> None:
 
 
 _call = interpreter.GridExecutor.__call__
+_init_plain = dist.init_process_group
 _run_plain = threading.Thread.run
 
 

@@ -81,8 +81,7 @@ def answers(core: EngineCore, *adapters: int | None) -> dict[str, list[int]]:
     ("arch", "settings"),
     [
         ("llama", {"kernels": "reference", "kv_cache_dtype": "int8"}),
-        ("llama", {"kernels": "triton", "kv_cache_dtype": "int8", "async_scheduling": True}),
-        ("llama", {"kernels": "triton", "quantization": "int4", "prefix_caching": False}),
+        ("llama", {"kernels": "triton", "kv_cache_dtype": "int8", "quantization": "int4"}),
         ("llama", {"kernels": "reference", "speculative": "ngram"}),
         ("gemma2", {"kernels": "triton", "async_scheduling": True}),
         ("gpt2", {"kernels": "triton"}),
@@ -126,6 +125,26 @@ def test_adapters(kernels: str, tmp_path: Path) -> None:
         found.append(answers(core, None, 0, None))
     assert found[0] == found[1]
     assert found[0] != answers(core, None, None, None)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
+def test_several_gpus(kernels: str, tmp_path: Path) -> None:
+    """A process for each, in which it is the current one; recorded, sums of all included."""
+    make_hf("llama", tmp_path, num_hidden_layers=1)
+    expected = answers(made(tmp_path, "cpu", kernels="reference"))
+    settings = {"tensor_parallel_size": 2, "cuda_graphs": True, "kernels": kernels}
+    core = made(tmp_path, "cuda", **settings, async_scheduling=kernels == "triton")
+    assert answers(core) == expected
+    core.runner.close()
+
+
+def test_a_gpu_is_chosen_by_its_number(tmp_path: Path) -> None:
+    make_hf("llama", tmp_path, num_hidden_layers=1)
+    expected = answers(made(tmp_path, "cpu", kernels="reference"))
+    try:
+        assert answers(made(tmp_path, "cuda:1", kernels="triton", cuda_graphs=True)) == expected
+    finally:
+        torch.cuda.set_device(0)
 
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ when an event behind them was waited for, and what they take from it must stay a
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -92,6 +93,13 @@ class Work:
 
 
 WORK = Work()
+NUM_GPUS = int(os.environ.get("PRETENDED_GPUS", "1"))
+
+
+class Current:
+    """The GPU that is meant where none is named."""
+
+    index = 0
 
 
 class Pretending(TorchDispatchMode):
@@ -127,7 +135,10 @@ class Making(TorchFunctionMode):
     """Some functions ask a real GPU for its number, or for room, before they do anything."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(_numbered, (args, dict(kwargs or {})))
+        kwargs = dict(kwargs or {})
+        if func is torch.device:
+            return func(*args, **kwargs)
+        args, kwargs = tree_map(_numbered, (args, kwargs))
         if func is torch.Tensor.tolist:
             return func(args[0].cpu())
         if func in ADDRESSES and isinstance(args[0], OnGPU):
@@ -144,8 +155,8 @@ class Making(TorchFunctionMode):
 
 
 def _numbered(x: Any) -> Any:
-    is_first = isinstance(x, str | torch.device) and str(x) == "cuda"
-    return torch.device("cuda", 0) if is_first else x
+    has_none = isinstance(x, str | torch.device) and str(x) == "cuda"
+    return torch.device("cuda", Current.index) if has_none else x
 
 
 def _computed(func: Any, args: Any, kwargs: Any, device: torch.device | None) -> Any:
@@ -163,7 +174,7 @@ def _computed(func: Any, args: Any, kwargs: Any, device: torch.device | None) ->
     _remember(func, plain_args, plain_kwargs, out)
     if device is None or device.type != "cuda":
         return out
-    device = torch.device("cuda", device.index or 0)
+    device = _numbered(device)
 
     def wrap(x: Any) -> Any:
         if not isinstance(x, Tensor):
@@ -180,13 +191,22 @@ def _remember(func: Any, args: Any, kwargs: Any, out: Any) -> None:
     aliases = [argument.alias_info for argument in func._schema.arguments]
     writes = any(alias is not None and alias.is_write for alias in aliases)
     is_view = not writes and any(r.alias_info is not None for r in func._schema.returns)
+
+    def again() -> Any:
+        found = func(*args, **kwargs)
+        for x in tree_flatten(found)[0]:
+            if hasattr(x, "wait"):  # what ranks send each other
+                x.wait()
+        return found
+
     if not is_view:  # those are of the same memory as before
-        WORK.record(lambda: func(*args, **kwargs), out, writes)
+        WORK.record(again, out, writes)
 
 
 def _check_devices(func: Any, given: list[Tensor], target: torch.device | None) -> None:
     strangers = [x for x in given if not isinstance(x, OnGPU) and x.dim() > 0]
-    if strangers or (target is not None and target.type != "cuda"):
+    gpus = {_numbered(x.device) for x in given if isinstance(x, OnGPU)}
+    if strangers or len(gpus) > 1 or (target is not None and target.type != "cuda"):
         raise RuntimeError(
             f"{func}: expected all tensors to be on the same device, but found "
             f"{[(tuple(x.shape), str(x.device)) for x in given]} and {target}"
@@ -245,9 +265,10 @@ def _unchanged(source: Tensor) -> Callable[[], None]:
 
 
 def held(x: Any) -> Any:
-    """What a kernel gets of an argument. Raises ValueError for a tensor of the CPU."""
-    if isinstance(x, Tensor) and not isinstance(x, OnGPU):
-        raise ValueError(f"a kernel was given a tensor of the CPU, {tuple(x.shape)}")
+    """What a kernel gets of an argument. Raises ValueError for a tensor that it cannot reach."""
+    here = torch.device("cuda", Current.index)
+    if isinstance(x, Tensor) and x.device != here:
+        raise ValueError(f"a kernel on {here} was given {tuple(x.shape)} on {x.device}")
     return x.held if isinstance(x, OnGPU) else x
 
 

@@ -28,6 +28,7 @@ def run(*arguments: str) -> None:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(folders),
         "PELLUCID_TEST_DEVICE": "cuda",
+        "PRETENDED_GPUS": "2",
     }
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -233,8 +233,10 @@ def test_each_rank_has_the_gpu_of_its_number(two_gpus: list[torch.device], name:
 
 
 def test_one_rank_has_the_device_that_is_named(two_gpus: list[torch.device]) -> None:
-    assert device.pick_rank_device("cuda:1", 0, 1) == torch.device("cuda:1")
+    assert device.pick_rank_device("cuda", 0, 1) == torch.device("cuda")
     assert two_gpus == []
+    assert device.pick_rank_device("cuda:1", 0, 1) == torch.device("cuda:1")
+    assert two_gpus == [torch.device("cuda:1")]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
 from tests.models.stepping import random_tokens
 from tests.models.test_native import load
-from tests.runner.test_torch_runner import CPU, make_runner, prompt
+from tests.runner import test_torch_runner
+from tests.runner.test_torch_runner import CPU, prompt
 from tests.tiny_models import ARCHITECTURES, make_hf
 
 POOLINGS: tuple[Pooling, ...] = ("last", "mean")
@@ -32,6 +34,7 @@ GENERATED = ("generate 3", "generate 33", "generate 120")
 ANSWER = 20
 
 Outcome = dict[str, bytes | list[TokenLogprobs]]
+make_runner = partial(test_torch_runner.make_runner, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def is_current(device: torch.device) -> bool:
+    """Whether what is launched without naming a GPU goes to this one."""
+    return torch.cuda.is_available() and torch.cuda.current_device() == device.index
+
+
 def describe_device(device: torch.device) -> dict[str, Any]:
     """Name, multiprocessors, bytes of memory and of L2, ready for JSON."""
     if device.type != "cuda":

@@ -27,6 +27,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 def pick_device(name: str) -> torch.device:
     """The device called `name`; "auto" is the GPU if there is one.
 
+    A GPU that has a number becomes the current one: what is launched without naming a device, as
+    Triton does, goes there.
+
     Raises:
         ConfigError: there is no such device here.
     """
@@ -36,6 +39,8 @@ def pick_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(f"device {name!r} is not here: torch sees {count} GPUs", param="device")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 
@@ -59,9 +64,7 @@ def pick_rank_device(name: str, rank: int, size: int) -> torch.device:
             f"tensor_parallel_size {size} needs as many GPUs, and torch sees {count}",
             param="tensor_parallel_size",
         )
-    device = torch.device("cuda", rank)
-    torch.cuda.set_device(device)  # what is launched without naming a device goes there
-    return device
+    return pick_device(f"cuda:{rank}")
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

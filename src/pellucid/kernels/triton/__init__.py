@@ -18,6 +18,8 @@ import os
 
 import torch
 
+from pellucid.kernels.gpu import is_current
+
 MAX_HEAD_DIM = 256
 
 
@@ -30,8 +32,8 @@ def obstacle(device: torch.device) -> str | None:
     """Why the kernels cannot run on `device`, or None."""
     if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
         return f"they are for NVIDIA GPUs, not for {device.type}"
-    if device.index:  # Triton launches on torch's current device, which is the first
-        return "they run on the first GPU; choose which that is with CUDA_VISIBLE_DEVICES"
+    if device.index is not None and not is_current(device):  # where Triton launches
+        return f"they run on torch's current GPU, and that is not {device}"
     try:
         importlib.import_module("triton")
     except ImportError as error:
