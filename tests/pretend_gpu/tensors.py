@@ -237,7 +237,7 @@ def _copied(
         return _computed(func, args, kwargs, source.device)
     if WORK.recorded is not None:
         raise RuntimeError(f"{func}: a copy from or to the host while a graph is captured")
-    if not late and not (to_gpu and source.dim() == 0):
+    if not late and not (to_gpu and source.dim() == 0):  # a number goes with the launch
         WORK.wait(f"{name} to {'cuda' if to_gpu else 'cpu'}")
     if to_gpu:
         if late and not WORK.is_pinned(source):
@@ -249,7 +249,7 @@ def _copied(
         return _computed(func, args, kwargs, None)
     arrived = source.held.clone()
     out = _computed(func, args, kwargs, None)
-    out.untyped_storage().fill_(POISON)
+    out.reshape(-1).view(torch.uint8).fill_(POISON)
     WORK.late.append(lambda: out.copy_(arrived))
     return out
 
