@@ -254,6 +254,7 @@ def _save(results: dict[str, Any], config: EngineConfig, size: Size, info: Engin
     told |= {"model": info.model, "draft_model": info.draft_model, "draft_cost": info.draft_cost}
     file = RESULTS / "speculation_draft.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    same = all(before.get("settings", {}).get(k) == told[k] for k in ("model", "draft_model"))
+    chosen = told.keys() - {"draft_cost"}  # that one is measured
+    same = all(before.get("settings", {}).get(name) == told[name] for name in chosen)
     merged = {**(before["results"] if same else {}), **results}
     save("speculation_draft", merged, "speculation --model ... --draft-model ...", **told)
