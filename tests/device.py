@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
 import torch
@@ -32,3 +32,8 @@ def float_weights_too() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PELLUCID_TRITON_THRESHOLDS", "dense=1")
         yield
+
+
+def where_torch_is_not_invariant() -> AbstractContextManager[None]:
+    """`float_weights_too` on a GPU. On a CPU it is Triton's interpreter that is not."""
+    return nullcontext() if DEVICE.type == "cpu" else float_weights_too()

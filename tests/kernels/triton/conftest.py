@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import pytest
 
 from pellucid.kernels.reference import ReferenceOps
-from tests.device import DEVICE, float_weights_too, on_device
+from tests.device import on_device, where_torch_is_not_invariant
 from tests.triton_interpreter import interpreting
 
 
@@ -28,10 +27,9 @@ def tensors_on_the_device() -> Iterator[None]:
 def ops() -> Iterator[ReferenceOps]:
     """The ops of Triton, run by its interpreter or on the GPU under test."""
     pytest.importorskip("triton", reason="Triton is not installed: pip install 'pellucid[gpu]'")
-    # Bits are compared: on a GPU torch's products of float weights differ by the number of rows.
     with interpreting():
         from pellucid.kernels.triton_ops import TritonOps
 
-        with nullcontext() if DEVICE.type == "cpu" else float_weights_too():
+        with where_torch_is_not_invariant():
             made = TritonOps()
         yield made

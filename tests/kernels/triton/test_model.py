@@ -11,7 +11,7 @@ from pellucid.kernels.reference import ReferenceOps
 from pellucid.messages import TokenLogprobs
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
-from tests.device import DEVICE, float_weights_too
+from tests.device import DEVICE, where_torch_is_not_invariant
 from tests.runner.driver import Driver, Job
 from tests.tiny_models import make_hf
 
@@ -38,7 +38,7 @@ def test_greedy_tokens_are_those_of_the_reference(
 ) -> None:
     """And their bits are the same alone, batched and chunked."""
     make_hf(arch, tmp_path, num_hidden_layers=layers)
-    with float_weights_too():
+    with where_torch_is_not_invariant():
         runners = {name: make_runner(tmp_path, kernels=name) for name in ("triton", "reference")}
     assert runners["triton"].info().kernels == "triton"
     together = answers(runners["triton"], "abc")
