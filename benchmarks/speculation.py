@@ -5,8 +5,9 @@ taken from this repository: code to be changed, paragraphs to be copied, paragra
 and questions to be answered freely. Each kind is answered one at a time and four at a time, with
 and without drafts in turn; answers have to be equal.
 
-`--model BIG --draft-model SMALL` compares no drafts, prompt lookup and the draft model, on fewer
-and shorter answers; `--kind` and `--streams` measure a part, which is merged into its result file.
+`--model BIG --draft-model SMALL` compares no drafts, prompt lookup, the draft model and, as it is
+served, whichever of the two promises more, on fewer and shorter answers; `--kind` and `--streams`
+measure a part, which is merged into its result file.
 """
 
 from __future__ import annotations
@@ -23,24 +24,23 @@ from typing import Any, NamedTuple
 
 from benchmarks.fidelity_prompts import PROMPTS
 from benchmarks.report import RESULTS, save
-from pellucid.config import EngineConfig, SchedulerSettings
+from pellucid.config import EngineConfig
 from pellucid.engine.core import EngineCore
 from pellucid.engine.drafting import Drafting
 from pellucid.frontend.text import ModelText, load_text
 from pellucid.load.hub import resolve
 from pellucid.messages import AddRequest, EngineInfo, pack_tokens
 from pellucid.runner.factory import create_runner
-from pellucid.runner.step_times import measured
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
-from pellucid.spec.ngram import NgramDrafter
+from pellucid.spec.best_of import BestOf
+from pellucid.spec.drafter import Drafter
 
 ROOT = Path(__file__).parents[1]
 STREAMS = (1, 4, 16)
 RUNS = 3
 STANDSTILL = 8.0  # seconds that no step takes: whoever shares the machine stopped us
 MODEL_LEN = 2048
-PRICED_TOKENS = 128
 Prompts = list[list[int]]
 
 
@@ -197,11 +197,11 @@ def main(*arguments: str) -> None:
     runner = create_runner(config)
     assert isinstance(runner, TorchRunner)
     engine = EngineCore(runner, config.cache, config.scheduler)
-    own = engine.scheduler.drafting
-    assert own is not None
-    draftings, size = {"ngram": own}, LARGE
-    if options.draft_model is not None:
-        draftings, size = {"ngram": lookup(runner, config.scheduler), "draft": own}, SMALL
+    drafters, size = {"ngram": runner.drafter}, LARGE
+    if isinstance(runner.drafter, BestOf):
+        lookup, draft = runner.drafter.drafters
+        drafters, size = {"ngram": lookup, "draft": draft, "both": runner.drafter}, SMALL
+    draftings = {name: _drafting(drafter, config) for name, drafter in drafters.items()}
     text = load_text(resolve(config.model), config.model)
     results: dict[str, Any] = {}
     for name, questions in requests(size.requests).items():
@@ -215,19 +215,10 @@ def main(*arguments: str) -> None:
     _save(results, config, size, engine.info)
 
 
-def lookup(runner: TorchRunner, settings: SchedulerSettings) -> Drafting:
-    """Prompt lookup beside a draft model. Before anybody holds a block."""
-    info = runner.info()
-    times = measured(
-        runner.executor,
-        None,
-        room=PRICED_TOKENS,
-        vocab_size=info.vocab_size,
-        block_size=info.block_size,
-        device=runner.device,
-    )
-    drafter = NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max, times)
-    return Drafting(drafter, settings.num_speculative_tokens, settings.speculative_step_tokens)
+def _drafting(drafter: Drafter | None, config: EngineConfig) -> Drafting:
+    drafting = Drafting.from_settings(config.scheduler, drafter)
+    assert drafting is not None
+    return drafting
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pellucid.spec.drafter import Wanted
+from pellucid.spec.length import Offer
 
 
 class Prophet:
@@ -22,11 +23,9 @@ class Prophet:
         self.num_guesses = 0
         self.present: set[str] = set()
 
-    def length(
-        self, request_id: str, token_ids: Sequence[int], most: int, num_decoding: int
-    ) -> int:
-        self.present.add(request_id)
-        return most
+    def offer(self, wanted: Wanted, num_decoding: int) -> Offer:
+        self.present.add(wanted.request_id)
+        return Offer(wanted.count, 1.0 + wanted.count)
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         return [self._guess(each) for each in wanted]

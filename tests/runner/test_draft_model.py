@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,8 +19,10 @@ from pellucid.runner.base import KVCapacity
 from pellucid.runner.fake import FakeRunner, expected_answer
 from pellucid.sampling_params import SamplingParams
 from pellucid.spec.drafter import Wanted
+from pellucid.spec.length import best_offer
 from tests.engine.helpers import drain, message, tokens
 from tests.runner.digest_draft import VOCAB, CheckedDraftModel
+from tests.spec.fixed_times import FixedTimes
 
 
 def make(num_blocks: int = 200, **fields: Any) -> CheckedDraftModel:
@@ -163,7 +166,9 @@ def test_a_guess_ends_with_what_only_one_of_the_two_can_say() -> None:
 
 def test_guesses_end_where_its_context_does() -> None:
     drafter = make(max_model_len=20)
-    assert [drafter.length("a", [5] * n, 4, 1) for n in (10, 17, 19, 20, 30)] == [4, 3, 1, 0, 0]
+    texts = [asked("a", [5] * n, [], count=4) for n in (10, 17, 19, 20, 30)]
+    lengths = [drafter.offer(each, 1).length for each in texts]
+    assert lengths == [4, 3, 1, 0, 0]
     engine = serving(drafter, 200)
     engine.add(message("a", [5] * 9, max_tokens=40))
     assert tokens(drain(engine)["a"]) == expected_answer([5] * 9, 40)
@@ -186,3 +191,51 @@ def test_who_guesses_wrong_guesses_less(wrong_every: int) -> None:
         assert len(outputs) < 30
     spent = [stats.draft_seconds for stats in outputs]
     assert all((seconds > 0) >= bool(s.drafted) for seconds, s in zip(spent, outputs, strict=True))
+
+
+def reading_for(drafter: CheckedDraftModel, prompt: list[int], **fields: Any) -> list[bool]:
+    """Whether it would guess, in step after step of an answer that nobody guesses for."""
+    each = asked("a", prompt, list(range(40)), **fields)
+    offers = []
+    for _ in range(12):
+        offers.append(drafter.offer(each, 1).length > 0)
+        each.token_ids = [*each.token_ids, 9]
+    return offers
+
+
+def test_a_prompt_is_read_once_guesses_would_have_saved_as_much() -> None:
+    drafter = make()
+    drafter.times = FixedTimes({1: 1.0}, {1: 0.1, 2: 0.11})
+    (length, rate), saved = best_offer([0.8] * 3, partial(drafter.times.ratio, 1)), 0.0
+    assert length == 3
+    expected = []
+    for known in range(200, 212):
+        saved += 1.0 - 1.0 / rate
+        expected.append(saved >= 0.01 * (known - 1))
+    assert reading_for(drafter, [5] * 200) == expected
+    assert expected == sorted(expected)
+    assert not expected[0]
+    assert expected[-1]
+
+
+def test_a_prompt_that_is_there_already_need_not_be_read() -> None:
+    prompt, blocks, names = [5] * 100, list(range(40)), [bytes([k]) for k in range(25)]
+    drafter = make(max_rows=200)
+    drafter.times = FixedTimes({1: 1.0}, {1: 0.1, 2: 0.2})
+    assert not any(reading_for(drafter, prompt))
+    drafter.forget("a")
+    drafter.propose([asked("b", [*prompt, 6], blocks, block_names=names)])
+    assert all(reading_for(drafter, prompt, block_names=names)[:4])
+
+
+def test_in_company_a_prompt_is_read_later() -> None:
+    """Everybody waits for it, and one of them gains."""
+    drafter = make()
+    drafter.times = FixedTimes({1: 1.0}, {1: 0.1, 2: 0.11})
+    waited = []
+    for num_decoding in (1, 2, 4):
+        each, steps = asked(str(num_decoding), [5] * 100, []), 0
+        while drafter.offer(each, num_decoding).length == 0:
+            steps += 1
+        waited.append(steps)
+    assert 0 < waited[0] < waited[1] < waited[2]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.spec.length import FIRST_ACCEPTANCE, Acceptance, StepTimes, best_length
+from pellucid.spec.length import FIRST_ACCEPTANCE, Acceptance, StepTimes, best_offer
 
 CHANCES = st.floats(0.0, 1.0)
 
@@ -26,9 +26,10 @@ def tokens_per_time(acceptances: list[float], ratio: float) -> float:
 def test_no_other_length_is_better(tokens: list[tuple[float, float]]) -> None:
     acceptances = [acceptance for acceptance, _ in tokens]
     ratios = list(accumulate((cost for _, cost in tokens), initial=1.0))
-    chosen = best_length(acceptances, lambda k: ratios[k])
+    chosen, promised = best_offer(acceptances, lambda k: ratios[k])
     rates = [tokens_per_time(acceptances[:k], ratio) for k, ratio in enumerate(ratios)]
     assert rates[chosen] >= max(rates) * (1 - 1e-9)
+    assert promised == pytest.approx(rates[chosen])
 
 
 def proportional(cost: float) -> Callable[[int], float]:
@@ -36,10 +37,10 @@ def proportional(cost: float) -> Callable[[int], float]:
 
 
 def test_what_is_always_right_is_guessed_as_long_as_may_be() -> None:
-    assert best_length([1.0] * 6, proportional(0.3)) == 6
-    assert best_length([0.2] * 6, proportional(0.3)) == 0  # a guess costs more than it brings
-    assert best_length([1.0] * 6, proportional(1.2)) == 0
-    assert best_length([], proportional(0.3)) == 0
+    assert best_offer([1.0] * 6, proportional(0.3)).length == 6
+    assert best_offer([0.2] * 6, proportional(0.3)).length == 0  # a guess costs more than it brings
+    assert best_offer([1.0] * 6, proportional(1.2)).length == 0
+    assert best_offer([], proportional(0.3)).length == 0
 
 
 @given(CHANCES)
@@ -66,7 +67,7 @@ def test_who_was_wrong_is_tried_again_some_day() -> None:
     for _ in range(40):
         acceptance.learn(1, 0)
     steps = 0
-    while best_length([acceptance.value] * 6, proportional(0.3)) == 0:
+    while best_offer([acceptance.value] * 6, proportional(0.3)).length == 0:
         acceptance.forget()
         steps += 1
     assert 20 < steps < 200
@@ -105,7 +106,7 @@ def test_what_disturbed_a_measurement_is_seen_where_it_contradicts_the_others(
 
 def test_in_company_guesses_are_fewer() -> None:
     times = StepTimes({1: 10.0, 4: 11.0, 8: 13.0, 16: 25.0}, {1: 2.0, 4: 3.0})
-    lengths = [best_length([0.8] * 6, lambda k, n=n: times.ratio(n, k)) for n in (1, 2, 4, 8)]
+    lengths = [best_offer([0.8] * 6, lambda k, n=n: times.ratio(n, k)).length for n in (1, 2, 4, 8)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > lengths[-1] == 0
 
@@ -144,3 +145,16 @@ def test_a_step_that_stalled_counts_as_one_that_took_twice_as_long() -> None:
 def test_without_a_draft_model_guesses_cost_their_check() -> None:
     times = StepTimes({1: 10.0, 4: 13.0})
     assert times.ratio(1, 3) == pytest.approx(1.3)
+
+
+def test_reading_costs_everybody_and_serves_one() -> None:
+    times = StepTimes({1: 10.0, 4: 13.0}, {1: 2.0, 4: 5.0})
+    assert times.reading(1, 1) == 0.0, "the last token is read with the first guess"
+    assert times.reading(1, 11) == pytest.approx(10 / 10)
+    assert times.reading(4, 11) == pytest.approx(4 * 10 / 13)
+    assert StepTimes({1: 10.0}).reading(1, 11) == 0.0
+
+
+def test_the_same_steps_without_a_draft_model() -> None:
+    times = StepTimes({1: 10.0, 4: 13.0}, {1: 2.0})
+    assert times.without_draft().ratio(1, 3) == StepTimes({1: 10.0, 4: 13.0}).ratio(1, 3)

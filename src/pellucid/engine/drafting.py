@@ -108,21 +108,21 @@ class Drafting:
         most = min(share, room, self._most_per_request)
         if most <= 0 or request.num_output_tokens == 0:
             return None
-        name, known = request.request_id, request.token_ids
-        count = self.drafter.length(name, known, most, num_decoding)
-        blocks = kv.allocate(request, request.num_tokens + count) if count else None
-        if blocks is None:
-            return None
-        chunk.new_block_ids = chunk.new_block_ids + blocks
-        return Wanted(
+        wanted = Wanted(
             request.request_id,
             request.token_ids,
             request.num_prompt_tokens,
             request.sampling,
             request.block_table,
             request.block_hashes,
-            count,
+            most,
         )
+        wanted.count = count = self.drafter.offer(wanted, num_decoding).length
+        blocks = kv.allocate(request, request.num_tokens + count) if count else None
+        if blocks is None:
+            return None
+        chunk.new_block_ids = chunk.new_block_ids + blocks
+        return wanted
 
 
 def _put(chunk: Chunk, drafts: list[int], request: Request) -> None:

@@ -4,7 +4,9 @@ It has K/V of its own, in blocks of the same numbers as the large one's: a reque
 and a block's name serve both. A request's counter, `num_computed`, chases its known tokens as the
 engine's does, and whatever is missing is computed before the next guess, in one chunk: a prompt,
 what was said while there was no room for guesses, the last guess if all were right. So a request
-that is never guessed for costs nothing here.
+that is never guessed for costs nothing here. Nor does one that says little: a text is read once
+guesses would have saved what that takes (ski rental: who cannot know how long it will go on loses
+at most as much again as who does).
 
     token_ids      |------- computed -------|== catching up ==|  guesses  |
                                             num_computed      n           n + count
@@ -38,7 +40,7 @@ from pellucid.runner.sampling import RowSampling
 from pellucid.runner.steps import WARM_UP_TOKENS
 from pellucid.sampling_params import SamplingParams
 from pellucid.spec.drafter import Wanted
-from pellucid.spec.length import Acceptance, StepTimes, best_length
+from pellucid.spec.length import NOTHING, Acceptance, Offer, StepTimes, best_offer
 
 
 @dataclass(slots=True)
@@ -51,6 +53,14 @@ class _Text:
     num_blocks: int = 0  # told to the batch
     num_named: int = 0  # blocks said to hold its text
     guesses: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Prospect:
+    """What guessing for a request promises."""
+
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    saved: float = 0.0  # of a step's time, by guesses so far, or by those that it had none of
 
 
 class DraftModel:
@@ -80,25 +90,29 @@ class DraftModel:
         self._max_model_len = max_model_len
         self._block_size = block_size
         self._max_rows = max_rows
-        self._times = times
+        self.times = times
         self._batch = Batch(max_num_seqs, max_model_len, block_size)
         self._sampling = RowSampling(executor.sampler, max_num_seqs, [], self._num_readable)
         self._texts: dict[str, _Text] = {}
-        self._acceptances: dict[str, Acceptance] = {}
+        self._prospects: dict[str, _Prospect] = {}
         self._held: dict[int, bytes] = {}  # block -> name of the text that its K/V are of
 
     # ---- Drafter
 
-    def length(
-        self, request_id: str, token_ids: Sequence[int], most: int, num_decoding: int
-    ) -> int:
-        acceptance = self._acceptances.setdefault(request_id, Acceptance())
-        most = max(0, min(most, self._max_model_len - len(token_ids)))
-        ratio = partial(self._times.ratio, num_decoding)
-        length = best_length(repeat(acceptance.value, most), ratio)
-        if length == 0:
-            acceptance.forget()
-        return length
+    def offer(self, wanted: Wanted, num_decoding: int) -> Offer:
+        prospect = self._prospects.setdefault(wanted.request_id, _Prospect())
+        num_known = len(wanted.token_ids)
+        most = max(0, min(wanted.count, self._max_model_len - num_known))
+        ratio = partial(self.times.ratio, num_decoding)
+        offer = best_offer(repeat(prospect.acceptance.value, most), ratio)
+        if offer.length == 0:
+            prospect.acceptance.forget()
+            return NOTHING
+        prospect.saved += 1.0 - 1.0 / offer.rate
+        num_missing = num_known - self._num_computed(wanted)
+        if prospect.saved < self.times.reading(num_decoding, num_missing):
+            return NOTHING
+        return offer
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         ready = self._catch_up(wanted)
@@ -112,15 +126,14 @@ class DraftModel:
         return [list(self._texts[each.request_id].guesses) for each in wanted]
 
     def learn(self, request_id: str, num_proposed: int, num_accepted: int) -> None:
-        acceptance = self._acceptances.get(request_id)
-        if acceptance is not None:
-            acceptance.learn(num_proposed, num_accepted)
+        if request_id in self._prospects:
+            self._prospects[request_id].acceptance.learn(num_proposed, num_accepted)
 
     def took(self, num_tokens: int, seconds: float) -> None:
-        self._times.learn(num_tokens, seconds)
+        self.times.learn(num_tokens, seconds)
 
     def forget(self, request_id: str) -> None:
-        self._acceptances.pop(request_id, None)
+        self._prospects.pop(request_id, None)
         if self._texts.pop(request_id, None) is not None:
             row = self._batch.drop(request_id)
             assert row is not None
@@ -169,7 +182,7 @@ class DraftModel:
         text.num_computed = min(text.num_computed, len(each.token_ids) - 1)  # logits need one
         text.num_known = len(each.token_ids)
         text.guesses = []
-        self._find_blocks(each, text)
+        text.num_computed = self._num_computed(each)
         return text
 
     def _add_row(self, each: Wanted) -> int:
@@ -188,13 +201,16 @@ class DraftModel:
 
     # ---- blocks
 
-    def _find_blocks(self, each: Wanted, text: _Text) -> None:
-        """Skip the blocks, from `num_computed` on, that are known to hold the request's text."""
-        index = text.num_computed // self._block_size
-        most = min(len(each.block_names), (text.num_known - 1) // self._block_size)
+    def _num_computed(self, each: Wanted) -> int:
+        """With the blocks, behind those computed for it, that are known to hold its text."""
+        text = self._texts.get(each.request_id)
+        computed = 0 if text is None else text.num_computed
+        index = computed // self._block_size
+        most = min(len(each.block_names), (len(each.token_ids) - 1) // self._block_size)
         while index < most and self._held.get(each.block_table[index]) == each.block_names[index]:
             index += 1
-            text.num_computed = max(text.num_computed, index * self._block_size)
+            computed = max(computed, index * self._block_size)
+        return computed
 
     def _name_blocks(self, each: Wanted) -> None:
         text = self._texts[each.request_id]

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from pellucid.config import EngineConfig, SchedulerSettings
+from pellucid.config import EngineConfig
 from pellucid.errors import ConfigError, ModelError
 from pellucid.kernels.interface import allocate_kv, kv_head_bytes
 from pellucid.kernels.ranks import ALONE, Ranks
@@ -33,6 +33,7 @@ from pellucid.runner.memory import (
 )
 from pellucid.runner.step_times import measured
 from pellucid.runner.steps import WARM_UP_TOKENS, Steps, warm_up
+from pellucid.spec.best_of import BestOf
 from pellucid.spec.drafter import Drafter
 from pellucid.spec.length import StepTimes
 from pellucid.spec.ngram import NgramDrafter
@@ -105,10 +106,8 @@ class TorchRunner:
         self._executor = lead(executor)
         self._info = self._describe(config, speculative)
         self.drafter: Drafter | None = None
-        if self._draft is not None:
-            self.drafter = self._draft_model(config, self._draft, max_rows)
-        elif speculative == "ngram" and ranks.rank == 0:
-            self.drafter = self._ngrams(config.scheduler, max_rows)
+        if speculative != "none" and ranks.rank == 0:
+            self.drafter = self._make_drafter(config, max_rows)
         self._steps = Steps(self._executor, self._info, config.scheduler.max_num_seqs, self.device)
         if ranks.rank == 0:
             kernels = self._model.ops.name
@@ -225,9 +224,17 @@ class TorchRunner:
         plain_keys = model.config.plain_keys
         return device_api.pick_kv_dtype(config, self.device, model.ops.name, plain_keys)
 
-    def _ngrams(self, settings: SchedulerSettings, max_rows: int) -> NgramDrafter:
-        times = self._measured(None, max_rows)
-        return NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max, times)
+    def _make_drafter(self, config: EngineConfig, max_rows: int) -> Drafter:
+        """Prompt lookup, and the draft model if there is one: what costs nothing is always worth
+        a look, and beats the draft model where a text repeats something."""
+        settings, draft = config.scheduler, self._draft
+        if draft is None:
+            times = self._measured(None, max_rows)
+            return NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max, times)
+        model = self._draft_model(config, draft, max_rows)
+        free = model.times.without_draft()
+        lookup = NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max, free)
+        return BestOf(lookup, model)
 
     def _measured(self, draft: Executor | None, room: int) -> StepTimes:
         num_blocks, block_size = self._capacity.num_blocks, self._capacity.block_size

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pellucid.sampling_params import SamplingParams
+from pellucid.spec.length import Offer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wanted:
     """A request whose next `count` tokens are to be guessed. The sequences are the engine's own."""
 
@@ -26,17 +27,16 @@ class Wanted:
 class Drafter(Protocol):
     """Guesses. Called between steps, which wait for it."""
 
-    def length(
-        self, request_id: str, token_ids: Sequence[int], most: int, num_decoding: int
-    ) -> int:
-        """How many tokens behind `token_ids` it would guess: up to `most`, perhaps none.
+    def offer(self, wanted: Wanted, num_decoding: int) -> Offer:
+        """How many tokens it would guess: up to `count`, perhaps none.
 
         Of one request the tokens only ever grow. `num_decoding` requests decode in this step.
+        There are no blocks for the guesses yet.
         """
         ...
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
-        """For each of them up to `count` tokens, which `length` has just said or less."""
+        """For each of them up to `count` tokens, which `offer` has just said or less."""
         ...
 
     def learn(self, request_id: str, num_proposed: int, num_accepted: int) -> None:

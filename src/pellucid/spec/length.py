@@ -10,26 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
+from typing import NamedTuple
 
 FIRST_ACCEPTANCE = 0.8  # believed of a request of which nothing is known
 NEWS = 0.1  # weight of one guess against all that were seen before
 FORGETTING = 0.005  # of what was seen, with each step that does not guess: a few steps in 100 try
 
 
-def best_length(acceptances: Iterable[float], ratio: Callable[[int], float]) -> int:
+class Offer(NamedTuple):
+    """So many guesses, and the tokens they should bring in the time of a step without guesses."""
+
+    length: int
+    rate: float
+
+
+NOTHING = Offer(0, 1.0)
+
+
+def best_offer(acceptances: Iterable[float], ratio: Callable[[int], float]) -> Offer:
     """The number of guesses with the most tokens per time; the least among equals, perhaps none.
 
     `acceptances` are a_1, a_2 and so on, as many as there may be guesses; `ratio` says of a number
     of guesses what its step takes, as a part of one without guesses.
     """
-    best, best_rate = 0, 1.0
+    best = NOTHING
     tokens, right = 1.0, 1.0
     for length, acceptance in enumerate(acceptances, 1):
         right *= acceptance
         tokens += right
         rate = tokens / ratio(length)
-        if rate > best_rate:
-            best, best_rate = length, rate
+        if rate > best.rate:
+            best = Offer(length, rate)
     return best
 
 
@@ -53,6 +64,10 @@ class StepTimes:
         self._pace = 1.0  # what they really take, as a part of what was measured
         self._more = 0.0  # seconds that a step takes in addition
 
+    def without_draft(self) -> StepTimes:
+        """The same steps, for guesses that cost only their check."""
+        return StepTimes(dict(self._model))
+
     def ratio(self, num_decoding: int, length: int) -> float:
         """A step with `length` guesses for each of `num_decoding` requests, and the guessing.
 
@@ -61,6 +76,14 @@ class StepTimes:
         checking = self._step(num_decoding * (1 + length)) + self._more
         guessing = length * self._pace * _at(self._draft, num_decoding)
         return (checking + guessing) / (self._step(num_decoding) + self._more)
+
+    def reading(self, num_decoding: int, num_tokens: int) -> float:
+        """What the model that guesses takes to read a text, beyond its last token.
+
+        As a part of the share that one of `num_decoding` requests has in a step without guesses.
+        """
+        seconds = self._pace * (_at(self._draft, num_tokens) - _at(self._draft, 1))
+        return seconds * num_decoding / (self._step(num_decoding) + self._more)
 
     def learn(self, num_tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long, from plan to result, guessing aside."""

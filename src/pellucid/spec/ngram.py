@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from pellucid.spec.drafter import Wanted
-from pellucid.spec.length import StepTimes, best_length
+from pellucid.spec.length import NOTHING, Offer, StepTimes, best_offer
 
 MOST_MATCHED = 32  # tokens that agree: more say no more
 NEWS = 0.02  # weight of one token against all that were seen before
@@ -70,24 +70,23 @@ class NgramDrafter:
     def __init__(self, shortest: int, longest: int, times: StepTimes | None = None) -> None:
         self.experience = Experience()
         self._lengths = range(longest, shortest - 1, -1)
-        self._times = times or StepTimes({1: 1.0})
+        self.times = times or StepTimes({1: 1.0})
         self._texts: dict[str, _Text] = {}
 
-    def length(
-        self, request_id: str, token_ids: Sequence[int], most: int, num_decoding: int
-    ) -> int:
-        text = self._texts.get(request_id)
+    def offer(self, wanted: Wanted, num_decoding: int) -> Offer:
+        token_ids = wanted.token_ids
+        text = self._texts.get(wanted.request_id)
         if text is None:
-            text = self._texts[request_id] = _Text()
+            text = self._texts[wanted.request_id] = _Text()
         if len(token_ids) - text.num_read > READ_AT_ONCE:
             self._read(text, token_ids)
         for end in range(text.num_read + 1, len(token_ids) + 1):
             self._follow(text, token_ids, end)
         text.num_read = len(token_ids)
         if not text.source:
-            return 0
-        rates = self.experience.ahead(text.matched, most)
-        return best_length(rates, partial(self._times.ratio, num_decoding))
+            return NOTHING
+        rates = self.experience.ahead(text.matched, wanted.count)
+        return best_offer(rates, partial(self.times.ratio, num_decoding))
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         return [
@@ -99,7 +98,7 @@ class NgramDrafter:
         """It learns from the texts."""
 
     def took(self, num_tokens: int, seconds: float) -> None:
-        self._times.learn(num_tokens, seconds)
+        self.times.learn(num_tokens, seconds)
 
     def forget(self, request_id: str) -> None:
         self._texts.pop(request_id, None)
