@@ -33,8 +33,8 @@ from pellucid.messages import AddRequest, EngineInfo, pack_tokens
 from pellucid.runner.factory import create_runner
 from pellucid.runner.torch_runner import TorchRunner
 from pellucid.sampling_params import SamplingParams
-from pellucid.spec.best_of import BestOf
 from pellucid.spec.drafter import Drafter
+from pellucid.spec.either import Either
 
 ROOT = Path(__file__).parents[1]
 STREAMS = (1, 4, 16)
@@ -198,8 +198,8 @@ def main(*arguments: str) -> None:
     assert isinstance(runner, TorchRunner)
     engine = EngineCore(runner, config.cache, config.scheduler)
     drafters, size = {"ngram": runner.drafter}, LARGE
-    if isinstance(runner.drafter, BestOf):
-        lookup, draft = runner.drafter.drafters
+    if isinstance(runner.drafter, Either):
+        lookup, draft = runner.drafter.lookup, runner.drafter.model
         drafters, size = {"ngram": lookup, "draft": draft, "both": runner.drafter}, SMALL
     draftings = {name: _drafting(drafter, config) for name, drafter in drafters.items()}
     text = load_text(resolve(config.model), config.model)

@@ -23,7 +23,7 @@ class Prophet:
         self.num_guesses = 0
         self.present: set[str] = set()
 
-    def offer(self, wanted: Wanted, num_decoding: int) -> Offer:
+    def offer(self, wanted: Wanted) -> Offer:
         self.present.add(wanted.request_id)
         return Offer(wanted.count, 1.0 + wanted.count)
 

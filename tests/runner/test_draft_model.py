@@ -42,7 +42,7 @@ def serving(
 
 
 def asked(name: str, token_ids: list[int], blocks: list[int], **fields: Any) -> Wanted:
-    fields = {"block_names": [], "count": 3, **fields}
+    fields = {"block_names": [], "count": 3, "num_decoding": 1, **fields}
     params = SamplingParams(temperature=0.0)
     return Wanted(name, token_ids, len(token_ids), params, blocks, **fields)
 
@@ -167,7 +167,7 @@ def test_a_guess_ends_with_what_only_one_of_the_two_can_say() -> None:
 def test_guesses_end_where_its_context_does() -> None:
     drafter = make(max_model_len=20)
     texts = [asked("a", [5] * n, [], count=4) for n in (10, 17, 19, 20, 30)]
-    lengths = [drafter.offer(each, 1).length for each in texts]
+    lengths = [drafter.offer(each).length for each in texts]
     assert lengths == [4, 3, 1, 0, 0]
     engine = serving(drafter, 200)
     engine.add(message("a", [5] * 9, max_tokens=40))
@@ -198,7 +198,7 @@ def reading_for(drafter: CheckedDraftModel, prompt: list[int], **fields: Any) ->
     each = asked("a", prompt, list(range(40)), **fields)
     offers = []
     for _ in range(12):
-        offers.append(drafter.offer(each, 1).length > 0)
+        offers.append(drafter.offer(each).length > 0)
         each.token_ids = [*each.token_ids, 9]
     return offers
 
@@ -234,8 +234,20 @@ def test_in_company_a_prompt_is_read_later() -> None:
     drafter.times = FixedTimes({1: 1.0}, {1: 0.1, 2: 0.11})
     waited = []
     for num_decoding in (1, 2, 4):
-        each, steps = asked(str(num_decoding), [5] * 100, []), 0
-        while drafter.offer(each, num_decoding).length == 0:
+        each, steps = asked(str(num_decoding), [5] * 100, [], num_decoding=num_decoding), 0
+        while drafter.offer(each).length == 0:
             steps += 1
         waited.append(steps)
     assert 0 < waited[0] < waited[1] < waited[2]
+
+
+def test_who_is_alone_among_many_is_not_guessed_for() -> None:
+    """All wait for a step of this model, which takes hardly longer for four than for one."""
+    drafter = make(max_rows=64)
+    drafter.times = FixedTimes({1: 1.0, 2: 1.01}, {1: 0.3, 2: 0.301})
+    blocks = [[4 * k + i for i in range(4)] for k in range(4)]
+    four = [asked(f"r{k}", [5 + k] * 6, blocks[k], num_decoding=4) for k in range(4)]
+    assert all(drafter.offer(each).length for each in four), "it counts on the others"
+    assert drafter.propose(four[:1]) == [[]]
+    assert drafter.executor.positions == 0, "so the prompt is not read either"
+    assert [len(guesses) for guesses in drafter.propose(four)] == [3] * 4

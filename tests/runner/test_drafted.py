@@ -76,7 +76,7 @@ def engine(kernels: str, draft: Any = None, *, lookup: bool = False, **settings:
     runner = TorchRunner(config, model=model(kernels, random_weights(MODEL)), draft=small)
     if small is not None:
         both = cheap(runner.drafter)
-        runner.drafter = both if lookup else both.drafters[1]
+        runner.drafter = both if lookup else both.model
     return create_core(runner, config.cache, config.scheduler)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pellucid.spec.best_of import BestOf
 from pellucid.spec.drafter import Drafter
+from pellucid.spec.either import Either
 from pellucid.spec.length import StepTimes
 
 
@@ -12,10 +12,9 @@ class FixedTimes(StepTimes):
         """What tests do takes as long as it takes."""
 
 
-def cheap(drafter: Drafter | None) -> BestOf:
+def cheap(drafter: Drafter | None) -> Either:
     """Prompt lookup and a draft model, whose guesses shall pay: of two alike none would."""
-    assert isinstance(drafter, BestOf)
-    lookup, model = drafter.drafters
-    lookup.times = FixedTimes({1: 1.0})  # type: ignore[attr-defined]
-    model.times = FixedTimes({1: 1.0}, {1: 0.05})  # type: ignore[attr-defined]
+    assert isinstance(drafter, Either)
+    drafter.lookup.times = FixedTimes({1: 1.0})  # type: ignore[attr-defined]
+    drafter.model.times = FixedTimes({1: 1.0}, {1: 0.05})  # type: ignore[attr-defined]
     return drafter

@@ -158,3 +158,31 @@ def test_reading_costs_everybody_and_serves_one() -> None:
 def test_the_same_steps_without_a_draft_model() -> None:
     times = StepTimes({1: 10.0, 4: 13.0}, {1: 2.0})
     assert times.without_draft().ratio(1, 3) == StepTimes({1: 10.0, 4: 13.0}).ratio(1, 3)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), CHANCES), min_size=1, max_size=6),
+    st.integers(0, 6),
+)
+def test_what_pays_for_all_together_is_played_out(
+    guesses: list[tuple[int, float]], others: int
+) -> None:
+    step, guess = (lambda rows: 10.0 + rows), (lambda rows: 2.0 + 0.5 * rows)
+    times = StepTimes({n: step(n) for n in (1, 2)}, {n: guess(n) for n in (1, 2)})
+    num_decoding = others + len(guesses)
+    tokens = others + sum(tokens_per_time([a] * length, 1.0) for length, a in guesses)
+    seconds = step(num_decoding + sum(length for length, _ in guesses))
+    depth = 1
+    while rows := sum(length >= depth for length, _ in guesses):
+        seconds += guess(rows)
+        depth += 1
+    gain = tokens / seconds - num_decoding / step(num_decoding)
+    if abs(gain) > 1e-9:
+        assert times.pays(num_decoding, guesses) == (gain > 0)
+
+
+def test_few_who_share_a_guess_do_not_pay_for_it() -> None:
+    times = StepTimes({1: 10.0, 2: 10.5}, {1: 3.0, 2: 3.1})
+    assert times.pays(4, [(2, 0.8)] * 4)
+    assert not times.pays(4, [(2, 0.8)])
+    assert times.pays(1, [(2, 0.8)])

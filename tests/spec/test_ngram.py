@@ -16,12 +16,12 @@ from pellucid.spec.ngram import NEWS, READ_AT_ONCE, Experience, NgramDrafter
 
 
 def asked(name: str, tokens: list[int], most: int) -> Wanted:
-    return Wanted(name, tokens, 1, SamplingParams(), [], [], most)
+    return Wanted(name, tokens, 1, SamplingParams(), [], [], most, 1)
 
 
 def guess(drafter: NgramDrafter, name: str, tokens: list[int], most: int) -> list[int]:
     wanted = asked(name, tokens, most)
-    wanted.count = drafter.offer(wanted, 1).length
+    wanted.count = drafter.offer(wanted).length
     if wanted.count == 0:
         return []
     (drafts,) = drafter.propose([wanted])
@@ -124,7 +124,7 @@ def test_what_was_right_unasked_is_learned_too() -> None:
     drafter = NgramDrafter(2, 2, prices(0.8))
     period = [3, 4, 5]
     for length in range(4, 400):
-        drafter.offer(asked("a", (period * 200)[:length], 0), 1)
+        drafter.offer(asked("a", (period * 200)[:length], 0))
     assert drafter.experience.ahead(40, 1) > Experience().ahead(40, 1)
 
 
@@ -143,7 +143,7 @@ def test_a_long_prompt_is_found_as_a_text_that_grew_to_it() -> None:
     for end in range(READ_AT_ONCE + 1, len(tokens), 41):
         slowly = NgramDrafter(2, 4)
         for length in range(1, end + 1):
-            slowly.offer(asked("a", tokens[:length], 0), 1)
+            slowly.offer(asked("a", tokens[:length], 0))
         assert guess(slowly, "a", tokens[:end], 6) == guess(
             NgramDrafter(2, 4), "a", tokens[:end], 6
         )

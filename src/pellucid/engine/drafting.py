@@ -116,8 +116,9 @@ class Drafting:
             request.block_table,
             request.block_hashes,
             most,
+            num_decoding,
         )
-        wanted.count = count = self.drafter.offer(wanted, num_decoding).length
+        wanted.count = count = self.drafter.offer(wanted).length
         blocks = kv.allocate(request, request.num_tokens + count) if count else None
         if blocks is None:
             return None

@@ -99,22 +99,30 @@ class DraftModel:
 
     # ---- Drafter
 
-    def offer(self, wanted: Wanted, num_decoding: int) -> Offer:
-        prospect = self._prospects.setdefault(wanted.request_id, _Prospect())
+    def offer(self, wanted: Wanted) -> Offer:
+        prospect = self._prospect(wanted)
         num_known = len(wanted.token_ids)
         most = max(0, min(wanted.count, self._max_model_len - num_known))
-        ratio = partial(self.times.ratio, num_decoding)
+        ratio = partial(self.times.ratio, wanted.num_decoding)
         offer = best_offer(repeat(prospect.acceptance.value, most), ratio)
         if offer.length == 0:
             prospect.acceptance.forget()
             return NOTHING
         prospect.saved += 1.0 - 1.0 / offer.rate
         num_missing = num_known - self._num_computed(wanted)
-        if prospect.saved < self.times.reading(num_decoding, num_missing):
+        if prospect.saved < self.times.reading(wanted.num_decoding, num_missing):
             return NOTHING
         return offer
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        # Each offer counts on all who decode to share what a step of this model takes, whoever
+        # they are: some have not been read yet, some are guessed for by others.
+        guesses = [(each.count, self._prospect(each).acceptance.value) for each in wanted]
+        if not self.times.pays(wanted[0].num_decoding, guesses):
+            return [[] for _ in wanted]
+        return self._guesses(wanted)
+
+    def _guesses(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         ready = self._catch_up(wanted)
         for depth in range(1, max((each.count for each in ready), default=0)):
             ready = [each for each in ready if self._goes_on(each, depth)]
@@ -124,6 +132,9 @@ class DraftModel:
         for each in wanted:
             self._name_blocks(each)
         return [list(self._texts[each.request_id].guesses) for each in wanted]
+
+    def _prospect(self, wanted: Wanted) -> _Prospect:
+        return self._prospects.setdefault(wanted.request_id, _Prospect())
 
     def learn(self, request_id: str, num_proposed: int, num_accepted: int) -> None:
         if request_id in self._prospects:
@@ -263,6 +274,6 @@ class DraftModel:
             return
         blocks = list(range(-(-(length + 1) // self._block_size)))
         name, params = "warm-up", SamplingParams(temperature=0.0)
-        if not self.propose([Wanted(name, [0] * length, length, params, blocks, [], 2)])[0]:
+        if not self._guesses([Wanted(name, [0] * length, length, params, blocks, [], 2, 1)])[0]:
             raise ModelError("the draft model's logits are not finite")
         self.forget(name)

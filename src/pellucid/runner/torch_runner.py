@@ -33,8 +33,8 @@ from pellucid.runner.memory import (
 )
 from pellucid.runner.step_times import measured
 from pellucid.runner.steps import WARM_UP_TOKENS, Steps, warm_up
-from pellucid.spec.best_of import BestOf
 from pellucid.spec.drafter import Drafter
+from pellucid.spec.either import Either
 from pellucid.spec.length import StepTimes
 from pellucid.spec.ngram import NgramDrafter
 
@@ -234,7 +234,7 @@ class TorchRunner:
         model = self._draft_model(config, draft, max_rows)
         free = model.times.without_draft()
         lookup = NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max, free)
-        return BestOf(lookup, model)
+        return Either(lookup, model)
 
     def _measured(self, draft: Executor | None, room: int) -> StepTimes:
         num_blocks, block_size = self._capacity.num_blocks, self._capacity.block_size

@@ -22,21 +22,24 @@ class Wanted:
     # Of the first blocks that are full of known tokens: equal names, equal tokens up to there.
     block_names: Sequence[bytes]
     count: int
+    num_decoding: int  # requests in this step that decode, this one among them
 
 
 class Drafter(Protocol):
     """Guesses. Called between steps, which wait for it."""
 
-    def offer(self, wanted: Wanted, num_decoding: int) -> Offer:
+    def offer(self, wanted: Wanted) -> Offer:
         """How many tokens it would guess: up to `count`, perhaps none.
 
-        Of one request the tokens only ever grow. `num_decoding` requests decode in this step.
-        There are no blocks for the guesses yet.
+        Of one request the tokens only ever grow. There are no blocks for the guesses yet.
         """
         ...
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
-        """For each of them up to `count` tokens, which `offer` has just said or less."""
+        """For each of them up to `count` tokens, which `offer` has just said or less.
+
+        None for any of them, if what was offered to each does not pay for all together.
+        """
         ...
 
     def learn(self, request_id: str, num_proposed: int, num_accepted: int) -> None:

@@ -8,7 +8,7 @@ what it costs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -76,6 +76,21 @@ class StepTimes:
         checking = self._step(num_decoding * (1 + length)) + self._more
         guessing = length * self._pace * _at(self._draft, num_decoding)
         return (checking + guessing) / (self._step(num_decoding) + self._more)
+
+    def pays(self, num_decoding: int, guesses: Sequence[tuple[int, float]]) -> bool:
+        """Whether guesses for some of the requests bring more than they take, all together.
+
+        `guesses` are their lengths, each with the chance of each of its tokens if those before it
+        are right. The model that guesses computes the first tokens of all at once, then the second.
+        """
+        lengths = [length for length, _ in guesses]
+        right = sum(chance**k for length, chance in guesses for k in range(1, length + 1))
+        depths = range(1, max(lengths) + 1)
+        guessing = sum(_at(self._draft, sum(n >= depth for n in lengths)) for depth in depths)
+        checking = self._step(num_decoding + sum(lengths)) + self._more
+        plain = self._step(num_decoding) + self._more
+        seconds = checking + self._pace * guessing
+        return (num_decoding + right) * plain > num_decoding * seconds
 
     def reading(self, num_decoding: int, num_tokens: int) -> float:
         """What the model that guesses takes to read a text, beyond its last token.

@@ -73,7 +73,7 @@ class NgramDrafter:
         self.times = times or StepTimes({1: 1.0})
         self._texts: dict[str, _Text] = {}
 
-    def offer(self, wanted: Wanted, num_decoding: int) -> Offer:
+    def offer(self, wanted: Wanted) -> Offer:
         token_ids = wanted.token_ids
         text = self._texts.get(wanted.request_id)
         if text is None:
@@ -86,7 +86,7 @@ class NgramDrafter:
         if not text.source:
             return NOTHING
         rates = self.experience.ahead(text.matched, wanted.count)
-        return best_offer(rates, partial(self.times.ratio, num_decoding))
+        return best_offer(rates, partial(self.times.ratio, wanted.num_decoding))
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         return [
