@@ -25,6 +25,8 @@ class Prophet:
 
     def offer(self, wanted: Wanted) -> Offer:
         self.present.add(wanted.request_id)
+        if wanted.request_id in self.texts:
+            assert wanted.room == len(self.texts[wanted.request_id]) - len(wanted.token_ids)
         return Offer(wanted.count, 1.0 + wanted.count)
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:

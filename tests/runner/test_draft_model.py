@@ -42,7 +42,7 @@ def serving(
 
 
 def asked(name: str, token_ids: list[int], blocks: list[int], **fields: Any) -> Wanted:
-    fields = {"block_names": [], "count": 3, "num_decoding": 1, **fields}
+    fields = {"block_names": [], "count": 3, "room": 999, "num_decoding": 1, **fields}
     params = SamplingParams(temperature=0.0)
     return Wanted(name, token_ids, len(token_ids), params, blocks, **fields)
 
@@ -251,3 +251,12 @@ def test_who_is_alone_among_many_is_not_guessed_for() -> None:
     assert drafter.propose(four[:1]) == [[]]
     assert drafter.executor.positions == 0, "so the prompt is not read either"
     assert [len(guesses) for guesses in drafter.propose(four)] == [3] * 4
+
+
+def test_a_prompt_is_not_read_for_an_answer_that_has_to_end_soon() -> None:
+    drafter = make()
+    drafter.times = FixedTimes({1: 1.0}, {1: 0.1, 2: 0.11})
+    for room in (2, 40):
+        offers = reading_for(drafter, [5] * 200, room=room)
+        assert any(offers) == (room == 40)
+        drafter.forget("a")

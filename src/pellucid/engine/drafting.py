@@ -115,8 +115,9 @@ class Drafting:
             request.sampling,
             request.block_table,
             request.block_hashes,
-            most,
-            num_decoding,
+            count=most,
+            room=room + 1,
+            num_decoding=num_decoding,
         )
         wanted.count = count = self.drafter.offer(wanted).length
         blocks = kv.allocate(request, request.num_tokens + count) if count else None

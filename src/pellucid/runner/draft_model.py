@@ -6,7 +6,7 @@ engine's does, and whatever is missing is computed before the next guess, in one
 what was said while there was no room for guesses, the last guess if all were right. So a request
 that is never guessed for costs nothing here. Nor does one that says little: a text is read once
 guesses would have saved what that takes (ski rental: who cannot know how long it will go on loses
-at most as much again as who does).
+at most as much again as who does), and only if enough may follow to save as much again.
 
     token_ids      |------- computed -------|== catching up ==|  guesses  |
                                             num_computed      n           n + count
@@ -108,9 +108,10 @@ class DraftModel:
         if offer.length == 0:
             prospect.acceptance.forget()
             return NOTHING
-        prospect.saved += 1.0 - 1.0 / offer.rate
-        num_missing = num_known - self._num_computed(wanted)
-        if prospect.saved < self.times.reading(wanted.num_decoding, num_missing):
+        saving = 1.0 - 1.0 / offer.rate  # with each token of the answer
+        prospect.saved += saving
+        price = self.times.reading(wanted.num_decoding, num_known - self._num_computed(wanted))
+        if price > min(prospect.saved, wanted.room * saving):
             return NOTHING
         return offer
 
@@ -274,6 +275,7 @@ class DraftModel:
             return
         blocks = list(range(-(-(length + 1) // self._block_size)))
         name, params = "warm-up", SamplingParams(temperature=0.0)
-        if not self._guesses([Wanted(name, [0] * length, length, params, blocks, [], 2, 1)])[0]:
+        wanted = Wanted(name, [0] * length, length, params, blocks, [], 2, 2, 1)
+        if not self._guesses([wanted])[0]:
             raise ModelError("the draft model's logits are not finite")
         self.forget(name)

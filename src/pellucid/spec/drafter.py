@@ -22,6 +22,7 @@ class Wanted:
     # Of the first blocks that are full of known tokens: equal names, equal tokens up to there.
     block_names: Sequence[bytes]
     count: int
+    room: int  # the most tokens that can come yet: the answer's limit
     num_decoding: int  # requests in this step that decode, this one among them
 
 
