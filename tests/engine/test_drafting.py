@@ -76,6 +76,7 @@ def test_answers_are_those_without_drafts(
     for i, prompt in enumerate(prompts):
         deltas = answers[f"r{i}"]
         assert tokens(deltas) == expected_answer(prompt, lengths[i])
+        assert prophet.ends.get(f"r{i}") in (None, len(prompt) + lengths[i])
         assert [len(delta.logprobs or []) for delta in deltas] == [
             len(delta.token_ids) for delta in deltas
         ]

@@ -96,7 +96,7 @@ class CheckedDraftModel(DraftModel):
 
     @property
     def present(self) -> set[str]:
-        return {*self._texts, *self._prospects}
+        return {*self._texts, *self._acceptances}
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         proposed = super().propose(wanted)

@@ -16,6 +16,7 @@ from pellucid.config import CacheSettings, SchedulerSettings
 from pellucid.engine.core import EngineCore
 from pellucid.engine.drafting import Drafting
 from pellucid.runner.base import KVCapacity
+from pellucid.runner.draft_model import FIRST_TO_COME
 from pellucid.runner.fake import FakeRunner, expected_answer
 from pellucid.sampling_params import SamplingParams
 from pellucid.spec.drafter import Wanted
@@ -42,9 +43,16 @@ def serving(
 
 
 def asked(name: str, token_ids: list[int], blocks: list[int], **fields: Any) -> Wanted:
-    fields = {"block_names": [], "count": 3, "room": 999, "num_decoding": 1, **fields}
+    fields = {
+        "num_prompt_tokens": len(token_ids),
+        "block_names": [],
+        "count": 3,
+        "room": 999,
+        "num_decoding": 1,
+        **fields,
+    }
     params = SamplingParams(temperature=0.0)
-    return Wanted(name, token_ids, len(token_ids), params, blocks, **fields)
+    return Wanted(name, token_ids, sampling=params, block_table=blocks, **fields)
 
 
 @given(
@@ -193,52 +201,52 @@ def test_who_guesses_wrong_guesses_less(wrong_every: int) -> None:
     assert all((seconds > 0) >= bool(s.drafted) for seconds, s in zip(spent, outputs, strict=True))
 
 
-def reading_for(drafter: CheckedDraftModel, prompt: list[int], **fields: Any) -> list[bool]:
-    """Whether it would guess, in step after step of an answer that nobody guesses for."""
-    each = asked("a", prompt, list(range(40)), **fields)
-    offers = []
-    for _ in range(12):
-        offers.append(drafter.offer(each).length > 0)
-        each.token_ids = [*each.token_ids, 9]
-    return offers
-
-
-def test_a_prompt_is_read_once_guesses_would_have_saved_as_much() -> None:
-    drafter = make()
+def test_a_prompt_is_read_if_the_answer_should_save_as_much() -> None:
+    drafter = make(max_model_len=20_000)
     drafter.times = FixedTimes({1: 1.0}, {1: 0.1, 2: 0.11})
-    (length, rate), saved = best_offer([0.8] * 3, partial(drafter.times.ratio, 1)), 0.0
-    assert length == 3
-    expected = []
-    for known in range(200, 212):
-        saved += 1.0 - 1.0 / rate
-        expected.append(saved >= 0.01 * (known - 1))
-    assert reading_for(drafter, [5] * 200) == expected
-    assert expected == sorted(expected)
-    assert not expected[0]
-    assert expected[-1]
+    offer = best_offer([0.8] * 3, partial(drafter.times.ratio, 1))
+    longest = []
+    for num_said in (1, 20, 60):
+        lengths = [
+            n
+            for n in range(1000, 10000, 100)
+            if drafter.offer(asked("a", [5] * (n + num_said), [], num_prompt_tokens=n)).length
+        ]
+        longest.append(max(lengths))
+    for most, num_said in zip(longest, (1, 20, 60), strict=True):
+        saved = (num_said + FIRST_TO_COME) * (1.0 - 1.0 / offer.rate)
+        assert abs(0.01 * (most + num_said - 1) - saved) <= 1.0
 
 
 def test_a_prompt_that_is_there_already_need_not_be_read() -> None:
     prompt, blocks, names = [5] * 100, list(range(40)), [bytes([k]) for k in range(25)]
     drafter = make(max_rows=200)
     drafter.times = FixedTimes({1: 1.0}, {1: 0.1, 2: 0.2})
-    assert not any(reading_for(drafter, prompt))
-    drafter.forget("a")
+    each = asked("a", [*prompt, 7], blocks, block_names=names, num_decoding=4)
+    assert drafter.offer(each).length == 0
     drafter.propose([asked("b", [*prompt, 6], blocks, block_names=names)])
-    assert all(reading_for(drafter, prompt, block_names=names)[:4])
+    assert drafter.offer(each).length > 0
 
 
-def test_in_company_a_prompt_is_read_later() -> None:
+def test_in_company_only_shorter_prompts_are_read() -> None:
     """Everybody waits for it, and one of them gains."""
+    drafter = make(max_model_len=2000)
+    drafter.times = FixedTimes({1: 1.0}, {1: 0.1, 2: 0.11})
+    read = {
+        length: [
+            drafter.offer(asked("a", [5] * length, [], num_decoding=n)).length > 0
+            for n in (1, 2, 4, 8)
+        ]
+        for length in (20, 1000)
+    }
+    assert read == {20: [True] * 4, 1000: [True, True, False, False]}
+
+
+def test_a_prompt_is_not_read_for_an_answer_that_has_to_end_soon() -> None:
     drafter = make()
     drafter.times = FixedTimes({1: 1.0}, {1: 0.1, 2: 0.11})
-    waited = []
-    for num_decoding in (1, 2, 4):
-        each, steps = asked(str(num_decoding), [5] * 100, [], num_decoding=num_decoding), 0
-        while drafter.offer(each).length == 0:
-            steps += 1
-        waited.append(steps)
-    assert 0 < waited[0] < waited[1] < waited[2]
+    offers = [drafter.offer(asked("a", [5] * 200, [], room=n)).length for n in (2, 40)]
+    assert offers == [0, 3]
 
 
 def test_who_is_alone_among_many_is_not_guessed_for() -> None:
@@ -251,12 +259,3 @@ def test_who_is_alone_among_many_is_not_guessed_for() -> None:
     assert drafter.propose(four[:1]) == [[]]
     assert drafter.executor.positions == 0, "so the prompt is not read either"
     assert [len(guesses) for guesses in drafter.propose(four)] == [3] * 4
-
-
-def test_a_prompt_is_not_read_for_an_answer_that_has_to_end_soon() -> None:
-    drafter = make()
-    drafter.times = FixedTimes({1: 1.0}, {1: 0.1, 2: 0.11})
-    for room in (2, 40):
-        offers = reading_for(drafter, [5] * 200, room=room)
-        assert any(offers) == (room == 40)
-        drafter.forget("a")

@@ -4,9 +4,9 @@ It has K/V of its own, in blocks of the same numbers as the large one's: a reque
 and a block's name serve both. A request's counter, `num_computed`, chases its known tokens as the
 engine's does, and whatever is missing is computed before the next guess, in one chunk: a prompt,
 what was said while there was no room for guesses, the last guess if all were right. So a request
-that is never guessed for costs nothing here. Nor does one that says little: a text is read once
-guesses would have saved what that takes (ski rental: who cannot know how long it will go on loses
-at most as much again as who does), and only if enough may follow to save as much again.
+that is never guessed for costs nothing here. Nor does one that says little: a text is read if what
+is still to be said should save what that takes. How much that is nobody knows; as lengths of
+answers are spread, the more was said, the more is to come.
 
     token_ids      |------- computed -------|== catching up ==|  guesses  |
                                             num_computed      n           n + count
@@ -42,6 +42,8 @@ from pellucid.sampling_params import SamplingParams
 from pellucid.spec.drafter import Wanted
 from pellucid.spec.length import NOTHING, Acceptance, Offer, StepTimes, best_offer
 
+FIRST_TO_COME = 64  # tokens that an answer is believed to have before it; with each said, one more
+
 
 @dataclass(slots=True)
 class _Text:
@@ -53,14 +55,6 @@ class _Text:
     num_blocks: int = 0  # told to the batch
     num_named: int = 0  # blocks said to hold its text
     guesses: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Prospect:
-    """What guessing for a request promises."""
-
-    acceptance: Acceptance = field(default_factory=Acceptance)
-    saved: float = 0.0  # of a step's time, by guesses so far, or by those that it had none of
 
 
 class DraftModel:
@@ -94,31 +88,30 @@ class DraftModel:
         self._batch = Batch(max_num_seqs, max_model_len, block_size)
         self._sampling = RowSampling(executor.sampler, max_num_seqs, [], self._num_readable)
         self._texts: dict[str, _Text] = {}
-        self._prospects: dict[str, _Prospect] = {}
+        self._acceptances: dict[str, Acceptance] = {}
         self._held: dict[int, bytes] = {}  # block -> name of the text that its K/V are of
 
     # ---- Drafter
 
     def offer(self, wanted: Wanted) -> Offer:
-        prospect = self._prospect(wanted)
+        acceptance = self._acceptance(wanted)
         num_known = len(wanted.token_ids)
         most = max(0, min(wanted.count, self._max_model_len - num_known))
         ratio = partial(self.times.ratio, wanted.num_decoding)
-        offer = best_offer(repeat(prospect.acceptance.value, most), ratio)
+        offer = best_offer(repeat(acceptance.value, most), ratio)
         if offer.length == 0:
-            prospect.acceptance.forget()
+            acceptance.forget()
             return NOTHING
-        saving = 1.0 - 1.0 / offer.rate  # with each token of the answer
-        prospect.saved += saving
         price = self.times.reading(wanted.num_decoding, num_known - self._num_computed(wanted))
-        if price > min(prospect.saved, wanted.room * saving):
+        to_come = min(wanted.room, num_known - wanted.num_prompt_tokens + FIRST_TO_COME)
+        if price > to_come * (1.0 - 1.0 / offer.rate):
             return NOTHING
         return offer
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         # Each offer counts on all who decode to share what a step of this model takes, whoever
         # they are: some have not been read yet, some are guessed for by others.
-        guesses = [(each.count, self._prospect(each).acceptance.value) for each in wanted]
+        guesses = [(each.count, self._acceptance(each).value) for each in wanted]
         if not self.times.pays(wanted[0].num_decoding, guesses):
             return [[] for _ in wanted]
         return self._guesses(wanted)
@@ -134,18 +127,18 @@ class DraftModel:
             self._name_blocks(each)
         return [list(self._texts[each.request_id].guesses) for each in wanted]
 
-    def _prospect(self, wanted: Wanted) -> _Prospect:
-        return self._prospects.setdefault(wanted.request_id, _Prospect())
+    def _acceptance(self, wanted: Wanted) -> Acceptance:
+        return self._acceptances.setdefault(wanted.request_id, Acceptance())
 
     def learn(self, request_id: str, num_proposed: int, num_accepted: int) -> None:
-        if request_id in self._prospects:
-            self._prospects[request_id].acceptance.learn(num_proposed, num_accepted)
+        if request_id in self._acceptances:
+            self._acceptances[request_id].learn(num_proposed, num_accepted)
 
     def took(self, num_tokens: int, seconds: float) -> None:
         self.times.learn(num_tokens, seconds)
 
     def forget(self, request_id: str) -> None:
-        self._prospects.pop(request_id, None)
+        self._acceptances.pop(request_id, None)
         if self._texts.pop(request_id, None) is not None:
             row = self._batch.drop(request_id)
             assert row is not None
