@@ -259,3 +259,16 @@ def test_who_is_alone_among_many_is_not_guessed_for() -> None:
     assert drafter.propose(four[:1]) == [[]]
     assert drafter.executor.positions == 0, "so the prompt is not read either"
     assert [len(guesses) for guesses in drafter.propose(four)] == [3] * 4
+
+
+def test_nobody_goes_deeper_alone() -> None:
+    drafter = make(max_rows=64)
+    drafter.times = FixedTimes({1: 1.0, 2: 1.01}, {1: 0.3, 2: 0.301})
+    blocks = [[4 * k + i for i in range(4)] for k in range(4)]
+    counts = [1, 1, 1, 6]
+    four = [
+        asked(f"r{k}", [5 + k] * 6, blocks[k], count=counts[k], num_decoding=4) for k in range(4)
+    ]
+    assert [len(guesses) for guesses in drafter.propose(four)] == [1] * 4
+    alone = asked("r9", [9] * 6, list(range(20, 24)), count=6)
+    assert len(drafter.propose([alone])[0]) > 1

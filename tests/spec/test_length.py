@@ -164,25 +164,29 @@ def test_the_same_steps_without_a_draft_model() -> None:
     st.lists(st.tuples(st.integers(1, 6), CHANCES), min_size=1, max_size=6),
     st.integers(0, 6),
 )
-def test_what_pays_for_all_together_is_played_out(
+def test_guesses_are_cut_where_that_is_best_for_all(
     guesses: list[tuple[int, float]], others: int
 ) -> None:
     step, guess = (lambda rows: 10.0 + rows), (lambda rows: 2.0 + 0.5 * rows)
     times = StepTimes({n: step(n) for n in (1, 2)}, {n: guess(n) for n in (1, 2)})
     num_decoding = others + len(guesses)
-    tokens = others + sum(tokens_per_time([a] * length, 1.0) for length, a in guesses)
-    seconds = step(num_decoding + sum(length for length, _ in guesses))
-    depth = 1
-    while rows := sum(length >= depth for length, _ in guesses):
-        seconds += guess(rows)
-        depth += 1
-    gain = tokens / seconds - num_decoding / step(num_decoding)
-    if abs(gain) > 1e-9:
-        assert times.pays(num_decoding, guesses) == (gain > 0)
+
+    def rate(depth: int) -> float:
+        cut = [(min(length, depth), chance) for length, chance in guesses]
+        tokens = others + sum(tokens_per_time([chance] * length, 1.0) for length, chance in cut)
+        seconds = step(num_decoding + sum(length for length, _ in cut))
+        for each in range(1, depth + 1):
+            rows = sum(length >= each for length, _ in cut)
+            seconds += guess(rows) if rows else 0.0
+        return tokens / seconds
+
+    rates = [rate(depth) for depth in range(max(length for length, _ in guesses) + 1)]
+    assert rates[times.best_depth(num_decoding, guesses)] >= max(rates) * (1 - 1e-9)
 
 
 def test_few_who_share_a_guess_do_not_pay_for_it() -> None:
     times = StepTimes({1: 10.0, 2: 10.5}, {1: 3.0, 2: 3.1})
-    assert times.pays(4, [(2, 0.8)] * 4)
-    assert not times.pays(4, [(2, 0.8)])
-    assert times.pays(1, [(2, 0.8)])
+    assert times.best_depth(4, [(2, 0.8)] * 4) == 2
+    assert times.best_depth(4, [(2, 0.8)]) == 0
+    assert times.best_depth(1, [(2, 0.8)]) == 2
+    assert times.best_depth(4, [(1, 0.8)] * 3 + [(6, 0.9)]) == 1, "nobody else goes deeper"

@@ -25,7 +25,7 @@ where the two models agree in their probabilities they mostly agree in the token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -109,12 +109,13 @@ class DraftModel:
         return offer
 
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
-        # Each offer counts on all who decode to share what a step of this model takes, whoever
-        # they are: some have not been read yet, some are guessed for by others.
+        # Each offer counts on all who decode to share what a step of this model takes, as deep as
+        # it goes: but some have not been read yet, some are guessed for by others or less deep.
         guesses = [(each.count, self._acceptance(each).value) for each in wanted]
-        if not self.times.pays(wanted[0].num_decoding, guesses):
+        depth = self.times.best_depth(wanted[0].num_decoding, guesses)
+        if depth == 0:
             return [[] for _ in wanted]
-        return self._guesses(wanted)
+        return self._guesses([replace(each, count=min(each.count, depth)) for each in wanted])
 
     def _guesses(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         ready = self._catch_up(wanted)

@@ -77,20 +77,24 @@ class StepTimes:
         guessing = length * self._pace * _at(self._draft, num_decoding)
         return (checking + guessing) / (self._step(num_decoding) + self._more)
 
-    def pays(self, num_decoding: int, guesses: Sequence[tuple[int, float]]) -> bool:
-        """Whether guesses for some of the requests bring more than they take, all together.
+    def best_depth(self, num_decoding: int, guesses: Sequence[tuple[int, float]]) -> int:
+        """Where to cut guesses for some of the requests, so that all get the most tokens per time.
 
         `guesses` are their lengths, each with the chance of each of its tokens if those before it
-        are right. The model that guesses computes the first tokens of all at once, then the second.
+        are right. The model that guesses computes the first tokens of all at once, then the second
+        of those who want more. 0 if no guess at all is better.
         """
-        lengths = [length for length, _ in guesses]
-        right = sum(chance**k for length, chance in guesses for k in range(1, length + 1))
-        depths = range(1, max(lengths) + 1)
-        guessing = sum(_at(self._draft, sum(n >= depth for n in lengths)) for depth in depths)
-        checking = self._step(num_decoding + sum(lengths)) + self._more
-        plain = self._step(num_decoding) + self._more
-        seconds = checking + self._pace * guessing
-        return (num_decoding + right) * plain > num_decoding * seconds
+        tokens, num_rows, guessing = float(num_decoding), num_decoding, 0.0
+        best, best_rate = 0, tokens / (self._step(num_rows) + self._more)
+        for depth in range(1, max(length for length, _ in guesses) + 1):
+            chances = [chance for length, chance in guesses if length >= depth]
+            tokens += sum(chance**depth for chance in chances)
+            num_rows += len(chances)
+            guessing += self._pace * _at(self._draft, len(chances))
+            rate = tokens / (self._step(num_rows) + self._more + guessing)
+            if rate > best_rate:
+                best, best_rate = depth, rate
+        return best
 
     def reading(self, num_decoding: int, num_tokens: int) -> float:
         """What the model that guesses takes to read a text, beyond its last token.
