@@ -43,6 +43,7 @@ from pellucid.spec.drafter import Wanted
 from pellucid.spec.length import NOTHING, Acceptance, Offer, StepTimes, best_offer
 
 FIRST_TO_COME = 64  # tokens that an answer is believed to have before it; with each said, one more
+SAVED_BY_READING = 2.0  # a text is read if it promises so much of what that takes: it is a promise
 
 
 @dataclass(slots=True)
@@ -104,7 +105,7 @@ class DraftModel:
             return NOTHING
         price = self.times.reading(wanted.num_decoding, num_known - self._num_computed(wanted))
         to_come = min(wanted.room, num_known - wanted.num_prompt_tokens + FIRST_TO_COME)
-        if price > to_come * (1.0 - 1.0 / offer.rate):
+        if SAVED_BY_READING * price > to_come * (1.0 - 1.0 / offer.rate):
             return NOTHING
         return offer
 
