@@ -51,6 +51,7 @@ def asked(name: str, token_ids: list[int], blocks: list[int], **fields: Any) -> 
         "num_decoding": 1,
         **fields,
     }
+    fields.setdefault("num_running", fields["num_decoding"])
     params = SamplingParams(temperature=0.0)
     return Wanted(name, token_ids, sampling=params, block_table=blocks, **fields)
 
@@ -234,7 +235,7 @@ def test_in_company_only_shorter_prompts_are_read() -> None:
     drafter.times = FixedTimes({1: 1.0}, {1: 0.1, 2: 0.11})
     read = {
         length: [
-            drafter.offer(asked("a", [5] * length, [], num_decoding=n)).length > 0
+            drafter.offer(asked("a", [5] * length, [], num_running=n)).length > 0
             for n in (1, 2, 4, 8)
         ]
         for length in (20, 500)

@@ -42,7 +42,7 @@ class Candidate:
 
 
 def asked(name: str, count: int) -> Wanted:
-    return Wanted(name, [1, 2], 1, SamplingParams(), [], [], count, 99, 4)
+    return Wanted(name, [1, 2], 1, SamplingParams(), [], [], count, 99, 4, 4)
 
 
 def test_each_request_is_guessed_for_by_who_promises_more() -> None:

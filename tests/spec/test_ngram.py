@@ -16,7 +16,7 @@ from pellucid.spec.ngram import NEWS, READ_AT_ONCE, Experience, NgramDrafter
 
 
 def asked(name: str, tokens: list[int], most: int) -> Wanted:
-    return Wanted(name, tokens, 1, SamplingParams(), [], [], most, 99, 1)
+    return Wanted(name, tokens, 1, SamplingParams(), [], [], most, 99, 1, 1)
 
 
 def guess(drafter: NgramDrafter, name: str, tokens: list[int], most: int) -> list[int]:

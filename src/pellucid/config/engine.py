@@ -125,7 +125,8 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         Literal["auto", "none", "ngram", "draft"],
         about(
             "Guess tokens and check several in one step; ngram: what followed the same words;"
-            " draft: what --draft-model says; auto: ngram with native kernels."
+            " draft: what --draft-model says, or ngram where that promises more;"
+            " auto: ngram with native kernels."
         ),
     ] = "auto"
     draft_model: Annotated[

@@ -80,7 +80,7 @@ class Drafting:
                 break
             share = max(1, left // (len(decoding) - index))
             request = running[chunk.request_id]
-            found = self._reserve(request, chunk, kv, share, len(decoding))
+            found = self._reserve(request, chunk, kv, share, len(decoding), len(running))
             if found is not None:
                 wanted[chunk.request_id] = found
                 left -= found.count
@@ -102,6 +102,7 @@ class Drafting:
         kv: KVCacheManager,
         share: int,
         num_decoding: int,
+        num_running: int,
     ) -> Wanted | None:
         """Blocks for up to `share` guesses, if there are any to come, and blocks."""
         room = request.max_total_tokens - request.num_tokens - 1  # the last is never computed
@@ -118,6 +119,7 @@ class Drafting:
             count=most,
             room=room + 1,
             num_decoding=num_decoding,
+            num_running=num_running,
         )
         wanted.count = count = self.drafter.offer(wanted).length
         blocks = kv.allocate(request, request.num_tokens + count) if count else None

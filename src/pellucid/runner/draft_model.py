@@ -103,7 +103,7 @@ class DraftModel:
         if offer.length == 0:
             acceptance.forget()
             return NOTHING
-        price = self.times.reading(wanted.num_decoding, num_known - self._num_computed(wanted))
+        price = self.times.reading(wanted.num_running, num_known - self._num_computed(wanted))
         to_come = min(wanted.room, num_known - wanted.num_prompt_tokens + FIRST_TO_COME)
         if SAVED_BY_READING * price > to_come * (1.0 - 1.0 / offer.rate):
             return NOTHING
@@ -270,7 +270,7 @@ class DraftModel:
             return
         blocks = list(range(-(-(length + 1) // self._block_size)))
         name, params = "warm-up", SamplingParams(temperature=0.0)
-        wanted = Wanted(name, [0] * length, length, params, blocks, [], 2, 2, 1)
+        wanted = Wanted(name, [0] * length, length, params, blocks, [], 2, 2, 1, 1)
         if not self._guesses([wanted])[0]:
             raise ModelError("the draft model's logits are not finite")
         self.forget(name)

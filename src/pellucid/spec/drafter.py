@@ -24,6 +24,7 @@ class Wanted:
     count: int
     room: int  # the most tokens that can come yet: the answer's limit
     num_decoding: int  # requests in this step that decode, this one among them
+    num_running: int  # those whose prompts are still being read, too
 
 
 class Drafter(Protocol):

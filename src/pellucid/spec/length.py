@@ -96,13 +96,13 @@ class StepTimes:
                 best, best_rate = depth, rate
         return best
 
-    def reading(self, num_decoding: int, num_tokens: int) -> float:
+    def reading(self, num_running: int, num_tokens: int) -> float:
         """What the model that guesses takes to read a text, beyond its last token.
 
-        As a part of the share that one of `num_decoding` requests has in a step without guesses.
+        As a part of the share that one of `num_running` requests has in a step without guesses.
         """
         seconds = self._pace * (_at(self._draft, num_tokens) - _at(self._draft, 1))
-        return seconds * num_decoding / (self._step(num_decoding) + self._more)
+        return seconds * num_running / (self._step(num_running) + self._more)
 
     def learn(self, num_tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long, from plan to result, guessing aside."""
