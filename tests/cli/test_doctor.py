@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -46,6 +47,36 @@ def test_healthy_machine(pellucid: Pellucid, fake_model: Path, free_port: int) -
     assert found["model"]["path"] == str(fake_model)
     assert found["model"]["context"] == 2048
     assert found["address"] == {"host": "127.0.0.1", "port": free_port, "free": True}
+
+
+@pytest.mark.parametrize(
+    ("flags", "guesses"),
+    [
+        (["--kernels", "reference"], "none"),
+        (["--kernels", "reference", "--speculative", "ngram"], "ngram"),
+        (["--kernels", "native"], "ngram"),
+        (["--kernels", "native", "--async-scheduling"], "none"),
+        (["--kernels", "triton", "--speculative", "ngram"], None),
+    ],
+)
+def test_who_guesses_is_said(
+    pellucid: Pellucid,
+    fake_model: Path,
+    free_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    guesses: str | None,
+) -> None:
+    from pellucid.kernels import dispatch
+
+    # Chosen without being there: what a machine has is another test's business.
+    monkeypatch.setattr(dispatch, "select_ops", lambda name, *_: SimpleNamespace(name=name))
+    code, found = examine(pellucid, str(fake_model), "--port", str(free_port), *flags)
+    if guesses is None:
+        assert code == 1
+        assert "--speculative does not work with --kernels triton" in found["problems"][0]
+    else:
+        assert (code, found["compute"]["speculative"]) == (0, guesses)
 
 
 def test_llama_cpp_is_looked_for(

@@ -207,7 +207,8 @@ def test_keys_by_flag_variable_and_file_and_in_no_log(fake_model: Path, tmp_path
 def test_bad_settings_are_told_before_a_model_is_loaded(
     pellucid: Pellucid, fake_model: Path, arguments: list[str], names: str
 ) -> None:
-    outcome = pellucid("serve", str(fake_model), "--runner", "fake", *arguments)
+    serve = ("serve", str(fake_model), "--runner", "fake", "--port", "0")
+    outcome = pellucid(*serve, *arguments)
     assert outcome.code == 2
     assert names in outcome.err
     assert "secret" not in outcome.err

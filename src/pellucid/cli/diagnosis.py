@@ -28,7 +28,7 @@ class Diagnosis(msgspec.Struct, kw_only=True):
 
     machine: dict[str, Any]
     versions: dict[str, str | None]
-    compute: dict[str, Any] | None  # device, dtype, kernels, threads, ranks
+    compute: dict[str, Any] | None  # device, dtype, kernels, threads, ranks, who guesses
     kernels: list[dict[str, Any]]
     model: dict[str, Any] | None
     draft_model: dict[str, Any] | None
@@ -93,12 +93,14 @@ def _compute(engine: EngineConfig, files: ModelFiles | None) -> dict[str, Any]:
     device = pick_rank_device(engine.runner.device, 0, ranks)
     dtype = pick_dtype(engine.model.dtype, device)
     head_dim = _shard(engine, files).head_dim if files else None
+    kernels = select_ops(engine.runner.kernels, device, head_dim, ranks).name
     return {
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "kernels": select_ops(engine.runner.kernels, device, head_dim, ranks).name,
+        "kernels": kernels,
         "threads": engine.runner.threads or compute_threads(),
         "ranks": ranks,
+        "speculative": engine.scheduler.guesses_by(kernels),
     }
 
 
@@ -122,6 +124,7 @@ def _llama_cpp_compute(engine: EngineConfig) -> dict[str, Any]:
         "kernels": f"llama-cpp-python {import_llama_cpp().__version__}",
         "threads": engine.runner.threads or compute_threads(),
         "ranks": 1,
+        "speculative": "none",
     }
 
 

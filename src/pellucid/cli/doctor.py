@@ -13,6 +13,12 @@ from pellucid.config import EngineConfig, ServerConfig
 if TYPE_CHECKING:
     from pellucid.cli.diagnosis import Diagnosis
 
+GUESSES = {
+    "none": "one token a step",
+    "ngram": "what the text repeats (--speculative ngram)",
+    "draft": "what the text repeats, and what a draft model says (--speculative draft)",
+}
+
 
 @configured()
 def doctor(
@@ -79,6 +85,7 @@ def _lines(found: Diagnosis) -> Iterator[tuple[str, str]]:
                 **found.compute
             ).removesuffix(", 1 ranks"),
         )
+        yield "guesses", GUESSES[found.compute["speculative"]]
     for kernel in found.kernels:
         yield "kernels", f"{kernel['name']}: {kernel['reason']}"
     yield from _model_lines(found)

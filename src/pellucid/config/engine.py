@@ -158,6 +158,21 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         enough = 2048 if device.startswith("cuda") else 256
         return max(enough, 2 * self.max_num_seqs)  # answers leave half of it to prompts
 
+    def guesses_by(self, kernels: str) -> str:
+        """`speculative` as asked for, or where it is known to pay and never to cost.
+
+        Raises:
+            ConfigError: it does not work with these kernels.
+        """
+        if self.speculative == "auto":
+            pays = kernels == "native" and not self.async_scheduling
+            return "ngram" if pays else "none"
+        if self.speculative != "none" and kernels == "triton":
+            raise ConfigError(
+                "--speculative does not work with --kernels triton yet", param="speculative"
+            )
+        return self.speculative
+
 
 class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What executes a step."""

@@ -88,7 +88,7 @@ class TorchRunner:
         if self._model.config.num_experts and self._graphs is not None:
             logger.warning("--cuda-graphs is not used: a model with experts cannot be recorded")
             self._graphs = None  # the host has to know how many rows each expert has
-        speculative = self._speculation(config)
+        speculative = config.scheduler.guesses_by(self._model.ops.name)
         self._draft = self._load_draft(config) if draft is None else as_loaded(draft)
         ranks.enter(self.device)
         self._take_memory(config)
@@ -163,18 +163,6 @@ class TorchRunner:
         self.drafter = None
 
     # ---- start
-
-    def _speculation(self, config: EngineConfig) -> str:
-        """What guesses: as asked for, or where it is known to pay and never to cost."""
-        asked, kernels = config.scheduler.speculative, self._model.ops.name
-        if asked == "auto":
-            pays = kernels == "native" and not config.scheduler.async_scheduling
-            return "ngram" if pays else "none"
-        if asked != "none" and kernels == "triton":
-            raise ConfigError(
-                "--speculative does not work with --kernels triton yet", param="speculative"
-            )
-        return asked
 
     def _load_draft(self, config: EngineConfig) -> Loaded | None:
         wanted = config.draft()
