@@ -215,14 +215,14 @@ class TorchRunner:
     def _make_drafter(self, config: EngineConfig, max_rows: int) -> Drafter:
         """Prompt lookup, and the draft model if there is one: what costs nothing is always worth
         a look, and beats the draft model where a text repeats something."""
-        settings, draft = config.scheduler, self._draft
-        if draft is None:
+        settings, model = config.scheduler, None
+        if self._draft is None:
             times = self._measured(None, max_rows)
-            return NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max, times)
-        model = self._draft_model(config, draft, max_rows)
-        free = model.times.without_draft()
-        lookup = NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max, free)
-        return Either(lookup, model)
+        else:
+            model = self._draft_model(config, self._draft, max_rows)
+            times = model.times.without_draft()
+        lookup = NgramDrafter(settings.prompt_lookup_min, settings.prompt_lookup_max, times)
+        return lookup if model is None else Either(lookup, model)
 
     def _measured(self, draft: Executor | None, room: int) -> StepTimes:
         num_blocks, block_size = self._capacity.num_blocks, self._capacity.block_size
